@@ -1,0 +1,101 @@
+"""Rows of a data set, from a local JSON-lines file or from the Hugging Face hub, and the prompts made of them.
+
+Benchmarks, calibration and the recipes that train experts all read through here, so one option (`output.data`)
+moves a whole study onto a machine without a network.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jinja2 import Environment, StrictUndefined
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+_JINJA = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
+
+
+class Pair(NamedTuple):
+    """A prompt and the gold answer that continues it, character for character."""
+
+    prompt: str
+    answer: str
+
+
+@dataclass(frozen=True, config={"extra": "forbid"})
+class Rows:
+    """Rows of one split.
+
+    file: JSON lines (may end in .gz), relative to the data directory; used whenever a data directory is given.
+    hub, config, split: the same rows on the Hugging Face hub; used otherwise.
+    """
+
+    file: str
+    hub: str | None = None
+    config: str | None = None
+    split: str = "train"
+
+    def missing(self, data_dir: Path | None) -> str | None:
+        """Why these rows cannot be had, or None. Cheap: the hub is not asked."""
+        if data_dir is None:
+            return None if self.hub else f"{self.file} has no hub source; set output.data to the directory that holds it"
+        path = data_dir / self.file
+        return None if path.is_file() else f"no such file: {path} (output.data={data_dir})"
+
+    def load(self, data_dir: Path | None) -> list[dict[str, Any]]:
+        """All rows, in file order. FileNotFoundError says where it looked; ValueError names a broken line."""
+        why = self.missing(data_dir)
+        if why:
+            raise FileNotFoundError(why)
+        if data_dir is None:
+            import datasets
+
+            loaded = datasets.load_dataset(self.hub, self.config, split=self.split)  # pyright: ignore[reportArgumentType]
+            return [dict(row) for row in loaded]  # pyright: ignore[reportArgumentType, reportCallIssue]
+        path = data_dir / self.file
+        opener = gzip.open if path.suffix == ".gz" else open
+        rows = []
+        with opener(path, "rt", encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                try:
+                    rows.append(json.loads(line))
+                except json.JSONDecodeError as error:
+                    raise ValueError(f"{path}:{number}: not a JSON object ({error})") from error
+        if not rows:
+            raise ValueError(f"{path} holds no rows")
+        return rows
+
+
+@dataclass(frozen=True, config={"extra": "forbid"})
+class Pairs:
+    """Prompt and answer templates (Jinja2, the row's fields as variables) over one or more sets of rows.
+
+    limit: how many pairs at most, taken evenly across each set of rows (None: all).
+    """
+
+    rows: tuple[Rows, ...]
+    prompt: str
+    answer: str
+    limit: int | None = Field(default=None, gt=0)
+
+    def missing(self, data_dir: Path | None) -> str | None:
+        return next((why for rows in self.rows if (why := rows.missing(data_dir))), None)
+
+    def load(self, data_dir: Path | None) -> list[Pair]:
+        """Rendered pairs in the order of the rows; an empty answer is an error, for nothing can be scored on it."""
+        prompt, answer = _JINJA.from_string(self.prompt), _JINJA.from_string(self.answer)
+        pairs = []
+        for source in self.rows:
+            rows = source.load(data_dir)
+            if self.limit is not None:
+                share = max(1, self.limit // len(self.rows))
+                rows = rows[:: max(1, len(rows) // share)][:share]
+            for index, row in enumerate(rows):
+                pair = Pair(prompt.render(row), answer.render(row))
+                if not pair.answer.strip():
+                    raise ValueError(f"{source.file}: row {index} has an empty answer under template {self.answer!r}")
+                pairs.append(pair)
+        return pairs

@@ -1,0 +1,40 @@
+"""Model families: a base, one expert per task, and the data to calibrate them on.
+
+A family is a frozen dataclass named by a yaml in conf/model. Building or finding its checkpoints is `prepare`; nothing
+else in the project knows whether they were downloaded, trained here or given by path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from evaluation.data import Pairs
+
+
+@dataclass(frozen=True)
+class Members:
+    """Checkpoint directories of a prepared family, and where its data lie (None: wherever `output.data` says)."""
+
+    base: Path
+    experts: dict[str, Path]
+    data: Path | None
+
+
+class Family(Protocol):
+    @property
+    def name(self) -> str: ...
+    @property
+    def calibration(self) -> Mapping[str, Pairs]:
+        """Prompts with answers, one entry per expert; its keys are the family's tasks."""
+        ...
+
+    def problems(self, cache: Path, data: Path | None) -> list[str]:
+        """What stands in the way of `prepare`, each with its mend; empty when nothing does. Cheap."""
+        ...
+
+    def prepare(self, cache: Path, data: Path | None) -> Members:
+        """The family's checkpoints, built or fetched on first use."""
+        ...

@@ -1,0 +1,49 @@
+"""The one door to transformers inside the method: load a causal LM and its tokenizer, quietly and checked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def resolve_device(name: str) -> torch.device:
+    """"auto" -> cuda where there is one, else cpu; otherwise the named device, or ValueError if it is not here."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device={name} was asked for, but torch {torch.__version__} sees no CUDA device here; use device=cpu")
+    return device
+
+
+def load(path: Path, *, dtype: str = "auto", device: torch.device | str = "cpu") -> Any:
+    """The causal LM at `path` (a local Hugging Face checkpoint), in eval mode, gradients off."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        path, dtype=DTYPES.get(dtype, dtype), local_files_only=True
+    )
+    model.requires_grad_(False)
+    return model.eval().to(device)
+
+
+def load_tokenizer(path: Path) -> Any:
+    import transformers
+
+    return transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
+
+
+def context_length(config: Any) -> int | None:
+    """Positions the model was made for, or None where its config does not say."""
+    return getattr(config, "max_position_embeddings", None)
+
+
+def n_parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
