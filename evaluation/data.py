@@ -41,7 +41,7 @@ class Rows:
     def missing(self, data_dir: Path | None) -> str | None:
         """Why these rows cannot be had, or None. Cheap: the hub is not asked."""
         if data_dir is None:
-            return None if self.hub else f"{self.file} has no hub source; set output.data to the directory that holds it"
+            return None if self.hub else f"{self.file} is not on the hub; set output.data to the directory that has it"
         path = data_dir / self.file
         return None if path.is_file() else f"no such file: {path} (output.data={data_dir})"
 

@@ -12,12 +12,14 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def resolve_device(name: str) -> torch.device:
-    """"auto" -> cuda where there is one, else cpu; otherwise the named device, or ValueError if it is not here."""
+    """The device called `name`; "auto" is cuda where there is one, else cpu. ValueError if it is not on this machine."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device={name} was asked for, but torch {torch.__version__} sees no CUDA device here; use device=cpu")
+        raise ValueError(
+            f"device={name} was asked for, but torch {torch.__version__} sees no CUDA device here; use device=cpu"
+        )
     return device
 
 

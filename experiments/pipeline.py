@@ -1,0 +1,190 @@
+"""A run from end to end: references, stages, record. A finished run is never done twice."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from filelock import FileLock, Timeout
+
+from evaluation.record import Result
+from experiments import preflight, provenance, stages
+from experiments.spec import Member, RunSpec
+from experiments.tracking import Tracker
+from sensmerge.store import write_json
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+def run(spec: RunSpec, config: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Run `spec`, and before it its references; the record, as in record.json of the run directory.
+
+    config: the resolved configuration, kept in the record for the reader.
+    A finished run is returned as it is. A run that another process is at is waited for. ValueError lists everything
+    that can be known to be wrong before work starts.
+    """
+    if (done := finished(spec)) and not (spec.references and _missing_references(spec)):
+        log.info("%s is complete already: %s", spec.title, spec.directory / "record.json")
+        return done
+    preflight.check(spec)
+    if spec.references:
+        for member in ["base", *sorted(spec.model.calibration)]:
+            reference = spec.reference(member)
+            if reference.run_id != spec.run_id and not finished(reference):
+                _run_locked(reference, config)
+    return _run_locked(spec, config)
+
+
+def finished(spec: RunSpec) -> dict[str, Any] | None:
+    """The record of a completed run, or None."""
+    path = spec.directory / "record.json"
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def _missing_references(spec: RunSpec) -> bool:
+    return any(not finished(spec.reference(member)) for member in ["base", *spec.model.calibration])
+
+
+def _run_locked(spec: RunSpec, config: Mapping[str, Any] | None) -> dict[str, Any]:
+    spec.directory.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(spec.directory / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info("%s is being run by another process; waiting for it", spec.title)
+        lock.acquire()
+    try:
+        if done := finished(spec):
+            log.info("%s is complete already: %s", spec.title, spec.directory / "record.json")
+            return done
+        with _log_file(spec.directory / "run.log"), _failure_report(spec.directory / "error.txt"):
+            return _execute(spec, config)
+    finally:
+        lock.release()
+
+
+def _execute(spec: RunSpec, config: Mapping[str, Any] | None) -> dict[str, Any]:
+    log.info("run %s (%s)", spec.title, spec.run_id)
+    clock = Clock()
+    with Tracker(spec.tracking, spec, config) as tracker:
+        family = clock("family", lambda: stages.prepare(spec))
+        if isinstance(spec.merger, Member):
+            calibrated, subject = None, stages.member(family, spec.merger)
+        else:
+            calibrated = clock("calibrate", lambda: stages.calibrate(spec, family))
+            subject = stages.merge_recipe(spec, family, calibrated)
+        results = clock("evaluate", lambda: stages.evaluate(spec, family, subject))
+        for name, result in results.items():
+            write_json(spec.directory / "outcomes" / f"{name}.json", [dataclasses.asdict(o) for o in result.outcomes])
+        if spec.output.checkpoint and not isinstance(spec.merger, Member):
+            clock("write", lambda: stages.write_checkpoint(spec, family, subject))
+        record = _record(spec, config, family, calibrated, subject, results, clock)
+        write_json(spec.directory / "record.json", record)
+        tracker.publish(record, results)
+    log.info(
+        "  done in %.1f s: %s -> %s",
+        sum(clock.seconds.values()),
+        ", ".join(f"{name} {r.headline.score:.3f} ± {r.headline.stderr:.3f}" for name, r in results.items()),
+        spec.directory / "record.json",
+    )
+    return record
+
+
+def _record(
+    spec: RunSpec,
+    config: Mapping[str, Any] | None,
+    family: stages.Prepared,
+    calibrated: stages.Calibrated | None,
+    subject: stages.Subject,
+    results: Mapping[str, Result],
+    clock: Clock,
+) -> dict[str, Any]:
+    """Everything but `measured` is the same whenever and wherever the run is repeated with these versions."""
+    return {
+        "schema": 1,
+        "status": "complete",
+        "id": spec.run_id,
+        "title": spec.title,
+        "study": spec.study,
+        "seed": spec.seed,
+        "labels": {**spec.labels, "model": spec.labels.get("model", spec.model.name), "suite": spec.suite.name},
+        "member": spec.merger.member if isinstance(spec.merger, Member) else None,
+        "identity": spec.identity(),
+        "config": dict(config or {}),
+        "overrides": list(spec.overrides),
+        "digests": {"subject": subject.digest, "base": family.base_digest, "experts": family.expert_digests},
+        "coefficients": None if calibrated is None else calibrated.to_json(),
+        "results": {
+            name: {
+                "primary": r.primary,
+                "higher_is_better": r.higher_is_better,
+                "metrics": {metric: dataclasses.asdict(value) for metric, value in r.metrics.items()},
+                "settings": r.settings,
+                "outcomes": f"outcomes/{name}.json",
+            }
+            for name, r in results.items()
+        },
+        "score": primary_score(results),
+        "versions": provenance.versions(),
+        "measured": {
+            "seconds": clock.seconds,
+            "peak_memory_mb": provenance.peak_memory_mb(),
+            "machine": provenance.machine(),
+            "git": provenance.git_state(),
+            "argv": sys.argv,
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        },
+    }
+
+
+def primary_score(results: Mapping[str, Result]) -> float:
+    """Mean headline over the benchmarks where higher is better; with none of those, minus the mean of the others."""
+    accuracies = [r.headline.score for r in results.values() if r.higher_is_better]
+    losses = [r.headline.score for r in results.values() if not r.higher_is_better]
+    return sum(accuracies) / len(accuracies) if accuracies else -sum(losses) / len(losses)
+
+
+class Clock:
+    """Seconds by stage, and one line in the log for each."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def __call__(self, name: str, stage: Callable[[], T]) -> T:
+        start = time.perf_counter()
+        value = stage()
+        self.seconds[name] = round(time.perf_counter() - start, 3)
+        return value
+
+
+@contextmanager
+def _log_file(path: Path):
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        handler.close()
+
+
+@contextmanager
+def _failure_report(path: Path):
+    """Leave the traceback on disk when a run fails, and no old one when it succeeds."""
+    path.unlink(missing_ok=True)
+    try:
+        yield
+    except BaseException:
+        path.write_text(traceback.format_exc())
+        raise

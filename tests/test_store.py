@@ -1,0 +1,85 @@
+"""Stage results: keyed by content, published whole, computed once however many ask."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from sensmerge.mergers import Dare, TaskArithmetic, Ties
+from sensmerge.store import Store, describe, digest, write_json
+
+
+def test_description_names_classes_and_every_field() -> None:
+    assert describe(Dare(drop=0.5, inner=Ties(density=1))) == {
+        "class": "Dare",
+        "drop": 0.5,
+        "inner": {"class": "Ties", "density": 1.0, "scale": 1.0},
+    }
+
+
+def test_digest_moves_with_every_field_and_not_with_order() -> None:
+    assert digest({"a": 1, "b": (2, 3)}) == digest({"b": [2, 3], "a": 1})
+    assert (
+        len({digest(m) for m in (Dare(drop=0.5), Dare(drop=0.4), Dare(drop=0.5, inner=TaskArithmetic(scale=1)))}) == 3
+    )
+
+    @dataclass(frozen=True)
+    class Average:
+        scale: float = 0.3
+
+    assert digest(Average()) != digest(TaskArithmetic(scale=0.3)), "equal fields of different classes are different"
+
+
+def test_what_cannot_be_described_cannot_be_a_key(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="Tensor"):
+        Store(tmp_path).compute("x", {"t": torch.ones(1)}, lambda: 1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_computed_once_and_kept_with_its_key(tmp_path: Path) -> None:
+    store, calls = Store(tmp_path), []
+    stage = lambda: calls.append(1) or {"v": 0.1}  # noqa: E731
+    assert store.get("s", {"k": 1}) is None
+    assert store.compute("s", {"k": 1}, stage) == ({"v": 0.1}, True)
+    assert store.compute("s", {"k": 1}, stage) == ({"v": 0.1}, False)
+    assert store.compute("s", {"k": 2}, stage)[1]
+    assert len(calls) == 2
+    assert json.loads(store.path("s", {"k": 1}).read_text()) == {"key": {"k": 1}, "value": {"v": 0.1}}
+
+
+def test_a_failed_stage_leaves_nothing(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with pytest.raises(ZeroDivisionError):
+        store.compute("s", {}, lambda: 1 / 0)
+    assert store.get("s", {}) is None
+    assert store.compute("s", {}, lambda: 5) == (5, True)
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "x.json", {"bad": object()})
+    assert [p.name for p in tmp_path.glob("*x.json*")] == []
+
+
+def _ask(root: Path, log: Path) -> None:
+    def stage() -> int:
+        with log.open("a") as file:
+            file.write("computed\n")
+        time.sleep(0.3)
+        return 7
+
+    assert Store(root).compute("s", {"k": 1}, stage)[0] == 7
+
+
+def test_concurrent_processes_compute_once(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=_ask, args=(tmp_path, tmp_path / "log")) for _ in range(6)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(30)
+        assert worker.exitcode == 0
+    assert (tmp_path / "log").read_text() == "computed\n"
