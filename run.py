@@ -17,7 +17,9 @@ def main(config: DictConfig) -> float:
     choices = hydra_config.runtime.choices
     labels = {key: str(choices[key]) for key in ("model", "merger", "scaling", "suite")}
     spec = hydra.utils.instantiate(config, labels=labels, overrides=list(hydra_config.overrides.task), _convert_="all")
-    return pipeline.run(spec, OmegaConf.to_container(config, resolve=True))["score"]
+    resolved = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(resolved, dict)
+    return pipeline.run(spec, {str(key): value for key, value in resolved.items()})["score"]
 
 
 if __name__ == "__main__":

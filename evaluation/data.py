@@ -11,11 +11,27 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 _JINJA = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
+
+
+def template(source: str) -> Template:
+    """A Jinja2 template in which an unknown field is an error and a final newline stays."""
+    return _JINJA.from_string(source)
+
+
+def evenly(available: int, limit: int | None) -> list[int]:
+    """At most `limit` of the positions 0 .. available - 1, spread evenly, always the same ones.
+
+    >>> evenly(10, 4)
+    [0, 2, 5, 7]
+    """
+    if limit is None or limit >= available:
+        return list(range(available))
+    return [index * available // limit for index in range(limit)]
 
 
 class Pair(NamedTuple):
@@ -53,8 +69,8 @@ class Rows:
         if data_dir is None:
             import datasets
 
-            loaded = datasets.load_dataset(self.hub, self.config, split=self.split)  # pyright: ignore[reportArgumentType]
-            return [dict(row) for row in loaded]  # pyright: ignore[reportArgumentType, reportCallIssue]
+            loaded: Any = datasets.load_dataset(str(self.hub), self.config, split=self.split)
+            return [dict(row) for row in loaded]
         path = data_dir / self.file
         opener = gzip.open if path.suffix == ".gz" else open
         rows = []
@@ -86,16 +102,18 @@ class Pairs:
 
     def load(self, data_dir: Path | None) -> list[Pair]:
         """Rendered pairs in the order of the rows; an empty answer is an error, for nothing can be scored on it."""
-        prompt, answer = _JINJA.from_string(self.prompt), _JINJA.from_string(self.answer)
+        return [pair for _, pair in self.numbered(data_dir)]
+
+    def numbered(self, data_dir: Path | None) -> list[tuple[str, Pair]]:
+        """The same with ids that a limit does not change: the row's number, after its file where there are several."""
+        prompt, answer = template(self.prompt), template(self.answer)
+        share = None if self.limit is None else max(1, self.limit // len(self.rows))
         pairs = []
         for source in self.rows:
             rows = source.load(data_dir)
-            if self.limit is not None:
-                share = max(1, self.limit // len(self.rows))
-                rows = rows[:: max(1, len(rows) // share)][:share]
-            for index, row in enumerate(rows):
-                pair = Pair(prompt.render(row), answer.render(row))
+            for index in evenly(len(rows), share):
+                pair = Pair(prompt.render(rows[index]), answer.render(rows[index]))
                 if not pair.answer.strip():
                     raise ValueError(f"{source.file}: row {index} has an empty answer under template {self.answer!r}")
-                pairs.append(pair)
+                pairs.append((f"{source.file}:{index}" if len(self.rows) > 1 else str(index), pair))
         return pairs

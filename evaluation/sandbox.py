@@ -6,6 +6,7 @@ no weights, no environment variables, no open files. See `sandbox_worker` for wh
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -159,10 +160,8 @@ class _Worker:
         """Ask the process to go, taking a program that still runs with it; insist if it does not."""
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
-                try:
+                with contextlib.suppress(BrokenPipeError):  # unsent bytes of a job to a dead worker
                     stream.close()
-                except BrokenPipeError:  # unsent bytes of a job to a dead worker
-                    pass
         self._process.terminate()
         try:
             self._process.wait(5)

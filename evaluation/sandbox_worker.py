@@ -1,4 +1,4 @@
-"""Runs programs one after another, each in a forked child with hard limits. Started by `evaluation.sandbox`, as a script.
+"""Runs programs one after another, each in a forked child with hard limits. A script: `evaluation.sandbox` starts it.
 
 It imports almost nothing, so a fork costs about a millisecond and the child holds a few megabytes. Jobs come in as
 JSON lines on standard input, verdicts go out as JSON lines on standard output.
@@ -9,6 +9,7 @@ are an audit hook, which Python code cannot take off again. They catch what lang
 imitation; a program written to break out of CPython needs a container or a virtual machine around the whole run.
 """
 
+import contextlib
 import json
 import os
 import resource
@@ -53,10 +54,8 @@ def stop(*_: object) -> None:
 def kill(pid: int) -> None:
     """The child's whole session, and the child itself in case it has not yet become a session leader."""
     for send in (os.killpg, os.kill):
-        try:
+        with contextlib.suppress(ProcessLookupError):
             send(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
 
 
 def judge(source: str, limits: dict) -> tuple[str, str]:

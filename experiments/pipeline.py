@@ -36,12 +36,14 @@ def run(spec: RunSpec, config: Mapping[str, Any] | None = None) -> dict[str, Any
         log.info("%s is complete already: %s", spec.title, spec.directory / "record.json")
         return done
     preflight.check(spec)
+    family = stages.prepare(spec)
+    stages.verify(spec, family)
     if spec.references:
         for member in ["base", *sorted(spec.model.calibration)]:
             reference = spec.reference(member)
             if reference.run_id != spec.run_id and not finished(reference):
-                _run_locked(reference, config)
-    return _run_locked(spec, config)
+                _run_locked(reference, config, family)
+    return _run_locked(spec, config, family)
 
 
 def finished(spec: RunSpec) -> dict[str, Any] | None:
@@ -54,7 +56,7 @@ def _missing_references(spec: RunSpec) -> bool:
     return any(not finished(spec.reference(member)) for member in ["base", *spec.model.calibration])
 
 
-def _run_locked(spec: RunSpec, config: Mapping[str, Any] | None) -> dict[str, Any]:
+def _run_locked(spec: RunSpec, config: Mapping[str, Any] | None, family: stages.Prepared) -> dict[str, Any]:
     spec.directory.mkdir(parents=True, exist_ok=True)
     lock = FileLock(spec.directory / ".lock")
     try:
@@ -67,16 +69,15 @@ def _run_locked(spec: RunSpec, config: Mapping[str, Any] | None) -> dict[str, An
             log.info("%s is complete already: %s", spec.title, spec.directory / "record.json")
             return done
         with _log_file(spec.directory / "run.log"), _failure_report(spec.directory / "error.txt"):
-            return _execute(spec, config)
+            return _execute(spec, config, family)
     finally:
         lock.release()
 
 
-def _execute(spec: RunSpec, config: Mapping[str, Any] | None) -> dict[str, Any]:
+def _execute(spec: RunSpec, config: Mapping[str, Any] | None, family: stages.Prepared) -> dict[str, Any]:
     log.info("run %s (%s)", spec.title, spec.run_id)
     clock = Clock()
     with Tracker(spec.tracking, spec, config) as tracker:
-        family = clock("family", lambda: stages.prepare(spec))
         if isinstance(spec.merger, Member):
             calibrated, subject = None, stages.member(family, spec.merger)
         else:
@@ -170,12 +171,15 @@ class Clock:
 def _log_file(path: Path):
     handler = logging.FileHandler(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    root = logging.getLogger()
-    root.addHandler(handler)
+    ours = [logging.getLogger(name) for name in ("experiments", "evaluation", "sensmerge")]
+    for logger in ours:
+        logger.setLevel(logging.INFO)  # whatever the embedding program shows on its console
+        logger.addHandler(handler)
     try:
         yield
     finally:
-        root.removeHandler(handler)
+        for logger in ours:
+            logger.removeHandler(handler)
         handler.close()
 
 

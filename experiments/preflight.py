@@ -14,12 +14,23 @@ _SPARE = 200_000_000  # bytes a run may want for stage results and logs
 
 def check(spec: RunSpec) -> None:
     """ValueError with one line per problem, each saying what, where and what to do; returns if there is none."""
-    found = [*_choices(spec), *spec.model.problems(spec.output.cache, spec.output.data), *_data(spec), *_places(spec)]
+    found = [*_choices(spec), *spec.model.problems(spec.output.cache, spec.output.data), *_places(spec)]
+    if not spec.model.brings_data:
+        found += _data(spec, spec.output.data)
     found += spec.tracking.problems()
     try:
         models.resolve_device(spec.device)
     except (ValueError, RuntimeError) as error:
         found.append(str(error))
+    _refuse(spec, found)
+
+
+def check_data(spec: RunSpec, data: Path | None) -> None:
+    """The part of `check` that has to wait until a family that brings its own data has been built."""
+    _refuse(spec, _data(spec, data))
+
+
+def _refuse(spec: RunSpec, found: list[str]) -> None:
     if found:
         raise ValueError(f"{spec.title} cannot run:\n" + "\n".join(f"  - {problem}" for problem in found))
 
@@ -31,11 +42,8 @@ def _choices(spec: RunSpec) -> list[str]:
     return []
 
 
-def _data(spec: RunSpec) -> list[str]:
-    """Missing data of benchmarks and calibration; a family that brings its own data checks that itself."""
-    if getattr(spec.model, "brings_data", False):
-        return []
-    data = spec.output.data
+def _data(spec: RunSpec, data: Path | None) -> list[str]:
+    """Missing data of benchmarks and calibration."""
     if data is not None and not data.is_dir():
         return [f"output.data={data} is not a directory"]
     found = [

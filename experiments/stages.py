@@ -1,6 +1,6 @@
 """The stages of a run. Each takes the frozen spec and what earlier stages made, and keeps its result in the store.
 
-prepare -> calibrate -> merge_recipe -> evaluate (which merges, if anything is left to evaluate) -> write_checkpoint
+prepare -> verify -> calibrate -> merge_recipe -> evaluate (which merges, if anything is left to do) -> write_checkpoint
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evaluation.harness import Harness
 from torch import Tensor
 from tqdm import tqdm
 
+from evaluation.harness import Harness
 from evaluation.record import Result
-from experiments import provenance
+from experiments import preflight, provenance
 from experiments.families import Members
 from experiments.spec import Member, RunSpec
 from sensmerge import alignment, calibration, checkpoint, coefficients, merge, models, sensitivity
@@ -84,10 +84,37 @@ def prepare(spec: RunSpec) -> Prepared:
     start = time.perf_counter()
     members = spec.model.prepare(spec.output.cache, spec.output.data)
     store = Store(spec.output.cache / "stages")
+    preflight.check_data(spec, members.data or spec.output.data)
     base = provenance.checkpoint_digest(members.base, store)
     experts = {task: provenance.checkpoint_digest(path, store) for task, path in members.experts.items()}
     say(f"family of {len(experts)} experts", start, members.base.parent)
     return Prepared(members, base, experts, members.data or spec.output.data, store)
+
+
+def verify(spec: RunSpec, family: Prepared) -> None:
+    """What only the family itself can tell, before anything long: experts that fit their base, usable samples."""
+    if isinstance(spec.merger, Member):
+        return
+    with ExitStack() as stack:
+        base, experts = _readers(family, stack)
+        merge.check_compatible(base, experts)
+    if spec.scaling.needs:
+        _samples(spec, family)
+
+
+def _readers(family: Prepared, stack: ExitStack) -> tuple[checkpoint.Reader, dict[str, checkpoint.Reader]]:
+    base = stack.enter_context(checkpoint.Reader(family.members.base))
+    return base, {t: stack.enter_context(checkpoint.Reader(path)) for t, path in family.members.experts.items()}
+
+
+def _samples(spec: RunSpec, family: Prepared) -> dict[str, list[calibration.Sample]]:
+    """Every task's calibration set, in the base's tokens."""
+    tokenizer = models.load_tokenizer(family.members.base)
+    context = models.context_length(family.members.base)
+    return {
+        task: calibration.draw(pairs.load(family.data), tokenizer, spec.calibration, task, context=context)
+        for task, pairs in spec.model.calibration.items()
+    }
 
 
 def calibrate(spec: RunSpec, family: Prepared) -> Calibrated:
@@ -96,11 +123,7 @@ def calibrate(spec: RunSpec, family: Prepared) -> Calibrated:
         names = base.names
     sensitivities = distances = None
     if spec.scaling.needs:
-        tokenizer = models.load_tokenizer(family.members.base)
-        samples = {
-            task: calibration.draw(pairs.load(family.data), tokenizer, spec.calibration, task)
-            for task, pairs in spec.model.calibration.items()
-        }
+        samples = _samples(spec, family)
         if "sensitivity" in spec.scaling.needs:
             sensitivities = {task: _sensitivity(spec, family, task, samples[task]) for task in family.tasks}
         if "alignment" in spec.scaling.needs:
@@ -179,8 +202,7 @@ def merge_recipe(spec: RunSpec, family: Prepared, calibrated: Calibrated) -> Sub
     }
 
     def tensors(stack: ExitStack) -> Iterator[tuple[str, Tensor]]:
-        base = stack.enter_context(checkpoint.Reader(family.members.base))
-        experts = {task: stack.enter_context(checkpoint.Reader(path)) for task, path in family.members.experts.items()}
+        base, experts = _readers(family, stack)
         device = models.resolve_device(spec.device)
         return merge.merged(
             base, experts, merger, calibrated.table, seed=spec.seed, device=device, progress=_bar("merge")

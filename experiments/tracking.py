@@ -112,7 +112,7 @@ class Tracker:
 
             flat |= {f"K*sigma/{name}": value for name, value in record["coefficients"]["range"].items()}
             table = record["coefficients"]["table"]
-            rows = [
+            rows: list[Any] = [
                 [task, block, w]
                 for task, line in zip(table["tasks"], table["blocks"], strict=True)
                 for block, w in enumerate(line)
@@ -134,7 +134,7 @@ def _sample_table(results: Mapping[str, Result], each: int = 5) -> Any:
     """The first outcomes of every benchmark that generates text."""
     import wandb
 
-    rows = [
+    rows: list[Any] = [
         [name, o.id, next(iter(o.values.values())), o.output, o.gold, o.note]
         for name, result in results.items()
         for o in [o for o in result.outcomes if o.output is not None][:each]

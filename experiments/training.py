@@ -39,7 +39,7 @@ class Recipe:
 
 
 def batches(samples: Sequence[Sample], recipe: Recipe) -> Iterator[list[Sample]]:
-    """Batch number s for s = 0, 1, ...: depends on (recipe.seed, epoch) alone, so a resumed run sees the same stream."""
+    """Batch number s for s = 0, 1, ...: depends on (recipe.seed, epoch) alone, so a resumed run sees the same."""
     epoch = 0
     while True:
         rng = random.Random(f"{recipe.seed}/{epoch}")

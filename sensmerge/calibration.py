@@ -63,24 +63,30 @@ def encode(prompt: str, answer: str, tokenizer: Any) -> Sample:
     return Sample(torch.tensor(whole, dtype=torch.int64), max(1, start))
 
 
-def draw(pairs: Sequence[tuple[str, str]], tokenizer: Any, spec: Calibration, task: str) -> list[Sample]:
+def draw(
+    pairs: Sequence[tuple[str, str]], tokenizer: Any, spec: Calibration, task: str, *, context: int | None = None
+) -> list[Sample]:
     """`spec.samples` samples of one task, chosen by (spec.seed, task) without replacement.
 
-    Raises ValueError when there is nothing to draw, too little, or a pair is longer than `max_length`.
+    context: positions the model has, where that is known; no sample may be longer.
+
+    Raises ValueError when there is nothing to draw, too little, or a pair is longer than `max_length` or `context`.
     """
     order = list(range(len(pairs)))
     random.Random(f"{spec.seed}/{task}").shuffle(order)
+    longest = min(spec.max_length, context or spec.max_length)
     samples: list[Sample] = []
     for index in order:
         if len(samples) == spec.samples:
             break
         sample = encode(*pairs[index], tokenizer)
-        if len(sample.ids) > spec.max_length:
+        if len(sample.ids) > longest:
             if spec.overlong == "drop":
                 continue
             raise ValueError(
-                f"calibration of task {task!r}: pair {index} has {len(sample.ids)} tokens, more than "
-                f"calibration.max_length={spec.max_length}; raise it, or set calibration.overlong=drop"
+                f"calibration of task {task!r}: pair {index} has {len(sample.ids)} tokens, more than {longest} "
+                f"(calibration.max_length={spec.max_length}, the model's context is {context or 'unknown'}); "
+                f"shorten the data, raise max_length if the model allows it, or set calibration.overlong=drop"
             )
         samples.append(sample)
     if len(samples) < spec.samples:

@@ -207,7 +207,7 @@ class Writer:
         if tuple(tensor.shape) != entry.shape or tensor.dtype != entry.dtype:
             raise ValueError(f"{name}: got {tuple(tensor.shape)} {tensor.dtype}, announced {entry.shape} {entry.dtype}")
         file.seek(offset)
-        file.write(memoryview(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy()))
+        file.write(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

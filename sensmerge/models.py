@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device called `name`; "auto" is cuda where there is one, else cpu. ValueError if it is not on this machine."""
+    """The device called `name`; "auto" is cuda where there is one, else cpu. ValueError if it is not here."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)
@@ -29,7 +30,7 @@ def load(path: Path, *, dtype: str = "auto", device: torch.device | str = "cpu")
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    model = transformers.AutoModelForCausalLM.from_pretrained(
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(
         path, dtype=DTYPES.get(dtype, dtype), local_files_only=True
     )
     model.requires_grad_(False)
@@ -42,9 +43,9 @@ def load_tokenizer(path: Path) -> Any:
     return transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
 
 
-def context_length(config: Any) -> int | None:
-    """Positions the model was made for, or None where its config does not say."""
-    return getattr(config, "max_position_embeddings", None)
+def context_length(path: Path) -> int | None:
+    """Positions the model at `path` was made for, or None where its config does not say. Reads config.json only."""
+    return json.loads((path / "config.json").read_text()).get("max_position_embeddings")
 
 
 def n_parameters(model: nn.Module) -> int:

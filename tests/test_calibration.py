@@ -74,6 +74,8 @@ def test_unusable_sets_are_errors() -> None:
     long = [("x" * 600, "y"), *PAIRS]
     with pytest.raises(ValueError, match="602 tokens"):
         draw(long, Characters(), Calibration(samples=31), "math")
+    with pytest.raises(ValueError, match=r"more than 4 .*context is 4"):
+        draw(PAIRS, Characters(), spec, "math", context=4)
     assert len(draw(long, Characters(), Calibration(samples=30, overlong="drop"), "math")) == 30
     with pytest.raises(ValueError, match="greater than 0"):
         Calibration(samples=0)

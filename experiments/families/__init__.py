@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from evaluation.data import Pairs
 
@@ -24,6 +24,10 @@ class Members:
 
 
 class Family(Protocol):
+    """brings_data: the family carries its own data sets, and `output.data` is not read."""
+
+    brings_data: ClassVar[bool]
+
     @property
     def name(self) -> str: ...
     @property

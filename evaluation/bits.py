@@ -1,0 +1,57 @@
+"""How well a model predicts gold answers: smooth, for models too small to answer and merges too close to tell."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from pydantic.dataclasses import dataclass
+
+from evaluation.answers import remark
+from evaluation.data import Pairs
+from evaluation.harness import Harness
+from evaluation.record import Outcome, Result, summarise
+
+
+@dataclass(frozen=True, config={"extra": "forbid"})
+class BitsPerByte:
+    """-log2 p(answer | prompt) / (bytes of the answer in UTF-8), averaged over the items. Lower is better.
+
+    Bytes, not tokens: models with different vocabularies compare. A prompt must not end in white space: lm-eval would
+    score it with the answer while its bytes went uncounted, so it belongs at the answer's beginning.
+    """
+
+    name: str
+    pairs: Pairs
+    clip: bool = False
+
+    @property
+    def chance(self) -> float | None:
+        return None
+
+    def problems(self, data_dir: Path | None) -> list[str]:
+        why = self.pairs.missing(data_dir)
+        return [why] if why else []
+
+    def run(self, harness: Harness, data_dir: Path | None) -> Result:
+        numbered = self.pairs.numbered(data_dir)
+        spaced = next((identity for identity, pair in numbered if pair.prompt != pair.prompt.rstrip()), None)
+        if spaced is not None:
+            raise ValueError(f"{self.name}: item {spaced}'s prompt ends in white space; move it to the answer template")
+        ids = [identity for identity, _ in numbered]
+        answers = harness.loglikelihood([pair for _, pair in numbered], ids=ids, clip=self.clip)
+        outcomes = []
+        for (identity, pair), answer in zip(numbered, answers, strict=True):
+            bits = -answer.logprob / math.log(2) / len(pair.answer.encode())
+            note = remark(truncated=False, clipped=answer.clipped)
+            outcomes.append(Outcome(identity, {"bits_per_byte": bits}, None, pair.answer, note))
+        settings = {
+            "shots": 0,
+            "limit": self.pairs.limit,
+            "chance": None,
+            "prompt": self.pairs.prompt,
+            "answer": self.pairs.answer,
+            "clipped": sum(answer.clipped for answer in answers),
+            **harness.settings(),
+        }
+        return summarise(self.name, "bits_per_byte", outcomes, higher_is_better=False, settings=settings)

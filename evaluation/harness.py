@@ -1,0 +1,275 @@
+"""The one door to lm-eval: score and generate with a model that is already in memory, run lm-eval's own tasks on it.
+
+The weights are never written and read again between a merge and its evaluation. Tokenisation (BOS, the split between
+context and continuation), log-likelihoods, prompts, filters and metrics are lm-eval's; generation is a greedy loop of
+our own over `model.generate`, because lm-eval's tells nobody which answers were cut short, silently drops the head of
+a prompt that is too long, and decodes an answer without what precedes it, which eats the first space of an indented
+line with SentencePiece tokenizers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import logging
+import math
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from evaluation.answers import Generation, LogLikelihood, Sample, TaskModel
+
+_STOP_EVERY = 4  # steps between searches for stop strings: decoding each step costs as much as a small model's forward
+_CONTEXT_TOKENS = 8  # prompt tokens decoded in front of an answer, so that its first space survives
+
+
+@dataclass(frozen=True)
+class Task:
+    """An lm-eval task config with the rows to run it on.
+
+    splits: rows by split name; the evaluated split's rows carry `ids`, in order.
+    """
+
+    config: dict[str, Any]
+    splits: dict[str, list[dict[str, Any]]]
+    ids: list[str]
+
+
+class Harness:
+    """A causal LM and its tokenizer, ready to be asked.
+
+    batch_size: sequences a forward pass; part of a result's settings, for floating-point sums depend on it.
+    max_length: tokens of context; None takes the model's own.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, *, batch_size: int, max_length: int | None = None) -> None:
+        if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
+            raise ValueError("the tokenizer has neither a pad nor an eos token, so prompts cannot be batched; set one")
+        with _quiet():
+            from lm_eval.models.huggingface import HFLM
+
+            wrap: Any = HFLM
+            self._lm: Any = wrap(
+                pretrained=model,
+                backend="causal",
+                tokenizer=copy.deepcopy(tokenizer),  # lm-eval gives it a pad token; the caller's is saved with a merge
+                batch_size=batch_size,
+                max_length=max_length,
+                softmax_dtype="float32",  # a bfloat16 model's log-probabilities would be rounded to three digits
+            )
+        self._model = model
+        self.batch_size = batch_size
+        self.max_length: int = self._lm.max_length
+
+    def settings(self) -> dict[str, Any]:
+        """What of this harness a score depends on."""
+        return {
+            "lm_eval": version("lm_eval"),
+            "batch_size": self.batch_size,
+            "max_length": self.max_length,
+            "dtype": str(self._model.dtype).removeprefix("torch."),
+        }
+
+    def loglikelihood(
+        self, pairs: Sequence[tuple[str, str]], *, ids: Sequence[str] | None = None, clip: bool = False
+    ) -> list[LogLikelihood]:
+        """log p(continuation | context) for each (context, continuation), in order.
+
+        As in lm-eval, white space at a context's end is scored as the beginning of the continuation, and an empty
+        context stands for the BOS (else EOS) token.
+        ids: what errors call the items. clip: drop the head of a context that is too long, instead of raising.
+        Raises ValueError for a pair that does not fit, has an empty continuation, or gets NaN from the model.
+        """
+        encoded, clipped = [], []
+        for index, (context, continuation) in enumerate(pairs):
+            head, tail = self._split(context, continuation)
+            excess = len(head) + len(tail) - self.max_length - 1
+            if not tail:
+                raise ValueError(f"item {_name(ids, index)}: nothing to score in the continuation {continuation!r}")
+            if excess > 0 and (not clip or len(tail) > self.max_length):
+                raise ValueError(
+                    f"item {_name(ids, index)}: {len(head)} + {len(tail)} tokens of context and continuation do not "
+                    f"fit max_length={self.max_length}; use fewer shots, or set the benchmark's clip=true"
+                )
+            encoded.append(((context, continuation), head, tail))
+            clipped.append(excess > 0)
+        with _quiet():
+            scores = self._lm._loglikelihood_tokens(encoded, disable_tqdm=not _watched(len(pairs)))
+        broken = next((index for index, (logprob, _) in enumerate(scores) if math.isnan(logprob)), None)
+        if broken is not None:  # argmax over NaN picks the first choice, which is the gold one in truthfulqa_mc1
+            raise ValueError(f"item {_name(ids, broken)}: log-probabilities are NaN: its weights are broken")
+        return [LogLikelihood(float(p), bool(g), c) for (p, g), c in zip(scores, clipped, strict=True)]
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        *,
+        until: Sequence[str],
+        max_new_tokens: int,
+        ids: Sequence[str] | None = None,
+        clip: bool = False,
+    ) -> list[Generation]:
+        """The greedy continuation of each prompt, in order, up to a stop string, an end token or `max_new_tokens`.
+
+        Whatever the model's generation config says of sampling, penalties or lengths does not apply.
+        Raises ValueError for a prompt that leaves no room for `max_new_tokens`, unless `clip` drops its head.
+        """
+        room = self.max_length - max_new_tokens
+        encoded = [self._lm.tok_encode(prompt) or [self._lm.prefix_token_id] for prompt in prompts]
+        long = next((index for index, tokens in enumerate(encoded) if len(tokens) > room), None)
+        if room < 1 or (long is not None and not clip):
+            tokens = "any length" if long is None else f"{len(encoded[long])} tokens (item {_name(ids, long)})"
+            raise ValueError(
+                f"a prompt of {tokens} does not fit max_length={self.max_length} with "
+                f"max_new_tokens={max_new_tokens}; use fewer shots, lower that, or set the benchmark's clip=true"
+            )
+        # Longest first: the batch that could exhaust the memory comes first, and padding stays small.
+        order = sorted(range(len(prompts)), key=lambda index: (-len(encoded[index]), index))
+        answers: dict[int, Generation] = {}
+        starts = range(0, len(order), self.batch_size)
+        for start in tqdm(starts, desc="generating", unit="batch", leave=False, disable=not _watched(len(prompts))):
+            batch = order[start : start + self.batch_size]
+            kept = [encoded[index][-room:] for index in batch]
+            for index, tokens, answer in zip(batch, kept, self._continue(kept, until, max_new_tokens), strict=True):
+                answers[index] = self._cut(tokens, answer, until, clipped=len(encoded[index]) > room)
+        return [answers[index] for index in range(len(prompts))]
+
+    def run_tasks(self, tasks: Sequence[Task], *, seed: int, clip: bool = False) -> dict[str, list[Sample]]:
+        """Run lm-eval tasks together (one set of batches) and return each task's items, in the order of its ids.
+
+        seed: draws the few-shot examples, where a task's sampler is random.
+        """
+        with _quiet():
+            import lm_eval
+            from lm_eval.tasks import TaskManager
+
+            manager = TaskManager(include_defaults=False)  # the default index reads thousands of files, for seconds
+            loaded = manager.load([_with_rows(task) for task in tasks])
+            for task in loaded["tasks"].values():
+                task.set_fewshot_seed(seed)
+        model = TaskModel(self, {task.config["task"]: task.ids for task in tasks}, clip=clip, console=sys.stderr)
+        evaluate: Any = lm_eval.evaluate
+        with _quiet(progress=False), warnings.catch_warnings():
+            # truthfulqa_mc2 divides 0 by 0 when all probabilities underflow; callers find and report the NaN.
+            warnings.filterwarnings("ignore", "invalid value encountered", RuntimeWarning)
+            found = evaluate(lm=model, task_dict=loaded, bootstrap_iters=0, log_samples=True)
+        return {name: model.samples(name, logged) for name, logged in found["samples"].items()}
+
+    def _split(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        if context:
+            return self._lm._encode_pair(context, continuation)
+        return [self._lm.prefix_token_id], self._lm.tok_encode(continuation, add_special_tokens=False)
+
+    def _ends(self) -> set[int]:
+        """End tokens: the tokenizer's, and those of the model's generation config (chat models have several)."""
+        declared = self._model.generation_config.eos_token_id
+        ends = declared if isinstance(declared, list) else [declared]
+        return {token for token in [*ends, self._lm.tokenizer.eos_token_id] if token is not None}
+
+    def _continue(self, prompts: list[list[int]], until: Sequence[str], max_new_tokens: int) -> list[list[int]]:
+        """The new tokens of one left-padded batch, with whatever follows a row's end."""
+        import torch
+
+        tokenizer, length = self._lm.tokenizer, max(len(tokens) for tokens in prompts)
+        pad = tokenizer.pad_token_id
+        ids = torch.tensor([[pad] * (length - len(tokens)) + tokens for tokens in prompts], device=self._model.device)
+        mask = torch.tensor([[0] * (length - len(tokens)) + [1] * len(tokens) for tokens in prompts], device=ids.device)
+        done = torch.zeros(len(prompts), dtype=torch.bool, device=ids.device)
+        # Enough tokens to hold a stop string that ended up to _STOP_EVERY steps ago, however it was cut into tokens.
+        window = _STOP_EVERY + max((len(stop.encode()) for stop in until), default=0)
+
+        def stopped(sequences: Any, scores: Any, **_: Any) -> Any:
+            fresh = sequences.shape[1] - length
+            if until and fresh % _STOP_EVERY == 0:  # looking rarely changes no answer: they are cut at the string
+                texts = tokenizer.batch_decode(sequences[:, length + max(0, fresh - window) :])
+                done.logical_or_(torch.tensor([any(s in text for s in until) for text in texts], device=done.device))
+            return done
+
+        with torch.inference_mode(), _quiet():
+            sequences = self._model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                max_new_tokens=max_new_tokens,
+                stopping_criteria=[stopped],
+                eos_token_id=sorted(self._ends()) or None,
+                pad_token_id=pad,
+                do_sample=False,
+                num_beams=1,
+                repetition_penalty=1.0,
+                no_repeat_ngram_size=0,
+                use_cache=True,
+            )
+        return sequences[:, length:].tolist()
+
+    def _cut(self, prompt: list[int], answer: list[int], until: Sequence[str], *, clipped: bool) -> Generation:
+        ends = self._ends()
+        length = next((i for i, token in enumerate(answer) if token in ends), len(answer))
+        ended, answer = length < len(answer), answer[:length]
+
+        def decode(tokens: list[int]) -> str:
+            return self._lm.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+        before = prompt[-_CONTEXT_TOKENS:]
+        head, whole = decode(before), decode(before + answer)
+        text = whole[len(head) :] if whole.startswith(head) else decode(answer)  # else: a character cut in two
+        at = min((position for stop in until if (position := text.find(stop)) >= 0), default=None)
+        return Generation(text[:at], truncated=not ended and at is None, clipped=clipped)
+
+
+def stock_configs(pattern: str) -> list[dict[str, Any]]:
+    """lm-eval's own task configs whose YAML files match `pattern`, relative to its folder of tasks, sorted by path.
+
+    Raises FileNotFoundError if none does: another version of lm-eval may have moved them.
+    """
+    with _quiet():
+        import lm_eval.tasks
+        from lm_eval.tasks._yaml_loader import load_yaml
+
+        root = Path(lm_eval.tasks.__file__).parent
+        configs = [load_yaml(path) for path in sorted(root.glob(pattern))]
+    if not configs:
+        raise FileNotFoundError(f"lm-eval {version('lm_eval')} has no task {pattern!r} in {root}")
+    return configs
+
+
+def _with_rows(task: Task) -> dict[str, Any]:
+    """The config, reading its rows from memory instead of from the hub."""
+    import datasets
+
+    rows = datasets.DatasetDict({name: datasets.Dataset.from_list(split) for name, split in task.splits.items()})
+    dropped = {"tag", "task_list", "dataset_path", "dataset_name", "dataset_kwargs"}
+    config = {key: value for key, value in task.config.items() if key not in dropped}
+    return {**config, "custom_dataset": lambda **_: rows}
+
+
+def _watched(items: int) -> bool:
+    """Whether a progress bar is worth its lines: somebody sits at the terminal, and it will take a while."""
+    return items > 64 and sys.stderr.isatty()
+
+
+def _name(ids: Sequence[str] | None, index: int) -> str:
+    return str(index) if ids is None else ids[index]
+
+
+@contextlib.contextmanager
+def _quiet(*, progress: bool = True) -> Iterator[None]:
+    """Raise the log level of the libraries; without `progress`, drop the bars they write to standard error as well."""
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "transformers", "datasets")]
+    levels = [logger.level for logger in loggers]
+    with contextlib.ExitStack() as stack:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        if not progress:
+            stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

@@ -1,0 +1,81 @@
+"""Pick the likeliest of some answers; for data sets of one's own."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from evaluation.answers import LogLikelihood, remark
+from evaluation.data import Rows, evenly, template
+from evaluation.harness import Harness
+from evaluation.record import Outcome, Result, summarise
+
+
+@dataclass(frozen=True, config={"extra": "forbid"})
+class MultipleChoice:
+    """Rows {"id", "question", "choices", "gold"}; gold is the index of the right choice.
+
+    prompt, choice: Jinja2 templates over a row's fields, `choice` with the variable of that name as well.
+    primary: "acc" takes the choice of highest probability, "acc_norm" of highest probability per byte.
+    The result holds both, and gold_bits_per_byte, -log2 p(gold choice) / its bytes: smooth where accuracy jumps.
+    """
+
+    name: str
+    rows: Rows
+    prompt: str
+    choice: str = " {{choice}}"
+    primary: Literal["acc", "acc_norm"] = "acc"
+    chance: float | None = None
+    limit: int | None = Field(default=None, gt=0)
+    clip: bool = False
+
+    def problems(self, data_dir: Path | None) -> list[str]:
+        why = self.rows.missing(data_dir)
+        return [why] if why else []
+
+    def run(self, harness: Harness, data_dir: Path | None) -> Result:
+        """Raises ValueError for a row whose gold is not one of its choices."""
+        rows = self.rows.load(data_dir)
+        chosen = evenly(len(rows), self.limit)
+        prompt, choice = template(self.prompt), template(self.choice)
+        ids, pairs = [], []
+        for index in chosen:
+            row = rows[index]
+            if not 0 <= row["gold"] < len(row["choices"]):
+                raise ValueError(f"{self.rows.file}: row {index} has gold={row['gold']}, choices={row['choices']}")
+            context = prompt.render(row)
+            pairs += [(context, choice.render({**row, "choice": text})) for text in row["choices"]]
+            ids += [str(row.get("id", index))] * len(row["choices"])
+        answers = harness.loglikelihood(pairs, ids=ids, clip=self.clip)
+        outcomes, at = [], 0
+        for index in chosen:
+            row, span = rows[index], slice(at, at + len(rows[index]["choices"]))
+            outcomes.append(_outcome(str(row.get("id", index)), row, [text for _, text in pairs[span]], answers[span]))
+            at = span.stop
+        settings = {
+            "shots": 0,
+            "limit": self.limit,
+            "available": len(rows),
+            "chance": self.chance,
+            "clipped": sum(answer.clipped for answer in answers),
+            **harness.settings(),
+        }
+        return summarise(self.name, self.primary, outcomes, settings=settings)
+
+
+def _outcome(identity: str, row: dict[str, Any], texts: list[str], answers: list[LogLikelihood]) -> Outcome:
+    gold = row["gold"]
+    scores = [answer.logprob for answer in answers]
+    per_byte = [score / len(text.encode()) for score, text in zip(scores, texts, strict=True)]
+    picked, picked_norm = scores.index(max(scores)), per_byte.index(max(per_byte))
+    values = {
+        "acc": float(picked == gold),
+        "acc_norm": float(picked_norm == gold),
+        "gold_bits_per_byte": -per_byte[gold] / math.log(2),
+    }
+    note = remark(truncated=False, clipped=any(answer.clipped for answer in answers))
+    return Outcome(identity, values, str(row["choices"][picked]), str(row["choices"][gold]), note)

@@ -1,0 +1,164 @@
+"""lm-eval's own tasks, with their own prompts, few-shot samplers, filters and metrics, on rows that we hand them."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from evaluation.answers import Sample, remark
+from evaluation.data import Rows, evenly
+from evaluation.harness import Harness, Task, stock_configs
+from evaluation.record import Outcome, Result, summarise
+
+_SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
+
+
+@dataclass(frozen=True, config={"extra": "forbid"})
+class StockTask:
+    """A benchmark of lm-eval.
+
+    tasks: YAML file(s) below lm-eval's folder of tasks, as a glob pattern.
+    rows: rows for each split that the YAML names and that this benchmark needs.
+    primary: "metric,filter" as lm-eval names them.
+    shots: examples before each question, drawn by `seed` where the task's sampler is random.
+    limit: items at most, spread evenly over the file; with `group_by`, over the groups and within each.
+    group_by: the row field that says which of several tasks (by their YAML's dataset_name) a row belongs to.
+    max_new_tokens: for tasks that generate; lm-eval's default is not used.
+    aliases: only for rows from files: fields under the names that the task reads, as name -> the file's field.
+    processed: the files hold what the task's `process_docs` makes of a hub row, so it is skipped for them.
+    clip: drop the head of a prompt that is too long, counted in the result, instead of raising.
+    """
+
+    name: str
+    tasks: str
+    rows: dict[str, Rows]
+    primary: str
+    shots: int = Field(ge=0)
+    chance: float | None = None
+    limit: int | None = Field(default=None, gt=0)
+    seed: int = 1234
+    group_by: str | None = None
+    max_new_tokens: int | None = Field(default=None, gt=0)
+    aliases: dict[str, str] = Field(default_factory=dict)
+    processed: bool = False
+    clip: bool = False
+
+    def problems(self, data_dir: Path | None) -> list[str]:
+        return [why for rows in self.rows.values() if (why := rows.missing(data_dir))]
+
+    def run(self, harness: Harness, data_dir: Path | None) -> Result:
+        """Raises ValueError if the YAML and this benchmark's fields do not go together."""
+        configs = [self._adapt(config, data_dir) for config in stock_configs(self.tasks)]
+        splits = {split: self._load(rows, data_dir) for split, rows in self.rows.items()}
+        tasks = self._tasks(configs, splits)
+        found = harness.run_tasks(tasks, seed=self.seed, clip=self.clip)
+        samples = [sample for task in tasks for sample in found[task.config["task"]]]
+        settings = {
+            "shots": self.shots,
+            "limit": self.limit,
+            "available": len(splits[_evaluated(configs[0])]),
+            "chance": self.chance,
+            "seed": self.seed,
+            "max_new_tokens": self.max_new_tokens,
+            "task_version": sorted({str((config.get("metadata") or {}).get("version")) for config in configs}),
+            "source": "hub" if data_dir is None else "files",
+            "truncated": sum(sample.truncated for sample in samples),
+            "empty": sum(sample.output is not None and not sample.output.strip() for sample in samples),
+            "clipped": sum(sample.clipped for sample in samples),
+            "undefined": sum(_undefined(sample) for sample in samples),
+            **harness.settings(),
+        }
+        return summarise(self.name, self.primary, [_outcome(sample) for sample in samples], settings=settings)
+
+    def _load(self, rows: Rows, data_dir: Path | None) -> list[dict[str, Any]]:
+        loaded = rows.load(data_dir)
+        if data_dir is None or not self.aliases:
+            return loaded
+        missing = sorted(set(self.aliases.values()) - set(loaded[0]))
+        if missing:
+            raise ValueError(f"{self.name}: {rows.file} has no field {missing}, only {sorted(loaded[0])}")
+        return [{**row, **{name: row[field] for name, field in self.aliases.items()}} for row in loaded]
+
+    def _adapt(self, config: dict[str, Any], data_dir: Path | None) -> dict[str, Any]:
+        config = {**config, "num_fewshot": self._shots(config)}
+        if self.processed and data_dir is not None:
+            config.pop("process_docs", None)
+        for key in _SPLITS:  # a split we hold no rows of does not exist, as far as lm-eval is concerned
+            if config.get(key) not in self.rows:
+                config[key] = None
+        if self.shots and not (config["fewshot_split"] or config["training_split"]):
+            raise ValueError(f"{self.name}: shots={self.shots}, but rows has no split to draw them from")
+        if config["output_type"] == "generate_until":
+            if self.max_new_tokens is None:
+                raise ValueError(f"{self.name} generates: set max_new_tokens")
+            config["generation_kwargs"] = {**config["generation_kwargs"], "max_gen_toks": self.max_new_tokens}
+        return config
+
+    def _shots(self, config: dict[str, Any]) -> int:
+        if config.get("num_fewshot") == 0 and self.shots:
+            raise ValueError(f"{self.name}: lm-eval pins {config['task']} at 0 shots, shots={self.shots} was asked")
+        return self.shots
+
+    def _tasks(self, configs: list[dict[str, Any]], splits: dict[str, list[dict[str, Any]]]) -> list[Task]:
+        """One task a config, each with its own rows; `limit` applies to the evaluated split only."""
+        if self.group_by is None:
+            if len(configs) != 1:
+                raise ValueError(f"{self.name}: {self.tasks!r} matches {len(configs)} tasks; set group_by or narrow it")
+            split = _evaluated(configs[0])
+            chosen = evenly(len(splits[split]), self.limit)
+            kept = {**splits, split: [splits[split][index] for index in chosen]}
+            return [Task(configs[0], kept, [str(index) for index in chosen])]
+        by_group = {config["dataset_name"]: config for config in configs}
+        shares = self._shares([row[self.group_by] for row in splits[_evaluated(configs[0])]], list(by_group))
+        tasks = []
+        for group, config in by_group.items():
+            if not shares[group]:
+                continue
+            own = {name: [row for row in rows if row[self.group_by] == group] for name, rows in splits.items()}
+            split = _evaluated(config)
+            chosen = evenly(len(own[split]), shares[group])
+            own[split] = [own[split][index] for index in chosen]
+            tasks.append(Task(config, own, [f"{group}/{index}" for index in chosen]))
+        return tasks
+
+    def _shares(self, members: list[str], groups: list[str]) -> dict[str, int]:
+        """How many items each group gives: all without a limit; else equally many, as far as a group has them."""
+        have = {group: members.count(group) for group in groups}
+        stray = set(members) - set(groups)
+        if stray:
+            raise ValueError(f"{self.name}: rows of {self.group_by} {sorted(stray)} belong to none of {self.tasks!r}")
+        if self.limit is None or self.limit >= len(members):
+            return have
+        shares, left = dict.fromkeys(groups, 0), self.limit
+        while left:  # a round gives each group that has more one item; the last round spreads over the groups
+            hungry = [group for group in groups if shares[group] < have[group]]
+            for index in evenly(len(hungry), left):
+                shares[hungry[index]] += 1
+            left -= min(left, len(hungry))
+        return shares
+
+
+def _evaluated(config: dict[str, Any]) -> str:
+    """The split that lm-eval evaluates: test, else validation."""
+    split = config["test_split"] or config["validation_split"]
+    if split is None:
+        raise ValueError(f"{config['task']}: rows holds neither its test nor its validation split")
+    return split
+
+
+def _undefined(sample: Sample) -> bool:
+    return not all(math.isfinite(value) for value in sample.values.values())
+
+
+def _outcome(sample: Sample) -> Outcome:
+    """truthfulqa_mc2 divides probabilities that may all underflow: undefined, which counts as 0 and is said."""
+    values = {name: value if math.isfinite(value) else 0.0 for name, value in sample.values.items()}
+    empty = sample.output is not None and not sample.output.strip()
+    note = remark(truncated=sample.truncated, empty=empty, clipped=sample.clipped)
+    if _undefined(sample):
+        note = "; ".join(filter(None, [note, "undefined metric, counted as 0"]))
+    return Outcome(sample.id, values, sample.output, sample.gold, note)

@@ -1,0 +1,57 @@
+"""A benchmark is anything that can say what it lacks and measure a model; a suite is a named set of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from pydantic.dataclasses import dataclass
+
+from evaluation.harness import Harness
+from evaluation.record import Result
+
+
+@runtime_checkable
+class Benchmark(Protocol):
+    """Implemented by frozen dataclasses, so that a benchmark's settings are its identity.
+
+    chance: the score of guessing, for tables and plots; None where there is no such thing.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def chance(self) -> float | None: ...
+
+    def problems(self, data_dir: Path | None) -> list[str]:
+        """What is missing here to run it (files, packages); empty if nothing. Takes no more than milliseconds."""
+        ...
+
+    def run(self, harness: Harness, data_dir: Path | None) -> Result:
+        """Measure the harness's model. `data_dir` holds the rows; None reads them from the Hugging Face hub."""
+        ...
+
+
+@dataclass(frozen=True, config={"extra": "forbid", "arbitrary_types_allowed": True})
+class Suite:
+    """Benchmarks by name, run in this order. Raises ValueError when there is none, or a name is not its key."""
+
+    name: str
+    benchmarks: dict[str, Any]  # Benchmark: a protocol, which the check below tests and pydantic would not
+
+    def __post_init__(self) -> None:
+        if not self.benchmarks:
+            raise ValueError(f"suite {self.name!r} has no benchmarks")
+        for key, benchmark in self.benchmarks.items():
+            if not isinstance(benchmark, Benchmark):
+                raise ValueError(f"suite {self.name!r}: {key} is a {type(benchmark).__name__}, not a benchmark")
+            if benchmark.name != key:
+                raise ValueError(
+                    f"suite {self.name!r}: the benchmark under {key!r} calls itself {benchmark.name!r}; results are "
+                    f"kept by name, so set benchmarks.{key}.name={key}"
+                )
+
+    def problems(self, data_dir: Path | None) -> list[str]:
+        """Everything that any of the benchmarks lacks, each line beginning with its name."""
+        return [f"{key}: {why}" for key, benchmark in self.benchmarks.items() for why in benchmark.problems(data_dir)]

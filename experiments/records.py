@@ -1,0 +1,181 @@
+"""Finished runs read back from disk: each record.json, and the outcomes beside it.
+
+Only JSON is read and nothing heavy imported, so tables of runs made on a cluster can be drawn up anywhere, at once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from evaluation.record import Metric
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """One complete run: the directory it lies in, and the content of its record.json."""
+
+    directory: Path
+    data: Mapping[str, Any]
+
+    @property
+    def id(self) -> str:
+        return self.data["id"]
+
+    @property
+    def title(self) -> str:
+        return self.data["title"]
+
+    @property
+    def study(self) -> str | None:
+        return self.data["study"]
+
+    @property
+    def seed(self) -> int:
+        return self.data["seed"]
+
+    @property
+    def member(self) -> str | None:
+        """Where nothing was merged "base" or the expert's task, else None."""
+        return self.data["member"]
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        """model, suite, merger, scaling: the names of the chosen yamls."""
+        return self.data["labels"]
+
+    @property
+    def results(self) -> Mapping[str, Any]:
+        return self.data["results"]
+
+    @property
+    def coefficients(self) -> Mapping[str, Any] | None:
+        return self.data.get("coefficients")
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether this is a merge with weight 1 everywhere: the control of the merges that are otherwise like it."""
+        return self.member is None and self.data["identity"]["scaling"]["class"] == "Uniform"
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """Everything that determined the numbers, as dotted path -> value ("merger.scale": 0.5)."""
+        return dict(_flatten(self.data["identity"]))
+
+    def same(self, *parts: str) -> str:
+        """The named parts of the identity as text: two records with equal texts agree in all of them."""
+        identity = self.data["identity"]
+        return json.dumps({part: identity.get(part) for part in parts}, sort_keys=True)
+
+    def headline(self, benchmark: str) -> Metric:
+        result = self.results[benchmark]
+        return Metric(**result["metrics"][result["primary"]])
+
+    def items(self, benchmark: str) -> dict[str, float]:
+        """Item -> its value of the headline metric. ValueError where an item stands twice or lacks the metric."""
+        result = self.results[benchmark]
+        path, primary = self.directory / result["outcomes"], result["primary"]
+        outcomes = _read(path)
+        values = {outcome["id"]: outcome["values"].get(primary) for outcome in outcomes}
+        if len(values) < len(outcomes) or None in values.values():
+            raise ValueError(
+                f"{path}: an item stands twice or has no {primary!r}; remove the run's directory and rerun"
+            )
+        return values
+
+
+def load(runs: Path) -> list[Record]:
+    """Every complete run below `runs`, by title and id. FileNotFoundError if there is no such directory."""
+    if not runs.is_dir():
+        raise FileNotFoundError(f"no directory {runs}: run an experiment first, or say where the runs are with --runs")
+    found = []
+    for path in sorted(runs.glob("*/record.json")):
+        data = _read(path)
+        if data.get("schema") != SCHEMA:
+            raise ValueError(
+                f"{path} has schema {data.get('schema')}, this version reads {SCHEMA}: rerun it or move it"
+            )
+        if data["status"] == "complete":
+            found.append(Record(path.parent, data))
+    return sorted(found, key=lambda record: (record.title, record.id, record.directory))
+
+
+def incomplete(runs: Path) -> list[Path]:
+    """Directories of runs that failed or were cut short and have left no record, of whatever study."""
+    return sorted(log.parent for log in runs.glob("*/run.log") if not (log.parent / "record.json").is_file())
+
+
+def of_study(records: Sequence[Record], study: str) -> list[list[Record]]:
+    """The study's runs, one list per model and suite, each with the runs its numbers are to be compared with.
+
+    Those are the base and the experts (of the same model, suite and evaluation) and each merge's uniform control (also
+    of the same merger and seed), whichever study made them: a finished run is never done twice, so another study's
+    may be the only one. ValueError if the study has no complete run.
+    """
+    own = [record for record in records if record.study == study]
+    if not own:
+        others = sorted({record.study for record in records if record.study})
+        raise ValueError(f"no complete run of study {study!r}; studies found: {', '.join(others) or 'none'}")
+    groups: dict[tuple[str, str], list[Record]] = {}
+    for record in own:
+        groups.setdefault((record.labels["model"], record.labels["suite"]), []).append(record)
+    return [_with_comparisons(group, records) for _, group in sorted(groups.items())]
+
+
+def control_of(record: Record, records: Sequence[Record]) -> Record | None:
+    """The merge that differs from `record` in nothing but uniform coefficients, or None."""
+    return next((other for other in records if other.is_uniform and _pairing(other) == _pairing(record)), None)
+
+
+def differing(records: Sequence[Record]) -> dict[str, list[Any]]:
+    """Paths of the identity in which the records do not agree, seeds aside -> each record's value (None: not there)."""
+    paths = sorted({path for record in records for path in record.identity if not is_seed(path)})
+    values = {path: [record.identity.get(path) for record in records] for path in paths}
+    return {path: row for path, row in values.items() if any(value != row[0] for value in row)}
+
+
+def is_seed(path: str) -> bool:
+    """Whether a path of the identity names a seed, and so separates repetitions of one setting, not settings."""
+    last = path.rsplit(".", 1)[-1]
+    return last == "seed" or last.endswith("_seed")
+
+
+def _with_comparisons(group: Sequence[Record], records: Sequence[Record]) -> list[Record]:
+    settings = {_setting(record) for record in group}
+    pairings = {_pairing(record) for record in group if record.member is None}
+    chosen = {record.id: record for record in group}
+    for record in records:
+        if (record.member is not None and _setting(record) in settings) or (
+            record.is_uniform and _pairing(record) in pairings
+        ):
+            chosen.setdefault(record.id, record)
+    return sorted(chosen.values(), key=lambda record: (record.title, record.id))
+
+
+def _setting(record: Record) -> str:
+    return record.same("model", "suite", "evaluation")
+
+
+def _pairing(record: Record) -> str:
+    return record.same("model", "suite", "evaluation", "merger", "seed")
+
+
+def _flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _flatten(item, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, value
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}): remove the run's directory and rerun") from error

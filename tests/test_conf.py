@@ -1,0 +1,121 @@
+"""Every yaml composes and becomes the frozen object it names; a misspelt, dead or ill-typed setting does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import ConfigCompositionException, InstantiationException
+from omegaconf import OmegaConf
+
+from experiments.spec import Member, RunSpec
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+GROUPS = (
+    "model",
+    "merger",
+    "scaling",
+    "calibration",
+    "suite",
+    "evaluation",
+    "tracking",
+    "output",
+    "launcher",
+    "experiment",
+)
+CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
+
+
+def composed(*overrides: str) -> Any:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("config", overrides=list(overrides), return_hydra_config=True)
+    config.hydra.runtime.output_dir = "."
+    config.hydra.job.num = 0
+    return config
+
+
+def build(*overrides: str) -> RunSpec:
+    config = composed(*overrides)
+    plain = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+    return hydra.utils.instantiate(plain, _convert_="all")
+
+
+def test_every_group_has_a_choice() -> None:
+    assert {group for group, _ in CHOICES} == set(GROUPS)
+
+
+@pytest.mark.parametrize(("group", "name"), CHOICES)
+def test_every_yaml_becomes_a_run(group: str, name: str) -> None:
+    spec = build(f"{group}={name}")
+    assert isinstance(spec, RunSpec)
+    assert len(spec.run_id) == 12
+
+
+@pytest.mark.parametrize("path", sorted((CONF / "benchmark").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_benchmark_is_one(path: Path) -> None:
+    benchmark = hydra.utils.instantiate(OmegaConf.load(path), _convert_="all")
+    assert callable(benchmark.run)
+    assert benchmark.name == path.stem
+
+
+def test_every_yaml_says_what_it_is_in_its_first_line() -> None:
+    for path in sorted(CONF.rglob("*.yaml")):
+        first, second, *_ = [*path.read_text().splitlines(), ""]
+        assert (second if first.startswith("# @package") else first).startswith("# "), path
+
+
+def test_paper_families_are_declared_with_three_experts() -> None:
+    for name in ("llama2_7b", "llama2_13b", "mistral_7b"):
+        assert sorted(build(f"model={name}", "suite=full").model.calibration) == ["code", "general", "math"]
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["merger.densty=0.5", "merger.scale=much", "seed=abc", "colour=red", "scaling.temperature=0", "merger=tise"],
+)
+def test_misspelt_or_ill_typed_settings_fail_at_composition(override: str) -> None:
+    with pytest.raises((ConfigCompositionException, InstantiationException)) as caught:
+        build("merger=ties", override) if "=tise" not in override else build(override)
+    assert override.split("=")[0].split(".")[-1].removeprefix("+") in str(caught.value)
+
+
+def test_an_appended_key_is_refused_too() -> None:
+    with pytest.raises(InstantiationException, match="densty"):
+        build("merger=ties", "+merger.densty=0.5")
+
+
+# ---- identity: what determines the numbers, and nothing else
+
+
+def test_where_things_lie_is_no_part_of_a_run() -> None:
+    assert build("output.runs=/tmp/x", "tracking=none", "study=abc").run_id == build().run_id
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "seed=1",
+        "merger.scale=0.4",
+        "scaling.temperature=1",
+        "calibration.samples=10",
+        "evaluation.batch_size=2",
+        "model.seed=1",
+    ],
+)
+def test_what_moves_a_number_moves_the_identity(override: str) -> None:
+    assert build(override).run_id != build().run_id
+
+
+def test_uniform_does_not_depend_on_calibration_nor_members_on_the_seed() -> None:
+    assert build("scaling=uniform", "calibration.samples=10").run_id == build("scaling=uniform").run_id
+    assert build("merger=member", "seed=3", "scaling=uniform").run_id == build("merger=member").run_id
+    spec = build("seed=3")
+    assert spec.reference("math").run_id == build("merger=member", "merger.member=math").run_id
+    assert spec.reference("math").merger == Member("math")
+
+
+def test_calibration_follows_the_seed() -> None:
+    assert build("seed=5").calibration.seed == 5

@@ -1,0 +1,234 @@
+"""Whole runs on a family of random models: resumable, keyed by content, refusing early, traceable after."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from conftest import llama
+from filelock import FileLock
+from pydantic.dataclasses import dataclass as validated
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+
+from evaluation.data import Pairs, Rows
+from evaluation.harness import Harness
+from evaluation.multiple_choice import MultipleChoice
+from evaluation.record import Result
+from evaluation.suites import Suite
+from experiments import pipeline, stages
+from experiments.families import Members
+from experiments.spec import Evaluation, Member, Output, RunSpec
+from experiments.tracking import Tracking
+from sensmerge import models
+from sensmerge.calibration import Calibration
+from sensmerge.coefficients import Sens, Shuffled, Uniform
+from sensmerge.mergers import Dare, TaskArithmetic
+
+WORDS = ["[eos]", *(f"w{n}" for n in range(39))]
+
+
+@validated(frozen=True, config={"extra": "forbid"})
+class Given:
+    """A family that is simply there."""
+
+    root: Path
+    calibration: dict[str, Pairs]
+    name: str = "given"
+    brings_data: ClassVar[bool] = False
+
+    def problems(self, cache: Path, data: Path | None) -> list[str]:
+        return []
+
+    def prepare(self, cache: Path, data: Path | None) -> Members:
+        return Members(self.root / "base", {t: self.root / t for t in self.calibration}, None)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoints with a word-level tokenizer, and data for one multiple-choice benchmark."""
+    from transformers import PreTrainedTokenizerFast
+
+    root = tmp_path_factory.mktemp("given")
+    tokenizer = Tokenizer(WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="[eos]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="[eos]", pad_token="[eos]", unk_token="[eos]")
+    for seed, name in enumerate(["base", "code", "general", "math"]):
+        llama(seed, dtype=torch.bfloat16).save_pretrained(root / name)
+        fast.save_pretrained(root / name)
+    data = root / "data"
+    data.mkdir()
+    pairs = [{"prompt": f"w{n} w{n + 1}", "answer": f" w{n + 2} w{n + 3}"} for n in range(20)]
+    (data / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    items = [
+        {"id": f"q{n}", "question": f"w{n}", "choices": [f"w{n + k}" for k in range(4)], "gold": n % 4}
+        for n in range(12)
+    ]
+    (data / "choice.jsonl").write_text("\n".join(map(json.dumps, items)))
+    return root
+
+
+@pytest.fixture
+def spec(root: Path, tmp_path: Path) -> RunSpec:
+    pairs = Pairs((Rows("pairs.jsonl"),), prompt="{{prompt}}", answer="{{answer}}")
+    choice = MultipleChoice(name="choice", rows=Rows("choice.jsonl"), prompt="{{question}}", chance=0.25)
+    return RunSpec(
+        model=Given(root, dict.fromkeys(("code", "general", "math"), pairs)),
+        merger=TaskArithmetic(scale=0.5),
+        scaling=Sens(temperature=0.02),
+        calibration=Calibration(samples=4, max_length=32),
+        suite=Suite("s", {"choice": choice}),
+        evaluation=Evaluation(batch_size=8),
+        tracking=Tracking(mode="disabled"),
+        output=Output(runs=tmp_path / "runs", cache=tmp_path / "cache", data=root / "data"),
+    )
+
+
+def stable(record: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in record.items() if key != "measured"}
+
+
+def test_a_run_and_its_references(spec: RunSpec) -> None:
+    record = pipeline.run(spec, {"seed": 0})
+    assert sorted(p.name.rsplit("-", 1)[0] for p in spec.output.runs.iterdir()) == [
+        "given-base", "given-code", "given-general", "given-math", "given-taskarithmetic-sens-s0",
+    ]  # fmt: skip
+    assert json.loads((spec.directory / "record.json").read_text()) == json.loads(json.dumps(record))
+    result = record["results"]["choice"]
+    outcomes = json.loads((spec.directory / result["outcomes"]).read_text())
+    assert [o["id"] for o in outcomes] == [f"q{n}" for n in range(12)]
+    assert result["metrics"]["acc"]["score"] == pytest.approx(sum(o["values"]["acc"] for o in outcomes) / 12)
+    assert record["score"] == result["metrics"]["acc"]["score"]
+    coefficients = record["coefficients"]
+    assert coefficients["range"]["min"] < 1 < coefficients["range"]["max"]
+    assert coefficients["range"]["mean"] == pytest.approx(1)
+    assert record["config"] == {"seed": 0}
+    assert set(record["measured"]["seconds"]) == {"calibrate", "evaluate"}
+    base = json.loads((spec.reference("base").directory / "record.json").read_text())
+    assert (base["member"], base["coefficients"]) == ("base", None)
+    assert "sensitivities of math" in (spec.directory / "run.log").read_text()
+
+
+def test_a_finished_run_is_not_done_again(spec: RunSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = pipeline.run(spec)
+    monkeypatch.setattr(stages, "prepare", lambda spec: pytest.fail("a finished run was started again"))
+    assert pipeline.run(spec) == json.loads(json.dumps(first))
+
+
+def test_a_run_resumes_at_its_last_finished_stage(spec: RunSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    undisturbed = pipeline.run(
+        dataclasses.replace(spec, output=dataclasses.replace(spec.output, runs=spec.output.runs / "a"))
+    )
+    loads, load = [], models.load
+    monkeypatch.setattr(models, "load", lambda path, **kw: loads.append(path.name) or load(path, **kw))
+    (spec.output.cache / "stages" / "evaluation").rename(spec.output.cache / "lost")
+    resumed = pipeline.run(spec)
+    assert stable(resumed) == stable(undisturbed)
+    # Calibration was kept: each reference is loaded once to be evaluated, then the base as the merge's shell.
+    assert sorted(loads) == ["base", "base", "code", "general", "math"]
+
+
+def test_a_failing_benchmark_leaves_a_trace_and_no_record(spec: RunSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: Any, harness: Harness, data_dir: Path | None) -> Result:
+        raise RuntimeError("out of luck")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MultipleChoice, "run", broken)
+        with pytest.raises(RuntimeError, match="out of luck"):
+            pipeline.run(dataclasses.replace(spec, references=False))
+    assert "out of luck" in (spec.directory / "error.txt").read_text()
+    assert not (spec.directory / "record.json").exists()
+    pipeline.run(dataclasses.replace(spec, references=False))
+    assert not (spec.directory / "error.txt").exists()
+
+
+def test_coefficients_and_seeds_reach_the_weights(spec: RunSpec) -> None:
+    spec = dataclasses.replace(spec, references=False)
+    variants = {
+        "sens": spec,
+        "uniform": dataclasses.replace(spec, scaling=Uniform()),
+        "random": dataclasses.replace(spec, scaling=Shuffled(of=Sens(temperature=0.02))),
+        "random s1": dataclasses.replace(spec, scaling=Shuffled(of=Sens(temperature=0.02)), seed=1),
+        "dare": dataclasses.replace(spec, merger=Dare()),
+        "dare s1": dataclasses.replace(spec, merger=Dare(), seed=1),
+    }
+    digests = {name: pipeline.run(variant)["digests"]["subject"] for name, variant in variants.items()}
+    assert len(set(digests.values())) == len(digests), digests
+    again = pipeline.run(dataclasses.replace(variants["uniform"], seed=1))
+    assert again["digests"]["subject"] == digests["uniform"], (
+        "no seed enters a deterministic merger with uniform weights"
+    )
+
+
+def test_checkpoint_on_disk_answers_like_the_model_in_memory(spec: RunSpec) -> None:
+    spec = dataclasses.replace(spec, references=False, output=dataclasses.replace(spec.output, checkpoint=True))
+    pipeline.run(spec)
+    written = models.load(spec.directory / "checkpoint", dtype="float32")
+    family = stages.prepare(spec)
+    resident = stages._harness(spec, family, stages.merge_recipe(spec, family, stages.calibrate(spec, family)))._model
+    ids = torch.arange(10)[None]
+    assert torch.equal(written(input_ids=ids).logits, resident(input_ids=ids).logits)
+    assert models.load_tokenizer(spec.directory / "checkpoint")("w3 w4")["input_ids"] == [4, 5]
+    recipe = json.loads((spec.directory / "checkpoint" / "merge.json").read_text())
+    assert recipe["merger"] == {"class": "TaskArithmetic", "scale": 0.5}
+
+
+def test_everything_wrong_is_said_at_once_and_nothing_is_written(spec: RunSpec, tmp_path: Path) -> None:
+    wrong = dataclasses.replace(
+        spec,
+        merger=Member("physics"),
+        device="cuda" if not torch.cuda.is_available() else "cuda:99",
+        suite=Suite("s", {"choice": MultipleChoice(name="choice", rows=Rows("gone.jsonl"), prompt="{{question}}")}),
+    )
+    with pytest.raises(ValueError, match="cannot run") as caught:
+        pipeline.run(wrong)
+    said = str(caught.value)
+    assert "physics" in said
+    assert "'code', 'general', 'math'" in said
+    assert "gone.jsonl" in said
+    assert "CUDA" in said
+    assert not spec.output.runs.exists()
+
+
+def test_an_unwritable_place_is_refused(spec: RunSpec, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    elsewhere = dataclasses.replace(spec, output=dataclasses.replace(spec.output, runs=tmp_path / "file" / "runs"))
+    with pytest.raises(ValueError, match=r"output\.runs=.*cannot write"):
+        pipeline.run(elsewhere)
+
+
+def test_a_prompt_longer_than_the_context_is_refused_before_any_model_is_loaded(
+    spec: RunSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = dataclasses.replace(spec, calibration=Calibration(samples=4, max_length=3))
+    monkeypatch.setattr(models, "load", lambda *_, **__: pytest.fail("a model was loaded"))
+    with pytest.raises(ValueError, match=r"more than 3 \(calibration\.max_length=3"):
+        pipeline.run(short)
+    pairs = Pairs((Rows("pairs.jsonl"),), prompt="{{(prompt ~ ' ') * 40}}", answer="{{answer}}")
+    model = dataclasses.replace(spec.model, calibration=dict.fromkeys(spec.model.calibration, pairs))
+    with pytest.raises(ValueError, match=r"83 tokens, more than 64 .*context is 64"):
+        pipeline.run(dataclasses.replace(spec, model=model, calibration=Calibration(samples=4, max_length=512)))
+
+
+def test_a_run_in_progress_elsewhere_is_waited_for(spec: RunSpec, monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+    spec = dataclasses.replace(spec, references=False)
+    spec.directory.mkdir(parents=True)
+    other = FileLock(spec.directory / ".lock")
+    other.acquire()
+    real = pipeline.log.info
+
+    def release(message: str, *args: Any) -> None:
+        real(message, *args)
+        if "another process" in message:
+            other.release()
+
+    monkeypatch.setattr(pipeline.log, "info", release)
+    with caplog.at_level("INFO"):
+        pipeline.run(spec)
+    assert "is being run by another process" in caplog.text
+    assert (spec.directory / "record.json").exists()

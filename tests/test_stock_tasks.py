@@ -1,0 +1,169 @@
+"""lm-eval's own tasks on rows of ours: canaries, which rows a limit takes, and what the YAML and the rows must share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from evaluation_fixtures import Answering, model, tokenizer, write_rows
+
+from evaluation.data import Rows
+from evaluation.harness import Harness
+from evaluation.stock import StockTask
+
+NUMBERS = range(12)
+
+
+def gsm8k(**changes: Any) -> StockTask:
+    settings: dict[str, Any] = {
+        "name": "gsm8k",
+        "tasks": "gsm8k/gsm8k.yaml",
+        "rows": {"train": Rows("train.jsonl.gz"), "test": Rows("test.jsonl.gz")},
+        "primary": "exact_match,strict-match",
+        "shots": 2,
+        "max_new_tokens": 16,
+    }
+    return StockTask(**{**settings, **changes})
+
+
+def mmlu(**changes: Any) -> StockTask:
+    settings: dict[str, Any] = {
+        "name": "mmlu",
+        "tasks": "mmlu/default/mmlu_a*.yaml",
+        "rows": {"test": Rows("mmlu.jsonl.gz"), "dev": Rows("mmlu.jsonl.gz")},
+        "primary": "acc,none",
+        "group_by": "subject",
+        "shots": 0,
+    }
+    return StockTask(**{**settings, **changes})
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    sums = [{"question": f"What is {i} + 1?", "answer": f"It is {i + 1}.\n#### {i + 1}"} for i in NUMBERS]
+    write_rows(tmp_path / "test.jsonl.gz", sums)
+    write_rows(tmp_path / "train.jsonl.gz", [{**row, "question": "Train: " + row["question"]} for row in sums])
+    subjects = {"abstract_algebra": 2, "anatomy": 6, "astronomy": 4}
+    questions = [
+        {"question": f"{subject} {i}?", "choices": ["w", "x", "y", "z"], "answer": i % 4, "subject": subject}
+        for subject, count in subjects.items()
+        for i in range(count)
+    ]
+    write_rows(tmp_path / "mmlu.jsonl.gz", questions)
+    endings = [
+        {"query": f"Cooking: step {i}", "choices": ["is", "was", "will be", "has"], "gold": i % 4} for i in range(4)
+    ]
+    write_rows(tmp_path / "hellaswag.jsonl.gz", endings)
+    truths = [
+        {
+            "question": "What is it?",
+            "mc1_targets": {"choices": ["a bird", "a plane"], "labels": [1, 0]},
+            "mc2_targets": {"choices": ["a bird", "a hen", "a plane"], "labels": [1, 1, 0]},
+        }
+    ]
+    write_rows(tmp_path / "truthfulqa.jsonl.gz", truths)
+    return tmp_path
+
+
+def solve(prompt: str) -> str:
+    question = prompt.rsplit("What is ", 1)[1]
+    return f" It is easy.\n#### {int(question.split(' ')[0]) + 1}"
+
+
+def test_gsm8k_canaries(data: Path) -> None:
+    right = gsm8k().run(Answering(solve), data)
+    assert {name: metric.score for name, metric in right.metrics.items()} == {
+        "exact_match,strict-match": 1.0,
+        "exact_match,flexible-extract": 1.0,
+    }
+    prose = gsm8k().run(Answering(lambda prompt: solve(prompt).replace("####", "so it is")), data)
+    assert [metric.score for metric in prose.metrics.values()] == [0.0, 1.0]
+    empty = gsm8k().run(Answering(), data)
+    assert empty.headline.score == 0.0
+    assert (empty.settings["empty"], empty.settings["task_version"]) == (12, ["3.0"])
+
+
+def test_gsm8k_shots_come_from_train_and_are_seeded(data: Path) -> None:
+    prompts: dict[int, list[str]] = {}
+    for run, seed in enumerate((1, 1, 2)):
+        asked: list[str] = []
+        gsm8k(seed=seed).run(Answering(lambda prompt, asked=asked: asked.append(prompt) or ""), data)
+        prompts[run] = asked
+    assert prompts[0] == prompts[1] != prompts[2]
+    assert all(prompt.count("Train: ") == 2 and prompt.count("Question:") == 3 for prompt in prompts[0])
+
+
+def test_a_limit_is_spread_and_keeps_ids(data: Path) -> None:
+    everything, some = gsm8k().run(Answering(solve), data), gsm8k(limit=5).run(Answering(solve), data)
+    assert [outcome.id for outcome in some.outcomes] == ["0", "2", "4", "7", "9"]
+    kept = {outcome.id: outcome for outcome in everything.outcomes}
+    assert all(kept[outcome.id] == outcome for outcome in some.outcomes)
+
+
+@pytest.mark.parametrize(("limit", "counts"), [(1, (1, 0, 0)), (3, (1, 1, 1)), (8, (2, 3, 3)), (None, (2, 6, 4))])
+def test_mmlu_limit_takes_equally_from_each_subject(data: Path, limit: int | None, counts: tuple[int, ...]) -> None:
+    result = mmlu(limit=limit).run(Answering(likes=lambda c, t: -float(t != " A")), data)
+    ids = [outcome.id for outcome in result.outcomes]
+    assert tuple(sum(i.startswith(s) for i in ids) for s in ("abstract", "anatomy", "astronomy")) == counts
+    assert len(set(ids)) == len(ids)
+    gold = {outcome.id: outcome.gold for outcome in result.outcomes}
+    assert all(outcome.values["acc,none"] == float(gold[outcome.id] == "0") for outcome in result.outcomes)
+    assert all(int(identity.split("/")[1]) % 4 == int(answer or "") for identity, answer in gold.items())
+
+
+def test_hellaswag_reads_processed_rows(data: Path) -> None:
+    benchmark = StockTask(
+        name="hellaswag",
+        tasks="hellaswag/hellaswag.yaml",
+        rows={"validation": Rows("hellaswag.jsonl.gz")},
+        primary="acc_norm,none",
+        shots=0,
+        processed=True,
+        aliases={"label": "gold"},
+    )
+    gold = {"0": " is", "1": " was", "2": " will be", "3": " has"}
+    result = benchmark.run(Answering(likes=lambda c, t: -float(gold[c[-1]] != t)), data)
+    assert [metric.score for metric in result.metrics.values()] == [1.0, 1.0]
+
+
+def test_truthfulqa_takes_the_share_of_true_answers(data: Path) -> None:
+    """p = e^-1, e^-1, e^-2 for bird, hen, plane: the true ones' share is 2 / (2 + e^-1) = 0.8446."""
+    likes = {" a bird": -1.0, " a hen": -1.0, " a plane": -2.0}
+    rows = {"validation": Rows("truthfulqa.jsonl.gz")}
+    scores = []
+    for kind in ("mc1", "mc2"):
+        name = f"truthfulqa_{kind}"
+        task = StockTask(name=name, tasks=f"truthfulqa/{name}.yaml", rows=rows, primary="acc,none", shots=0)
+        scores.append(task.run(Answering(likes=lambda c, t: likes[t]), data).headline.score)
+        underflow = task.run(Answering(likes=lambda c, t: -1e4), data) if kind == "mc2" else None
+    assert scores == pytest.approx([1.0, 0.8446], abs=1e-4)
+    assert underflow is not None
+    assert underflow.settings["undefined"] == 1
+    assert underflow.outcomes[0].note == "undefined metric, counted as 0"
+
+
+def test_on_a_model_twice_the_same(data: Path) -> None:
+    harness = Harness(model(), tokenizer(), batch_size=4)
+    for benchmark in (gsm8k(limit=3), mmlu()):
+        first = benchmark.run(harness, data)
+        assert first == benchmark.run(harness, data)
+        assert first.settings["batch_size"] == 4
+    assert first.settings["truncated"] == 0
+
+
+def test_what_does_not_fit_together(data: Path) -> None:
+    with pytest.raises(ValueError, match="set max_new_tokens"):
+        gsm8k(max_new_tokens=None).run(Answering(), data)
+    with pytest.raises(ValueError, match="no split to draw them from"):
+        gsm8k(rows={"test": Rows("test.jsonl.gz")}).run(Answering(), data)
+    with pytest.raises(ValueError, match="matches 5 tasks"):
+        mmlu(tasks="mmlu/default/mmlu_c*_[csm]*.yaml", group_by=None).run(Answering(), data)
+    with pytest.raises(ValueError, match="anatomy"):
+        mmlu(tasks="mmlu/default/mmlu_abstract_algebra.yaml").run(Answering(), data)
+    with pytest.raises(ValueError, match="no field"):
+        gsm8k(aliases={"answer": "solution"}).run(Answering(), data)
+    with pytest.raises(ValueError, match="item 0"):
+        gsm8k().run(Harness(model(), tokenizer(), batch_size=4, max_length=40), data)
+    (missing,) = gsm8k(rows={"test": Rows("nowhere.jsonl")}).problems(data)
+    assert "nowhere.jsonl" in missing
