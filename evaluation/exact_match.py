@@ -62,6 +62,8 @@ class ExactMatch:
             outcomes.append(Outcome(identity, values, answer.text, gold, note))
         settings = {
             "shots": 0,
+            "prompt": self.prompt,
+            "pattern": self.pattern,
             "limit": self.limit,
             "available": len(rows),
             "chance": self.chance,

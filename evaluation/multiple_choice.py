@@ -58,6 +58,8 @@ class MultipleChoice:
             at = span.stop
         settings = {
             "shots": 0,
+            "prompt": self.prompt,
+            "choice": self.choice,
             "limit": self.limit,
             "available": len(rows),
             "chance": self.chance,

@@ -71,14 +71,14 @@ class Verdict:
 
 def unavailable() -> str | None:
     """Why programs cannot be executed on this platform, or None."""
-    return None if hasattr(os, "fork") else f"executing programs needs a POSIX system, this one is {sys.platform}"
+    return None if sys.platform == "linux" else f"executing programs needs Linux's limits, this is {sys.platform}"
 
 
 def execute(programs: Sequence[Program], *, workers: int, limits: Limits) -> list[Verdict]:
     """A verdict for each program, in order. Identical sources are executed once.
 
     workers: how many programs run at the same time.
-    Raises RuntimeError if no worker process can be started.
+    Raises RuntimeError if a worker process cannot be started, or cannot run an empty program under these limits.
     """
     if why := unavailable():
         raise RuntimeError(why)
@@ -89,9 +89,18 @@ def execute(programs: Sequence[Program], *, workers: int, limits: Limits) -> lis
     verdicts: dict[str, Verdict] = {}
     count = max(1, min(workers, len(distinct)))
     with tempfile.TemporaryDirectory(prefix="sandbox-") as cwd, ThreadPoolExecutor(count) as pool:
-        for served in [pool.submit(_serve, sources, verdicts, Path(cwd), limits) for _ in range(count)]:
-            served.result()
+        try:
+            for served in [pool.submit(_serve, sources, verdicts, Path(cwd), limits) for _ in range(count)]:
+                served.result()
+        finally:  # after an interrupt or an error, leaving the pool must not wait for all that is still to do
+            _drain(sources)
     return [verdicts[program.source] for program in programs]
+
+
+def _drain(sources: queue.SimpleQueue[str]) -> None:
+    with contextlib.suppress(queue.Empty):
+        while True:
+            sources.get_nowait()
 
 
 def _serve(sources: queue.SimpleQueue[str], verdicts: dict[str, Verdict], cwd: Path, limits: Limits) -> None:
@@ -104,7 +113,7 @@ def _serve(sources: queue.SimpleQueue[str], verdicts: dict[str, Verdict], cwd: P
             except queue.Empty:
                 return
             if worker is None:
-                worker = _Worker(cwd)
+                worker = _Worker(cwd, limits)
             verdict = worker.judge(source, limits)
             if verdict is None:
                 worker.close()
@@ -120,7 +129,7 @@ def _serve(sources: queue.SimpleQueue[str], verdicts: dict[str, Verdict], cwd: P
 class _Worker:
     """One `sandbox_worker` process and the two pipes to it."""
 
-    def __init__(self, cwd: Path) -> None:
+    def __init__(self, cwd: Path, limits: Limits) -> None:
         self._process = subprocess.Popen(
             # No site-packages, no user site, no script directory on sys.path; nothing of our environment. A fixed hash
             # seed, because a program that prints a set should not pass on one day and fail on the next.
@@ -132,9 +141,13 @@ class _Worker:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        if self._read(_START_SECONDS) is None:
+        # A machine on which nothing can pass must not look like a model that solves nothing.
+        ready = self._read(_START_SECONDS) is not None
+        trial = self.judge("pass", limits) if ready else None
+        if trial is None or not trial.passed:
             self.close()
-            raise RuntimeError(f"the sandbox's worker does not start: {sys.executable} -P -s -S -B {_WORKER}")
+            what = f"cannot run an empty program: {trial}" if ready else "does not start"
+            raise RuntimeError(f"the sandbox's worker {what} ({sys.executable} -P -s -S -B {_WORKER})")
 
     def judge(self, source: str, limits: Limits) -> Verdict | None:
         """The program's verdict, or None if this worker is lost."""

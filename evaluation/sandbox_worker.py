@@ -149,16 +149,11 @@ def confine(limits: dict) -> None:
     null = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1, 2):
         os.dup2(null, standard)
-    for what, value in (
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_FSIZE, 0),
-        (resource.RLIMIT_NOFILE, limits["open_files"]),
-    ):
-        resource.setrlimit(what, (value, value))
-    # A program that ignores SIGXCPU is killed one second later. The memory limit is soft, so that the report after a
-    # MemoryError can lift it.
-    resource.setrlimit(resource.RLIMIT_CPU, (limits["cpu_seconds"], limits["cpu_seconds"] + 1))
-    resource.setrlimit(resource.RLIMIT_AS, (limits["memory"], resource.getrlimit(resource.RLIMIT_AS)[1]))
+    lower(resource.RLIMIT_CORE, 0, 0)
+    lower(resource.RLIMIT_FSIZE, 0, 0)
+    lower(resource.RLIMIT_NOFILE, limits["open_files"], limits["open_files"])
+    lower(resource.RLIMIT_CPU, limits["cpu_seconds"], limits["cpu_seconds"] + 1)  # SIGXCPU, and SIGKILL if ignored
+    lower(resource.RLIMIT_AS, limits["memory"], None)  # soft only: the report after a MemoryError lifts it again
 
     import _posixsubprocess
 
@@ -178,6 +173,13 @@ def confine(limits: dict) -> None:
             raise PermissionError(f"the sandbox forbids {event}")
 
     sys.addaudithook(hook)
+
+
+def lower(what: int, soft: int, hard: "int | None") -> None:
+    """Set a limit, staying below what this process is itself allowed (hard None: leave that as it is)."""
+    allowed = resource.getrlimit(what)[1]
+    top = allowed if hard is None else hard if allowed == resource.RLIM_INFINITY else min(hard, allowed)
+    resource.setrlimit(what, (soft if top == resource.RLIM_INFINITY else min(soft, top), top))
 
 
 def forbidden(*_: object) -> None:

@@ -24,7 +24,8 @@ class StockTask:
     tasks: YAML file(s) below lm-eval's folder of tasks, as a glob pattern.
     rows: rows for each split that the YAML names and that this benchmark needs.
     primary: "metric,filter" as lm-eval names them.
-    shots: examples before each question, drawn by `seed` where the task's sampler is random.
+    shots: examples before each question. Where the task's sampler is random, `seed` draws them, item after item as in
+        lm-eval: the same limit gives every model the same shots, another limit gives an item others.
     limit: items at most, spread evenly over the file; with `group_by`, over the groups and within each.
     group_by: the row field that says which of several tasks (by their YAML's dataset_name) a row belongs to.
     max_new_tokens: for tasks that generate; lm-eval's default is not used.
@@ -58,6 +59,7 @@ class StockTask:
         found = harness.run_tasks(tasks, seed=self.seed, clip=self.clip)
         samples = [sample for task in tasks for sample in found[task.config["task"]]]
         settings = {
+            "tasks": self.tasks,
             "shots": self.shots,
             "limit": self.limit,
             "available": len(splits[_evaluated(configs[0])]),

@@ -84,7 +84,7 @@ def bars(table: Table) -> Figure:
         if values:
             height = best(values) * (100 if table.higher_is_better else 1)
             axes.axhline(height, color="black", linestyle=line, label=label, zorder=3)
-    axes.set_ylabel(f"mean {_unit(table)}")
+    axes.set_ylabel("mean accuracy (%)" if table.higher_is_better else "mean (lower is better)")
     _legend(figure, axes)
     return figure
 
@@ -94,7 +94,7 @@ def differences(table: Table) -> Figure:
     chosen = {row: row.difference for row in table.merges if row.difference}
     figure, axes = _methods(table, chosen, from_zero=False)
     axes.axhline(0, color=_COLOURS[0], label="uniform", zorder=0)
-    axes.set_ylabel(f"Δ uniform, {_unit(table)}")
+    axes.set_ylabel(f"Δ uniform ({'points' if table.higher_is_better else 'lower is better'})")
     _legend(figure, axes)
     return figure
 
@@ -107,7 +107,7 @@ def coefficients(
     figure = _figure(panels * (0.65 + 0.25 * len(tasks)))
     axes = figure.subplots(panels, 1, squeeze=False)[:, 0]
     if alpha is not None:
-        _matrix(axes[0], alpha, tasks, title="sensitivity share α", colours="cividis")
+        _matrix(axes[0], alpha, tasks, title="sensitivity α", colours="cividis")
         axes[0].set_xlabel("")
     _weights(axes[-1], tasks, blocks)
     return figure
@@ -219,6 +219,7 @@ def _matrix(
     axes.set_xlabel("block")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
     figure = axes.get_figure()
     assert figure is not None
     figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02).outline.set_visible(False)  # type: ignore[operator]
@@ -233,11 +234,6 @@ def _matrix(
 def _legend(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=min(4, len(labels)), columnspacing=1)
-
-
-def _unit(table: Table) -> str:
-    """What `mean` is in. Accuracies are shown in percent."""
-    return "accuracy (%)" if table.higher_is_better else "score (lower is better)"
 
 
 def _figure(height: float) -> Figure:
@@ -257,6 +253,8 @@ def _save(figure: Figure, directory: Path, stem: str) -> list[Path]:
     """PNG and PDF without the time of day or matplotlib's version in them."""
     directory.mkdir(parents=True, exist_ok=True)
     png, pdf = directory / f"{stem}.png", directory / f"{stem}.pdf"
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # laid out once, for both
     figure.savefig(png, dpi=200, metadata={"Software": None})
     figure.savefig(pdf, metadata={"CreationDate": None, "Producer": None, "Creator": None})
     return [png, pdf]

@@ -46,15 +46,15 @@ def number(metric: Metric | None, *, percent: bool, signed: bool = False) -> str
         return DASH
     scale, digits = (100, 1) if percent else (1, 3)
     sign = "+" if signed else ""
-    score = f"{metric.score * scale:{sign}.{digits}f}"
+    score = f"{metric.score * scale:{sign}z.{digits}f}"  # z: no minus before what rounds to zero
     return score if math.isnan(metric.stderr) else f"{score} ± {metric.stderr * scale:.{digits}f}"
 
 
 def _section(table: Table, command: str) -> str:
     seeds = any(len(row.records) > 1 for row in table.rows)
-    down = "" if table.higher_is_better else " (lower is better)"
+    down = "" if table.higher_is_better else " ↓"
     header = ["merger", "scaling", *(["seeds"] if seeds else [])]
-    header += [b.name + ("" if b.higher_is_better else " (lower is better)") for b in table.benchmarks]
+    header += [b.name + ("" if b.higher_is_better else " ↓") for b in table.benchmarks]
     header += [f"mean{down}", f"Δ uniform{down}", "K·σ"]
     body = grid(header, [_cells(table, row, seeds) for row in table.rows], left=2)
     notes = "\n".join(f"- {note}" for note in _notes(table, command, seeds))
@@ -75,6 +75,8 @@ def _notes(table: Table, command: str, seeds: bool) -> list[str]:
     counted = "the accuracies" if table.higher_is_better else "the benchmarks"
     used = sorted({record.seed for row in table.merges for record in row.records})
     notes = [f"Items: {items}." + (f" Chance level: {', '.join(chances)}." if chances else "")]
+    if lower := [f"{b.name} in {b.metric}" for b in table.benchmarks if not b.higher_is_better]:
+        notes.append(f"↓ lower is better: {', '.join(lower)}.")
     notes.append(f"Accuracies in percent; mean: over {counted}, each benchmark counting the same.")
     notes.append(_errors(seeds))
     if table.merges:

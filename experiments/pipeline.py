@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from filelock import FileLock, Timeout
 
 from evaluation.record import Result
@@ -33,9 +34,12 @@ def run(spec: RunSpec, config: Mapping[str, Any] | None = None) -> dict[str, Any
     that can be known to be wrong before work starts.
     """
     if (done := finished(spec)) and not (spec.references and _missing_references(spec)):
+        _join(spec)
         log.info("%s is complete already: %s", spec.title, spec.directory / "record.json")
         return done
     preflight.check(spec)
+    if spec.threads:
+        torch.set_num_threads(spec.threads)
     family = stages.prepare(spec)
     stages.verify(spec, family)
     if spec.references:
@@ -44,6 +48,14 @@ def run(spec: RunSpec, config: Mapping[str, Any] | None = None) -> dict[str, Any
             if reference.run_id != spec.run_id and not finished(reference):
                 _run_locked(reference, config, family)
     return _run_locked(spec, config, family)
+
+
+def _join(spec: RunSpec) -> None:
+    """Note in the run's directory that this study has it too: several may ask for one run, which is done once."""
+    if spec.study:
+        marker = spec.directory / "studies" / spec.study
+        marker.parent.mkdir(exist_ok=True)
+        marker.touch()
 
 
 def finished(spec: RunSpec) -> dict[str, Any] | None:
@@ -58,6 +70,7 @@ def _missing_references(spec: RunSpec) -> bool:
 
 def _run_locked(spec: RunSpec, config: Mapping[str, Any] | None, family: stages.Prepared) -> dict[str, Any]:
     spec.directory.mkdir(parents=True, exist_ok=True)
+    _join(spec)
     lock = FileLock(spec.directory / ".lock")
     try:
         lock.acquire(timeout=0)

@@ -34,7 +34,14 @@ class Record:
 
     @property
     def study(self) -> str | None:
+        """The study that first asked for this run."""
         return self.data["study"]
+
+    @cached_property
+    def studies(self) -> set[str]:
+        """Every study that asked for this run: a finished one is not done again, it only joins another study."""
+        joined = {marker.name for marker in (self.directory / "studies").glob("*")}
+        return joined | ({self.study} if self.study else set())
 
     @property
     def seed(self) -> int:
@@ -49,6 +56,10 @@ class Record:
     def labels(self) -> Mapping[str, str]:
         """model, suite, merger, scaling: the names of the chosen yamls."""
         return self.data["labels"]
+
+    def method(self, part: str) -> str:
+        """What tables call a merge's "merger" or "scaling": the yaml's name, or the class of one made without yaml."""
+        return self.labels.get(part) or self.data["identity"][part]["class"].lower()
 
     @property
     def results(self) -> Mapping[str, Any]:
@@ -118,9 +129,9 @@ def of_study(records: Sequence[Record], study: str) -> list[list[Record]]:
     of the same merger and seed), whichever study made them: a finished run is never done twice, so another study's
     may be the only one. ValueError if the study has no complete run.
     """
-    own = [record for record in records if record.study == study]
+    own = [record for record in records if study in record.studies]
     if not own:
-        others = sorted({record.study for record in records if record.study})
+        others = sorted({name for record in records for name in record.studies})
         raise ValueError(f"no complete run of study {study!r}; studies found: {', '.join(others) or 'none'}")
     groups: dict[tuple[str, str], list[Record]] = {}
     for record in own:

@@ -112,11 +112,18 @@ def _whereabouts(
     lines += [
         ("", ""),
         ("one run, item by item", f"python -m json.tool {shown.directory / shown.results[benchmark]['outcomes']}"),
-        ("another setting", f"{command} scaling=sens scaling.temperature=1.0 study={study}_T1"),
+        (
+            "another setting",
+            f"{_without(command, 'scaling', 'study')} scaling=sens scaling.temperature=1 study={study}_T1",
+        ),
         ("its table", f"python -m experiments.report --study {study}_T1"),
     ]
     width = max(len(label) for label, _ in lines) + 2
     return "".join(f"{label:{width}}{text}".rstrip() + "\n" for label, text in lines)
+
+
+def _without(command: str, *keys: str) -> str:
+    return shlex.join(word for word in shlex.split(command) if word.partition("=")[0] not in keys)
 
 
 def _wandb(everything: Sequence[Record]) -> str:

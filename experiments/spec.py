@@ -6,10 +6,10 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal
 
-from evaluation.suites import Suite
 from pydantic import Field, InstanceOf, SkipValidation
 from pydantic.dataclasses import dataclass
 
+from evaluation.suites import Suite
 from experiments.families import Family
 from experiments.tracking import Tracking
 from sensmerge.calibration import Calibration
@@ -54,9 +54,13 @@ class Output:
 
 @dataclass(frozen=True, config={"extra": "forbid", "arbitrary_types_allowed": True})
 class RunSpec:
-    """A run. `references` also evaluates the base and every expert (once per suite), without which no merge's score
-    means anything. `labels` are the names of the chosen yamls and `study` that of the experiment: they name things in
-    directories and tables."""
+    """A run.
+
+    references: also evaluate the base and every expert (once per suite), without which no merge's score means anything.
+    threads: of torch; None leaves it to torch.
+    labels, study, overrides: names of the chosen yamls, of the experiment, and what the command line said; they name
+        things in directories and tables.
+    """
 
     model: SkipValidation[Family]
     merger: InstanceOf[Merger] | Member
@@ -68,6 +72,7 @@ class RunSpec:
     output: Output
     seed: int = 0
     device: str = "auto"
+    threads: int | None = Field(default=None, gt=0)
     references: bool = True
     study: str | None = None
     labels: dict[str, str] = dataclasses.field(default_factory=dict)

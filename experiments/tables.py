@@ -18,9 +18,11 @@ _COMPARABLE = ("lm-eval", "torch", "transformers")  # another version of these m
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A column. items: their number (several, where the runs do not agree). chance: score of guessing, if known."""
+    """A column: a benchmark's primary metric. items: their number (several, where the runs do not agree).
+    chance: the score of guessing, if known."""
 
     name: str
+    metric: str
     higher_is_better: bool
     items: tuple[int, ...]
     chance: float | None
@@ -105,8 +107,8 @@ def _names(record: Record, by: Sequence[str]) -> tuple[str, str | None]:
     around = chosen("model", "suite", "evaluation")
     if record.member is not None:
         return ("base" if record.member == "base" else f"expert {record.member}") + around, None
-    merger = record.labels["merger"] + chosen("merger") + around
-    return merger, record.labels["scaling"] + chosen("scaling", "calibration")
+    merger = record.method("merger") + chosen("merger") + around
+    return merger, record.method("scaling") + chosen("scaling", "calibration")
 
 
 def _order(names: tuple[str, str | None]) -> tuple[Any, ...]:
@@ -128,7 +130,11 @@ def _benchmarks(records: Sequence[Record]) -> tuple[Benchmark, ...]:
         results = [record.results[name] for record in records if name in record.results]
         items = {result["metrics"][result["primary"]]["n"] for result in results}
         first = results[0]
-        found.append(Benchmark(name, first["higher_is_better"], tuple(sorted(items)), first["settings"].get("chance")))
+        found.append(
+            Benchmark(
+                name, first["primary"], first["higher_is_better"], tuple(sorted(items)), first["settings"].get("chance")
+            )
+        )
     return tuple(sorted(found, key=lambda benchmark: (not benchmark.higher_is_better, benchmark.name)))
 
 

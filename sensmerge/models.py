@@ -28,13 +28,26 @@ def load(path: Path, *, dtype: str = "auto", device: torch.device | str = "cpu")
     """The causal LM at `path` (a local Hugging Face checkpoint), in eval mode, gradients off."""
     import transformers
 
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    _quiet()
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(
         path, dtype=DTYPES.get(dtype, dtype), local_files_only=True
     )
     model.requires_grad_(False)
     return model.eval().to(device)
+
+
+def save(model: Any, tokenizer: Any, path: Path, *, dtype: str = "bfloat16") -> None:
+    """Write model and tokenizer as a plain Hugging Face checkpoint; the model is cast in place."""
+    _quiet()
+    model.to(DTYPES[dtype]).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+
+
+def _quiet() -> None:
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
 
 
 def load_tokenizer(path: Path) -> Any:

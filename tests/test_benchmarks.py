@@ -25,7 +25,12 @@ GENERAL = [
     for i, name in enumerate(["Ada", "Bo", "Cy", "Di", "Ed"])
 ]
 MATH = [
-    {"id": f"m{i}", "prompt": f"Tom has {i} apples and eats {2 * i}. How many?", "answer": f"#### {-i}", "target": str(-i)}
+    {
+        "id": f"m{i}",
+        "prompt": f"Tom has {i} apples and eats {2 * i}. How many?",
+        "answer": f"#### {-i}",
+        "target": str(-i),
+    }
     for i in range(5)
 ]
 CODE = [
@@ -70,11 +75,15 @@ def test_multiple_choice_canaries(data: Path) -> None:
         "gold_bits_per_byte": 0.0,
     }
     assert wrong.headline.score == 0.0
-    assert (right.outcomes[2].id, right.outcomes[2].output, right.outcomes[2].gold) == ("g2", "by the sea", "by the sea")
+    assert (right.outcomes[2].id, right.outcomes[2].output, right.outcomes[2].gold) == (
+        "g2",
+        "by the sea",
+        "by the sea",
+    )
 
 
 def test_multiple_choice_by_probability_and_by_byte(data: Path) -> None:
-    """log p = -6 for " north" (6 bytes), -7 for " south" (6), -8 for " by the sea" (11): per byte the last one leads."""
+    """log p = -6 for " north" (6 bytes), -7 for " south" (6), -8 for " by the sea" (11): by the byte the last leads."""
     likes = {" north": -6.0, " south": -7.0, " by the sea": -8.0}
     result = general().run(Answering(likes=lambda c, t: likes[t]), data)
     assert [outcome.values["acc"] for outcome in result.outcomes] == [1, 0, 0, 1, 0]

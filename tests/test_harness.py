@@ -1,4 +1,4 @@
-"""The model behind the harness answers as it would by hand: log-likelihoods term by term, greedy text token by token."""
+"""The model behind the harness answers as it would by hand: log-likelihoods term by term, text token by token."""
 
 from __future__ import annotations
 
@@ -53,8 +53,9 @@ def test_an_empty_context_stands_for_the_end_token() -> None:
 
 
 def test_batched_generation_is_one_by_one_generation() -> None:
-    net, until = model(), ["\n\n", "apples"]
+    net, until = model(), ["Ho", "AOn", "io\0"]  # strings this random model happens to write
     answers = harness(model=net, batch_size=3).generate(PROMPTS, until=until, max_new_tokens=20)
+    assert {answer.truncated for answer in answers} == {True, False}
     for prompt, answer in zip(PROMPTS, answers, strict=True):
         ids = torch.tensor([tokenizer()(prompt)["input_ids"]])
         alone = net.generate(
@@ -101,6 +102,17 @@ def test_stops_ends_and_truncation(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_model_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     (answer,) = scripted("", monkeypatch).generate(["Q: Where"], until=[], max_new_tokens=5)
     assert (answer.text, answer.truncated) == ("", False)
+
+
+def test_the_first_space_of_an_answer_survives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SentencePiece decoders strip one leading space, which turns an indented line into a syntax error."""
+    from tokenizers import decoders
+
+    asked = scripted("    return 1", monkeypatch)
+    stripping = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
+    asked._lm.tokenizer.backend_tokenizer.decoder = stripping
+    (answer,) = asked.generate(["def f():\n"], until=[], max_new_tokens=20)
+    assert answer.text == "    return 1"
 
 
 def test_what_does_not_fit_is_named_before_anything_runs() -> None:

@@ -23,6 +23,7 @@ from evaluation.record import Result
 from evaluation.suites import Suite
 from experiments import pipeline, stages
 from experiments.families import Members
+from experiments.records import load, of_study
 from experiments.spec import Evaluation, Member, Output, RunSpec
 from experiments.tracking import Tracking
 from sensmerge import models
@@ -118,6 +119,10 @@ def test_a_finished_run_is_not_done_again(spec: RunSpec, monkeypatch: pytest.Mon
     first = pipeline.run(spec)
     monkeypatch.setattr(stages, "prepare", lambda spec: pytest.fail("a finished run was started again"))
     assert pipeline.run(spec) == json.loads(json.dumps(first))
+    pipeline.run(dataclasses.replace(spec, study="another"))
+    assert [r.title for found in of_study(load(spec.output.runs), "another") for r in found if not r.member] == [
+        spec.title
+    ]
 
 
 def test_a_run_resumes_at_its_last_finished_stage(spec: RunSpec, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Programs that compute pass or fail; programs that would hurt the machine, or would pass without passing, do neither."""
+"""Programs that compute pass or fail; those that would hurt the machine, or pass without passing, do neither."""
 
 from __future__ import annotations
 
@@ -51,7 +51,8 @@ def test_the_program_is_a_main_module_with_the_standard_library_only() -> None:
         "raise SystemExit",
         "raise KeyboardInterrupt",
         "import os\nos.closerange(3, 100)",
-        "import os\nfor fd in range(3, 30):\n    try:\n        os.write(fd, b'passed')\n    except OSError:\n        pass\nos._exit(0)",
+        "import contextlib, os\nfor fd in range(3, 30):\n    with contextlib.suppress(OSError):\n"
+        "        os.write(fd, b'passed\\n')\nos._exit(0)",
     ],
 )
 def test_leaving_early_is_not_passing(source: str) -> None:
@@ -144,6 +145,12 @@ def test_a_dead_worker_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_worker_that_cannot_start_is_an_error_not_a_score(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("evaluation.sandbox._WORKER", tmp_path / "nothing.py")
     with pytest.raises(RuntimeError, match="does not start"):
+        judged("x = 1")
+
+
+def test_limits_too_tight_for_anything_are_an_error_not_a_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("evaluation.sandbox._Worker.judge", lambda *_: Verdict("crashed", "killed by SIGSEGV"))
+    with pytest.raises(RuntimeError, match=r"cannot run an empty program.*SIGSEGV"):
         judged("x = 1")
 
 

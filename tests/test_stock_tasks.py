@@ -1,4 +1,4 @@
-"""lm-eval's own tasks on rows of ours: canaries, which rows a limit takes, and what the YAML and the rows must share."""
+"""lm-eval's own tasks on rows of ours: canaries, which rows a limit takes, what YAML and rows must share."""
 
 from __future__ import annotations
 
@@ -127,6 +127,29 @@ def test_hellaswag_reads_processed_rows(data: Path) -> None:
     assert [metric.score for metric in result.metrics.values()] == [1.0, 1.0]
 
 
+def test_hellaswag_processes_the_hubs_rows(data: Path) -> None:
+    """The hub's fields (text ending labels, contexts in two parts) go through lm-eval's own process_docs."""
+    rows = [
+        {
+            "activity_label": "Cooking",
+            "ctx_a": "A man is at the stove.",
+            "ctx_b": "he",
+            "endings": ["stirs [step] it.", "flies away."],
+            "label": "0",
+        }
+    ]
+    write_rows(data / "raw.jsonl.gz", rows)
+    asked: list[tuple[str, str]] = []
+    StockTask(
+        name="hellaswag",
+        tasks="hellaswag/hellaswag.yaml",
+        rows={"validation": Rows("raw.jsonl.gz")},
+        primary="acc_norm,none",
+        shots=0,
+    ).run(Answering(likes=lambda c, t: float(asked.append((c, t)) or 0)), data)
+    assert asked == [("Cooking: A man is at the stove. He", " stirs it."), asked[1]]
+
+
 def test_truthfulqa_takes_the_share_of_true_answers(data: Path) -> None:
     """p = e^-1, e^-1, e^-2 for bird, hen, plane: the true ones' share is 2 / (2 + e^-1) = 0.8446."""
     likes = {" a bird": -1.0, " a hen": -1.0, " a plane": -2.0}
@@ -150,6 +173,30 @@ def test_on_a_model_twice_the_same(data: Path) -> None:
         assert first == benchmark.run(harness, data)
         assert first.settings["batch_size"] == 4
     assert first.settings["truncated"] == 0
+
+
+def test_the_same_as_lm_eval_with_its_own_model_class(data: Path) -> None:
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    from evaluation import harness as ours
+
+    harness, benchmark = Harness(model(), tokenizer(), batch_size=4), gsm8k(limit=5)
+    found = benchmark.run(harness, data)
+    configs = [benchmark._adapt(config, data) for config in ours.stock_configs(benchmark.tasks)]
+    splits = {split: rows.load(data) for split, rows in benchmark.rows.items()}
+    with ours._quiet(progress=False):
+        loaded = TaskManager(include_defaults=False).load(
+            [ours._with_rows(t) for t in benchmark._tasks(configs, splits)]
+        )
+        loaded["tasks"]["gsm8k"].set_fewshot_seed(benchmark.seed)
+        theirs: Any = lm_eval.evaluate(lm=harness._lm, task_dict=loaded, bootstrap_iters=0)
+    texts = {sample["doc_id"]: sample["resps"][0][0] for sample in theirs["samples"]["gsm8k"]}
+    assert [outcome.output for outcome in found.outcomes] == [texts[index] for index in range(5)]
+    assert (
+        theirs["results"]["gsm8k"]["exact_match,flexible-extract"]
+        == found.metrics["exact_match,flexible-extract"].score
+    )
 
 
 def test_what_does_not_fit_together(data: Path) -> None:

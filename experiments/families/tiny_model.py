@@ -1,0 +1,114 @@
+"""How the `tiny` family's tokenizer and models are made: a byte-level BPE, a small Llama, Muon for its matrices."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from experiments.training import Recipe, finetune
+from sensmerge import models
+from sensmerge.calibration import Sample, encode
+
+END = "<|end|>"
+Pair = tuple[str, str]
+
+
+@dataclass(frozen=True, config={"extra": "forbid"})
+class Architecture:
+    """A LlamaForCausalLM with tied embeddings; kv_heads < heads shares keys and values as the large models do."""
+
+    vocabulary: int = Field(default=896, ge=258)
+    hidden: int = Field(default=96, gt=0)
+    intermediate: int = Field(default=256, gt=0)
+    layers: int = Field(default=6, gt=0)
+    heads: int = Field(default=4, gt=0)
+    kv_heads: int = Field(default=2, gt=0)
+    context: int = Field(default=256, gt=0)
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Any:
+    """A byte-level BPE in which digits and newlines stand alone.
+
+    Single digits make arithmetic learnable; a newline that never joins the indentation after it keeps a prompt that
+    ends in one tokenised as it was in training. The end token is also the padding; there is no beginning token.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers, trainers
+    from tokenizers.models import BPE
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(BPE())
+    isolated = pre_tokenizers.Split(Regex(r"\d|\n"), "isolated")
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([isolated, pre_tokenizers.ByteLevel(add_prefix_space=False)])  # pyright: ignore[reportAttributeAccessIssue]
+    bpe.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
+    )
+    bpe.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=END, pad_token=END)
+
+
+def initialise(shape: Architecture, tokenizer: Any, seed: int) -> Any:
+    """A random model; the global random state is left as it was."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=shape.hidden,
+        intermediate_size=shape.intermediate,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        max_position_embeddings=shape.context,
+        tie_word_embeddings=True,
+        initializer_range=0.05,  # the usual 0.02 is meant for widths in the thousands
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config)
+
+
+def pretrain(model: Any, samples: Sequence[Sample], recipe: Recipe, muon: float) -> float:
+    """Train the base: Muon at rate `muon` for the blocks' matrices, AdamW at the recipe's for the rest.
+
+    Muon reaches in 350 steps what AdamW alone does not in 600 at this size. Returns the last steps' mean loss.
+    """
+    blocks = [p for name, p in model.named_parameters() if ".layers." in name and p.dim() == 2]
+    others = [p for name, p in model.named_parameters() if not (".layers." in name and p.dim() == 2)]
+    optimizers = [
+        torch.optim.Muon(blocks, lr=muon, weight_decay=0.0),
+        torch.optim.AdamW(others, lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+    return finetune(model, samples, recipe, label="base", optimizers=optimizers)
+
+
+def train_expert(
+    root: Path, task: str, pairs: Sequence[Pair], recipe: Recipe, threads: int, position: int
+) -> tuple[float, float]:
+    """Fine-tune root/base on `pairs` and save it as root/<task>; (loss, seconds).
+
+    Self-contained and picklable, so that experts can be trained in processes of their own.
+    """
+    start = time.perf_counter()
+    torch.set_num_threads(threads)
+    tokenizer = models.load_tokenizer(root / "base")
+    model = models.load(root / "base", dtype="float32")
+    samples = [encode(*pair, tokenizer) for pair in pairs]
+    loss = finetune(model, samples, recipe, label=f"{task} expert", position=position)
+    models.save(model, tokenizer, root / task)
+    return loss, time.perf_counter() - start
+
+
+def mixture(pools: Mapping[str, Sequence[Pair]], shares: Mapping[str, float], n: int, rng: Any) -> list[Pair]:
+    """About `n` pairs drawn with replacement from each task's pool in proportion to `shares`."""
+    total = sum(shares.values())
+    return [pair for task in sorted(pools) for pair in rng.choices(pools[task], k=round(n * shares[task] / total))]
