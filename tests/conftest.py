@@ -15,6 +15,9 @@ from typing import Any
 import pytest
 import torch
 
+from experiments import training
+from sensmerge.checkpoint import Reader
+
 
 def llama(
     seed: int = 0, *, tied: bool = True, dtype: torch.dtype = torch.float32, scale: float = 1.0, **overrides: Any
@@ -55,3 +58,21 @@ def family(tmp_path: Path) -> dict[str, Path]:
         model.save_pretrained(tmp_path / name)
         paths[name] = tmp_path / name
     return paths
+
+
+def killed_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """Make the next fine-tuning die before step number `steps`."""
+    calls = iter(range(steps))
+
+    def pad(batch: Any) -> Any:
+        if next(calls, None) is None:
+            raise KeyboardInterrupt
+        return original(batch)
+
+    original = training.pad
+    monkeypatch.setattr(training, "pad", pad)
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    with Reader(path) as reader:
+        return {name: reader.tensor(name) for name in reader.names}
