@@ -114,10 +114,8 @@ def test_a_tracked_run_with_a_checkpoint_and_its_report(tmp_path: Path) -> None:
     for said in (b"tiny_general/acc", b"coefficients_heatmap", b"K*sigma"):
         assert said in content, said
     assert "W&B did not" not in out
-    report = subprocess.run(
-        [sys.executable, "-m", "experiments.report", "--study", "demo", f"--runs={tmp_path / 'runs'}", f"--out={tmp_path}"],
-        cwd=ROOT, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    words = ["-m", "experiments.report", "--study=demo", f"--runs={tmp_path / 'runs'}", f"--out={tmp_path}"]
+    report = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert report.returncode == 0, report.stderr
     table = (tmp_path / "demo" / "table.md").read_text()
     for row in ("base", "expert math", "task_arithmetic"):
