@@ -79,11 +79,14 @@ def checkpoint_digest(path: Path, store: Store) -> str:
 
 
 def data_digests(spec: Any, data_dir: Path | None) -> dict[str, str]:
-    """What every `Rows` found anywhere inside `spec` reads: sha256 of a local file, or the hub source's name."""
+    """What every `Rows` found anywhere inside `spec` reads: sha256 of a local file ("missing" if it is not there), or
+    the hub source's name."""
     found: dict[str, str] = {}
     for rows in _rows(spec):
         if data_dir is None:
             found[rows.file] = f"hub:{rows.hub}/{rows.config}/{rows.split}"
+        elif not (data_dir / rows.file).is_file():
+            found[rows.file] = "missing"
         else:
             with (data_dir / rows.file).open("rb") as content:
                 found[rows.file] = hashlib.file_digest(content, "sha256").hexdigest()

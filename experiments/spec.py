@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from pydantic.dataclasses import dataclass
 
 from evaluation.suites import Suite
 from experiments.families import Family
+from experiments.provenance import data_digests
 from experiments.tracking import Tracking
 from sensmerge.calibration import Calibration
 from sensmerge.coefficients import Rule
@@ -80,20 +82,22 @@ class RunSpec:
 
     def identity(self) -> dict[str, Any]:
         """What determines the numbers, and nothing else: a rule that looks at no data does not depend on calibration,
-        and a member of the family depends on no seed."""
+        and a member of the family depends on no seed. Local data count by their content, not by where they lie."""
         parts: dict[str, Any] = {
             "model": self.model,
             "merger": self.merger,
             "suite": self.suite,
             "evaluation": self.evaluation,
         }
+        if not self.model.brings_data:
+            parts["data"] = data_digests([self.model, self.suite], self.output.data)
         if isinstance(self.merger, Merger):
             parts |= {"seed": self.seed, "scaling": self.scaling}
             if self.scaling.needs:
                 parts["calibration"] = self.calibration
         return describe(parts)
 
-    @property
+    @cached_property
     def run_id(self) -> str:
         """Twelve hexadecimal digits of the identity: names the run directory and the W&B run."""
         return digest(self.identity())[:12]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -136,6 +137,15 @@ def test_a_run_resumes_at_its_last_finished_stage(spec: RunSpec, monkeypatch: py
     assert stable(resumed) == stable(undisturbed)
     # Calibration was kept: each reference is loaded once to be evaluated, then the base as the merge's shell.
     assert sorted(loads) == ["base", "base", "code", "general", "math"]
+
+
+def test_changed_data_make_another_run(spec: RunSpec, root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root / "data", tmp_path / "data")
+    moved = dataclasses.replace(spec, output=dataclasses.replace(spec.output, data=tmp_path / "data"))
+    assert moved.run_id == spec.run_id, "where data lie is no part of a run"
+    with (tmp_path / "data" / "choice.jsonl").open("a") as file:
+        file.write('\n{"id": "q12", "question": "w1", "choices": ["w1", "w2", "w3", "w4"], "gold": 0}')
+    assert moved.run_id != spec.run_id
 
 
 def test_a_failing_benchmark_leaves_a_trace_and_no_record(spec: RunSpec, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from evaluation.sandbox import Limits, Program, execute
 from experiments.families import tiny_world
+from sensmerge.store import digest
 
 SIZES = {"test": 420, "validation": 100, "calibration": 120}
 GENERAL = tiny_world.general(0, SIZES)
@@ -22,6 +23,11 @@ def test_sizes_and_seeds() -> None:
     assert tiny_world.general(1, SIZES) != GENERAL
     assert tiny_world.math(1, SIZES) != tiny_world.math(0, SIZES)
     assert tiny_world.code(1, SIZES) != tiny_world.code(0, SIZES)
+
+
+def test_a_changed_world_has_a_new_version() -> None:
+    """Results are kept under the version: if this fails, raise tiny_world.VERSION and put the new digest here."""
+    assert (tiny_world.VERSION, digest([GENERAL, MATH, CODE])[:16]) == (2, "ec01ec8e4565729e")
 
 
 def test_no_question_is_in_two_splits() -> None:

@@ -63,6 +63,7 @@ class Tiny:
         unequal because general facts and code are learnt faster than arithmetic.
     experts: fine-tuning of each task's expert, on its own task and a share `rehearsal` of the other two.
     threads: per training process; floating-point sums, and so the weights, depend on it.
+    world: version of the data that `tiny_world` makes; only the present one can be made.
     """
 
     base: Recipe
@@ -73,19 +74,21 @@ class Tiny:
     muon: float = Field(default=0.01, gt=0)
     rehearsal: float = Field(default=0.1, ge=0, lt=1)
     threads: int = Field(default=1, gt=0)
+    world: int = tiny_world.VERSION
     architecture: Architecture = Field(default_factory=Architecture)
     sizes: Sizes = Field(default_factory=Sizes)
     calibration: dict[str, Pairs] = Field(default_factory=_calibration)
     brings_data: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        if self.world != tiny_world.VERSION:
+            raise ValueError(f"model.world={self.world}: this version of the code makes world {tiny_world.VERSION}")
         for option, given in (("experts", self.experts), ("base_shares", self.base_shares)):
             if sorted(given) != sorted(TASKS):
                 raise ValueError(f"model.{option} has {sorted(given)}; the tiny family's tasks are {list(TASKS)}")
 
     def directory(self, cache: Path) -> Path:
-        key = {"family": self, "world": tiny_world.WORLD_VERSION}
-        return cache / "families" / f"{self.name}-{digest(key)[:12]}"
+        return cache / "families" / f"{self.name}-{digest(self)[:12]}"
 
     def problems(self, cache: Path, data: Path | None) -> list[str]:
         return []
