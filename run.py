@@ -10,6 +10,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 
@@ -18,6 +19,8 @@ def main(config: DictConfig) -> float:
     from experiments import pipeline  # torch and transformers load only once there is something to run
 
     hydra_config = HydraConfig.get()
+    if hydra_config.mode == RunMode.RUN and hydra_config.sweeper.get("params"):
+        raise ValueError("this experiment is a sweep: run it with -m, as in `python run.py -m experiment=...`")
     choices = hydra_config.runtime.choices
     labels = {key: str(choices[key]) for key in ("model", "merger", "scaling", "suite")}
     spec = hydra.utils.instantiate(config, labels=labels, overrides=list(hydra_config.overrides.task), _convert_="all")

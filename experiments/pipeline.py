@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 
 from evaluation.record import Result
 from experiments import preflight, provenance, stages
+from experiments.prepare import Prepared, prepare, verify
 from experiments.spec import Member, RunSpec
 from experiments.tracking import Tracker
 from sensmerge.store import write_json
@@ -33,20 +34,17 @@ def run(spec: RunSpec, config: Mapping[str, Any] | None = None) -> dict[str, Any
     A finished run is returned as it is. A run that another process is at is waited for. ValueError lists everything
     that can be known to be wrong before work starts.
     """
-    if (done := finished(spec)) and not (spec.references and _missing_references(spec)):
-        _join(spec)
-        log.info("%s is complete already: %s", spec.title, spec.directory / "record.json")
-        return done
     preflight.check(spec)
     if spec.threads:
         torch.set_num_threads(spec.threads)
-    family = stages.prepare(spec)
-    stages.verify(spec, family)
-    if spec.references:
-        for member in ["base", *sorted(spec.model.calibration)]:
-            reference = spec.reference(member)
-            if reference.run_id != spec.run_id and not finished(reference):
-                _run_locked(reference, config, family)
+    family = prepare(spec)
+    wanted = [spec.reference(member) for member in ["base", *family.tasks]] if spec.references else []
+    unfinished = [one for one in [*wanted, spec] if not finished(one, family)]
+    if unfinished:
+        verify(spec, family)
+    for reference in unfinished:
+        if reference.run_id != spec.run_id:
+            _run_locked(reference, None, family)
     return _run_locked(spec, config, family)
 
 
@@ -58,17 +56,24 @@ def _join(spec: RunSpec) -> None:
         marker.touch()
 
 
-def finished(spec: RunSpec) -> dict[str, Any] | None:
-    """The record of a completed run, or None."""
+def finished(spec: RunSpec, family: Prepared) -> dict[str, Any] | None:
+    """The record of a completed run, or None. ValueError if it was made from other weights than the family's.
+
+    A run is named by its settings; where those name a path or a branch, the weights behind them can change.
+    """
     path = spec.directory / "record.json"
-    return json.loads(path.read_text()) if path.is_file() else None
+    if not path.is_file():
+        return None
+    record = json.loads(path.read_text())
+    if [record["digests"][part] for part in ("base", "experts")] != [family.base_digest, family.expert_digests]:
+        raise ValueError(
+            f"{path} was made from other weights than family {spec.model.name!r} has now; remove {spec.directory} to "
+            f"run it again, or give the changed family another model.name"
+        )
+    return record
 
 
-def _missing_references(spec: RunSpec) -> bool:
-    return any(not finished(spec.reference(member)) for member in ["base", *spec.model.calibration])
-
-
-def _run_locked(spec: RunSpec, config: Mapping[str, Any] | None, family: stages.Prepared) -> dict[str, Any]:
+def _run_locked(spec: RunSpec, config: Mapping[str, Any] | None, family: Prepared) -> dict[str, Any]:
     spec.directory.mkdir(parents=True, exist_ok=True)
     _join(spec)
     lock = FileLock(spec.directory / ".lock")
@@ -78,8 +83,11 @@ def _run_locked(spec: RunSpec, config: Mapping[str, Any] | None, family: stages.
         log.info("%s is being run by another process; waiting for it", spec.title)
         lock.acquire()
     try:
-        if done := finished(spec):
+        if done := finished(spec, family):
             log.info("%s is complete already: %s", spec.title, spec.directory / "record.json")
+            if spec.output.checkpoint and not isinstance(spec.merger, Member):
+                subject = stages.merge_recipe(spec, family, stages.calibrate(spec, family))
+                stages.write_checkpoint(spec, family, subject)
             return done
         with _log_file(spec.directory / "run.log"), _failure_report(spec.directory / "error.txt"):
             return _execute(spec, config, family)
@@ -87,7 +95,7 @@ def _run_locked(spec: RunSpec, config: Mapping[str, Any] | None, family: stages.
         lock.release()
 
 
-def _execute(spec: RunSpec, config: Mapping[str, Any] | None, family: stages.Prepared) -> dict[str, Any]:
+def _execute(spec: RunSpec, config: Mapping[str, Any] | None, family: Prepared) -> dict[str, Any]:
     log.info("run %s (%s)", spec.title, spec.run_id)
     clock = Clock()
     with Tracker(spec.tracking, spec, config) as tracker:
@@ -102,8 +110,8 @@ def _execute(spec: RunSpec, config: Mapping[str, Any] | None, family: stages.Pre
         if spec.output.checkpoint and not isinstance(spec.merger, Member):
             clock("write", lambda: stages.write_checkpoint(spec, family, subject))
         record = _record(spec, config, family, calibrated, subject, results, clock)
+        tracker.publish(record, results)  # before the record: a run killed in between is published again, not never
         write_json(spec.directory / "record.json", record)
-        tracker.publish(record, results)
     log.info(
         "  done in %.1f s: %s -> %s",
         sum(clock.seconds.values()),
@@ -116,7 +124,7 @@ def _execute(spec: RunSpec, config: Mapping[str, Any] | None, family: stages.Pre
 def _record(
     spec: RunSpec,
     config: Mapping[str, Any] | None,
-    family: stages.Prepared,
+    family: Prepared,
     calibrated: stages.Calibrated | None,
     subject: stages.Subject,
     results: Mapping[str, Result],
@@ -135,7 +143,13 @@ def _record(
         "identity": spec.identity(),
         "config": dict(config or {}),
         "overrides": list(spec.overrides),
-        "digests": {"subject": subject.digest, "base": family.base_digest, "experts": family.expert_digests},
+        "digests": {
+            "subject": subject.digest,
+            "base": family.base_digest,
+            "experts": family.expert_digests,
+            "samples": {} if calibrated is None else calibrated.samples,
+            "data": provenance.data_digests(spec.suite, family.data),
+        },
         "coefficients": None if calibrated is None else calibrated.to_json(),
         "results": {
             name: {
@@ -151,7 +165,7 @@ def _record(
         "versions": provenance.versions(),
         "measured": {
             "seconds": clock.seconds,
-            "peak_memory_mb": provenance.peak_memory_mb(),
+            "peak_memory_mb": provenance.peak_memory_mb(),  # of the process, so of all its runs so far
             "machine": provenance.machine(),
             "git": provenance.git_state(),
             "argv": sys.argv,

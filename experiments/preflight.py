@@ -60,7 +60,7 @@ def _data(spec: RunSpec, data: Path | None) -> list[str]:
 def _places(spec: RunSpec) -> list[str]:
     found = []
     for option, path in (("output.runs", spec.output.runs), ("output.cache", spec.output.cache)):
-        parent = _existing(path)
+        parent = nearest(path)
         if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
             found.append(f"{option}={path}: cannot write below {parent}; choose another directory")
         elif (free := shutil.disk_usage(parent).free) < _SPARE:
@@ -68,7 +68,7 @@ def _places(spec: RunSpec) -> list[str]:
     return found
 
 
-def _existing(path: Path) -> Path:
+def nearest(path: Path) -> Path:
     """The nearest ancestor (or `path` itself) that exists."""
     path = path.absolute()
     while not path.exists():

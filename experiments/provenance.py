@@ -28,14 +28,15 @@ _PACKAGES = (
     "hydra-core",
     "wandb",
     "numpy",
+    "datasets",
 )
 _ROOT = Path(__file__).resolve().parent.parent
 
 
-def versions() -> dict[str, str]:
-    """Python's version and those of the packages that can move a number."""
+def versions(*names: str) -> dict[str, str]:
+    """Python's version and those of the named packages; of all that a record should name, if none is named."""
     found = {"python": platform.python_version()}
-    for name in _PACKAGES:
+    for name in names or _PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

@@ -170,11 +170,11 @@ def _with_comparisons(group: Sequence[Record], records: Sequence[Record]) -> lis
 
 
 def _setting(record: Record) -> str:
-    return record.same("model", "suite", "evaluation")
+    return record.same("model", "suite", "evaluation", "device", "suite_data")
 
 
 def _pairing(record: Record) -> str:
-    return record.same("model", "suite", "evaluation", "merger", "seed")
+    return record.same("model", "suite", "evaluation", "device", "suite_data", "merger", "seed")
 
 
 def _flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -14,6 +14,7 @@ from evaluation.suites import Suite
 from experiments.families import Family
 from experiments.provenance import data_digests
 from experiments.tracking import Tracking
+from sensmerge import models
 from sensmerge.calibration import Calibration
 from sensmerge.coefficients import Rule
 from sensmerge.mergers import Merger
@@ -82,19 +83,23 @@ class RunSpec:
 
     def identity(self) -> dict[str, Any]:
         """What determines the numbers, and nothing else: a rule that looks at no data does not depend on calibration,
-        and a member of the family depends on no seed. Local data count by their content, not by where they lie."""
+        and a member of the family depends on no seed. Local data count by their content, not by where they lie; the
+        kind of device counts because "auto" dtypes and sums depend on it."""
         parts: dict[str, Any] = {
             "model": self.model,
             "merger": self.merger,
             "suite": self.suite,
             "evaluation": self.evaluation,
         }
+        parts["device"] = models.device_kind(self.device)
         if not self.model.brings_data:
-            parts["data"] = data_digests([self.model, self.suite], self.output.data)
+            parts["suite_data"] = data_digests(self.suite, self.output.data)
         if isinstance(self.merger, Merger):
             parts |= {"seed": self.seed, "scaling": self.scaling}
             if self.scaling.needs:
                 parts["calibration"] = self.calibration
+                if not self.model.brings_data:
+                    parts["calibration_data"] = data_digests(dict(self.model.calibration), self.output.data)
         return describe(parts)
 
     @cached_property
@@ -119,4 +124,4 @@ class RunSpec:
     def reference(self, member: str) -> RunSpec:
         """The run that evaluates one member of the same family on the same suite."""
         labels = {**self.labels, "merger": "member", "scaling": member}
-        return dataclasses.replace(self, merger=Member(member), references=False, labels=labels)
+        return dataclasses.replace(self, merger=Member(member), seed=0, references=False, labels=labels, overrides=())

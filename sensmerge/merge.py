@@ -36,6 +36,16 @@ def check_compatible(base: Reader, experts: Mapping[str, Reader]) -> None:
         )
 
 
+def check_architecture(parameters: set[str], base: Reader) -> None:
+    """Raise ValueError if the model calls its tensors otherwise than the checkpoint: no result could find its place."""
+    strange = [name for name in base.names if name not in parameters]
+    if strange:
+        raise ValueError(
+            f"{base.path} stores {strange[:3]}, which the model that transformers makes of it does not have (it has "
+            f"{sorted(parameters)[:3]}, ...): load it once with from_pretrained and save it with save_pretrained"
+        )
+
+
 @torch.inference_mode()
 def merged(
     base: Reader,

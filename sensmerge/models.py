@@ -24,6 +24,11 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+def device_kind(name: str) -> str:
+    """The type of the device that `name` stands for ("auto": as resolved here), for one that is absent too."""
+    return name.split(":")[0] if name != "auto" else resolve_device(name).type
+
+
 def load(path: Path, *, dtype: str = "auto", device: torch.device | str = "cpu") -> Any:
     """The causal LM at `path` (a local Hugging Face checkpoint), in eval mode, gradients off."""
     import transformers
@@ -54,6 +59,16 @@ def load_tokenizer(path: Path) -> Any:
     import transformers
 
     return transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
+
+
+def parameter_names(path: Path) -> set[str]:
+    """Names of the tensors that the architecture of the checkpoint at `path` has; no weight is read or allocated."""
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
+    with torch.device("meta"):
+        model: Any = transformers.AutoModelForCausalLM.from_config(config)
+    return set(model.state_dict())
 
 
 def context_length(path: Path) -> int | None:

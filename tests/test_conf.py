@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from experiments.spec import Member, RunSpec
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
+NOT_CHOSEN_AT_THE_TOP = {"benchmark", "source", "hydra"}
 GROUPS = (
     "model",
     "merger",
@@ -44,7 +45,8 @@ def build(*overrides: str) -> RunSpec:
 
 
 def test_every_group_has_a_choice() -> None:
-    assert {group for group, _ in CHOICES} == set(GROUPS)
+    folders = {path.name for path in CONF.iterdir() if path.is_dir()} - NOT_CHOSEN_AT_THE_TOP
+    assert folders == set(GROUPS) == {group for group, _ in CHOICES}
 
 
 @pytest.mark.parametrize(("group", "name"), CHOICES)

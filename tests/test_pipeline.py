@@ -24,6 +24,7 @@ from evaluation.record import Result
 from evaluation.suites import Suite
 from experiments import pipeline, stages
 from experiments.families import Members
+from experiments.prepare import prepare
 from experiments.records import load, of_study
 from experiments.spec import Evaluation, Member, Output, RunSpec
 from experiments.tracking import Tracking
@@ -118,7 +119,7 @@ def test_a_run_and_its_references(spec: RunSpec) -> None:
 
 def test_a_finished_run_is_not_done_again(spec: RunSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     first = pipeline.run(spec)
-    monkeypatch.setattr(stages, "prepare", lambda spec: pytest.fail("a finished run was started again"))
+    monkeypatch.setattr(models, "load", lambda *_, **__: pytest.fail("a finished run was started again"))
     assert pipeline.run(spec) == json.loads(json.dumps(first))
     pipeline.run(dataclasses.replace(spec, study="another"))
     assert [r.title for found in of_study(load(spec.output.runs), "another") for r in found if not r.member] == [
@@ -139,13 +140,47 @@ def test_a_run_resumes_at_its_last_finished_stage(spec: RunSpec, monkeypatch: py
     assert sorted(loads) == ["base", "base", "code", "general", "math"]
 
 
+def test_a_checkpoint_asked_for_later_is_written_for_a_finished_run(spec: RunSpec) -> None:
+    record = pipeline.run(dataclasses.replace(spec, references=False))
+    later = dataclasses.replace(spec, references=False, output=dataclasses.replace(spec.output, checkpoint=True))
+    assert pipeline.run(later) == json.loads(json.dumps(record))
+    assert (spec.directory / "checkpoint" / "model.safetensors").is_file()
+
+
+def test_changed_weights_under_a_finished_run_are_an_error(spec: RunSpec, root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root, tmp_path / "family")
+    spec = dataclasses.replace(spec, model=dataclasses.replace(spec.model, root=tmp_path / "family"))
+    pipeline.run(spec)
+    shutil.copytree(root / "math", tmp_path / "family" / "code", dirs_exist_ok=True)
+    with pytest.raises(ValueError, match="made from other weights"):
+        pipeline.run(spec)
+
+
+def test_names_the_model_does_not_have_are_refused_before_calibration(
+    spec: RunSpec, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(root, tmp_path / "family")
+    for name in ("base", "code", "general", "math"):
+        file = tmp_path / "family" / name / "model.safetensors"
+        save_file({f"x.{key}": tensor for key, tensor in load_file(file).items()}, file)
+    monkeypatch.setattr(models, "load", lambda *_, **__: pytest.fail("a model was loaded"))
+    with pytest.raises(ValueError, match=r"stores \['x\.model"):
+        pipeline.run(dataclasses.replace(spec, model=dataclasses.replace(spec.model, root=tmp_path / "family")))
+
+
 def test_changed_data_make_another_run(spec: RunSpec, root: Path, tmp_path: Path) -> None:
     shutil.copytree(root / "data", tmp_path / "data")
     moved = dataclasses.replace(spec, output=dataclasses.replace(spec.output, data=tmp_path / "data"))
     assert moved.run_id == spec.run_id, "where data lie is no part of a run"
     with (tmp_path / "data" / "choice.jsonl").open("a") as file:
         file.write('\n{"id": "q12", "question": "w1", "choices": ["w1", "w2", "w3", "w4"], "gold": 0}')
-    assert moved.run_id != spec.run_id
+    assert dataclasses.replace(moved).run_id != spec.run_id
+    reference = dataclasses.replace(moved).reference("base")
+    with (tmp_path / "data" / "pairs.jsonl").open("a") as file:
+        file.write('\n{"prompt": "w1", "answer": "w2"}')
+    assert dataclasses.replace(moved).reference("base").run_id == reference.run_id, "no calibration, no dependence"
 
 
 def test_a_failing_benchmark_leaves_a_trace_and_no_record(spec: RunSpec, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,7 +219,7 @@ def test_checkpoint_on_disk_answers_like_the_model_in_memory(spec: RunSpec) -> N
     spec = dataclasses.replace(spec, references=False, output=dataclasses.replace(spec.output, checkpoint=True))
     pipeline.run(spec)
     written = models.load(spec.directory / "checkpoint", dtype="float32")
-    family = stages.prepare(spec)
+    family = prepare(spec)
     resident = stages._harness(spec, family, stages.merge_recipe(spec, family, stages.calibrate(spec, family)))._model
     ids = torch.arange(10)[None]
     assert torch.equal(written(input_ids=ids).logits, resident(input_ids=ids).logits)

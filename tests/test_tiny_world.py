@@ -105,4 +105,6 @@ def test_asking_for_more_than_the_world_holds_is_an_error() -> None:
     with pytest.raises(ValueError, match="the world holds"):
         tiny_world.general(0, {"test": 10_000})
     with pytest.raises(ValueError, match="the world holds"):
+        tiny_world.math(0, {"test": 9_000})
+    with pytest.raises(ValueError, match="the world holds"):
         tiny_world.code(0, {"test": 10_000})

@@ -83,6 +83,8 @@ class Tiny:
     def __post_init__(self) -> None:
         if self.world != tiny_world.VERSION:
             raise ValueError(f"model.world={self.world}: this version of the code makes world {tiny_world.VERSION}")
+        if any(recipe.save_every for recipe in (self.base, *self.experts.values())):
+            raise ValueError("save_every is not for the tiny family: it is built whole, in two minutes")
         for option, given in (("experts", self.experts), ("base_shares", self.base_shares)):
             if sorted(given) != sorted(TASKS):
                 raise ValueError(f"model.{option} has {sorted(given)}; the tiny family's tasks are {list(TASKS)}")

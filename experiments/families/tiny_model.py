@@ -85,8 +85,8 @@ def pretrain(model: Any, samples: Sequence[Sample], recipe: Recipe, muon: float)
     blocks = [p for name, p in model.named_parameters() if ".layers." in name and p.dim() == 2]
     others = [p for name, p in model.named_parameters() if not (".layers." in name and p.dim() == 2)]
     optimizers = [
-        torch.optim.Muon(blocks, lr=muon, weight_decay=0.0),
-        torch.optim.AdamW(others, lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.0),
+        torch.optim.Muon(blocks, lr=muon, weight_decay=recipe.weight_decay),
+        torch.optim.AdamW(others, lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=recipe.weight_decay),
     ]
     return finetune(model, samples, recipe, label="base", optimizers=optimizers)
 
