@@ -34,6 +34,7 @@ def run(spec: RunSpec, config: Mapping[str, Any] | None = None) -> dict[str, Any
     A finished run is returned as it is. A run that another process is at is waited for. ValueError lists everything
     that can be known to be wrong before work starts.
     """
+    provenance.git_state()
     preflight.check(spec)
     if spec.threads:
         torch.set_num_threads(spec.threads)

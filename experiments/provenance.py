@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import os
@@ -44,8 +45,12 @@ def versions(*names: str) -> dict[str, str]:
     return found
 
 
+@functools.cache
 def git_state() -> dict[str, Any]:
-    """Commit of the source tree and whether it has uncommitted changes; nulls outside a checkout."""
+    """Commit of the source tree and whether it has uncommitted changes; nulls outside a checkout.
+
+    Asked once, when a process begins: that is the code it runs, whatever is committed meanwhile.
+    """
 
     def ask(*words: str) -> str | None:
         try:
