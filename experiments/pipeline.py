@@ -20,7 +20,7 @@ from evaluation.record import Result
 from experiments import preflight, provenance, stages
 from experiments.prepare import Prepared, prepare, verify
 from experiments.spec import Member, RunSpec
-from experiments.tracking import Tracker
+from experiments.tracking import Identity, Tracker
 from sensmerge.store import write_json
 
 log = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ def _run_locked(spec: RunSpec, config: Mapping[str, Any] | None, family: Prepare
 def _execute(spec: RunSpec, config: Mapping[str, Any] | None, family: Prepared) -> dict[str, Any]:
     log.info("run %s (%s)", spec.title, spec.run_id)
     clock = Clock()
-    with Tracker(spec.tracking, spec, config) as tracker:
+    with Tracker(spec.tracking, _mirror(spec), config or spec.identity()) as tracker:
         if isinstance(spec.merger, Member):
             calibrated, subject = None, stages.member(family, spec.merger)
         else:
@@ -120,6 +120,12 @@ def _execute(spec: RunSpec, config: Mapping[str, Any] | None, family: Prepared) 
         spec.directory / "record.json",
     )
     return record
+
+
+def _mirror(spec: RunSpec) -> Identity:
+    tags = tuple(f"{key}={spec.labels[key]}" for key in ("model", "merger", "scaling") if key in spec.labels)
+    kind = "reference" if isinstance(spec.merger, Member) else "merge"
+    return Identity(spec.run_id, spec.title, spec.study, kind, tags)
 
 
 def _record(

@@ -6,15 +6,12 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 from urllib.parse import urlparse
 
 from pydantic.dataclasses import dataclass
 
 from evaluation.record import Result
-
-if TYPE_CHECKING:
-    from experiments.spec import RunSpec
 
 log = logging.getLogger(__name__)
 
@@ -51,11 +48,25 @@ def _logged_in() -> bool:
         return False
 
 
-class Tracker:
-    """One W&B run for one run of ours, under the same id, so that a resumed run is the same W&B run."""
+@dataclass(frozen=True)
+class Identity:
+    """What a W&B run is called: the id and name of the run it mirrors, its study as group, labels as tags."""
 
-    def __init__(self, tracking: Tracking, spec: RunSpec, config: Mapping[str, Any] | None) -> None:
-        self._tracking, self._spec, self._config = tracking, spec, config
+    id: str
+    name: str
+    group: str | None
+    job_type: str
+    tags: tuple[str, ...]
+
+
+class Tracker:
+    """One W&B run for one run of ours, under the same id, so that a resumed run is the same W&B run.
+
+    config: what W&B shows as the run's configuration, plain JSON data.
+    """
+
+    def __init__(self, tracking: Tracking, identity: Identity, config: Mapping[str, Any]) -> None:
+        self._tracking, self._identity, self._config = tracking, identity, config
         self._run: Any = None
 
     def __enter__(self) -> Tracker:
@@ -74,21 +85,21 @@ class Tracker:
     def _start(self, mode: Literal["online", "offline"]) -> Any:
         import wandb
 
-        spec, tracking = self._spec, self._tracking
+        identity, tracking = self._identity, self._tracking
         directory = tracking.directory.absolute()
         directory.mkdir(parents=True, exist_ok=True)
         return wandb.init(
             mode=mode,
             project=tracking.project,
             entity=tracking.entity,
-            group=tracking.group or spec.study,
-            job_type="reference" if spec.labels.get("merger") == "member" else "merge",
-            id=spec.run_id,
-            name=spec.title,
+            group=tracking.group or identity.group,
+            job_type=identity.job_type,
+            id=identity.id,
+            name=identity.name,
             resume="allow" if mode == "online" else None,
             dir=directory,
-            config=dict(self._config or spec.identity()),
-            tags=[f"{key}={value}" for key, value in spec.labels.items() if key in ("model", "merger", "scaling")],
+            config=dict(self._config),
+            tags=identity.tags,
             settings=wandb.Settings(silent=True, console="off", x_disable_stats=True, x_disable_meta=True),
         )
 
@@ -99,7 +110,7 @@ class Tracker:
         try:
             self._publish(record, results)
         except Exception as error:
-            log.warning("W&B did not take this run's results, they are in %s: %s", self._spec.directory, error)
+            log.warning("W&B did not take the results of %s; they are in its directory: %s", self._identity.name, error)
 
     def _publish(self, record: Mapping[str, Any], results: Mapping[str, Result]) -> None:
         import wandb
