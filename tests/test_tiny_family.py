@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import multiprocessing
+import os
+import signal
+import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,6 +18,7 @@ from hydra.utils import instantiate
 from experiments.families import tiny_model
 from experiments.families.tiny import TASKS, Sizes, Tiny
 from sensmerge import checkpoint, models
+from sensmerge.store import describe
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
@@ -57,6 +63,46 @@ def test_digits_and_newlines_are_tokens_of_their_own() -> None:
     assert tokenizer(prompt)["input_ids"] + tokenizer(answer)["input_ids"] == tokenizer(prompt + answer)["input_ids"]
 
 
+def test_what_stands_in_the_way_is_said_before_building(tmp_path: Path) -> None:
+    family = miniature()
+    assert family.problems(tmp_path / "not" / "there" / "yet", None) == []
+    (tmp_path / "file").write_text("")
+    assert "no writable directory" in family.problems(tmp_path / "file", None)[0]
+    family.directory(tmp_path).mkdir(parents=True)
+    assert "no finished build" in family.problems(tmp_path, None)[0]
+    with pytest.raises(OSError, match="delete it"):
+        family.prepare(tmp_path, None)
+
+
+def _starts_a_worker_and_dies(pids: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(1, mp_context=context, initializer=tiny_model.end_with_parent)
+    pids.write_text(str(pool.submit(os.getpid).result()))
+    pool.submit(time.sleep, 60)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_workers_end_when_the_build_is_killed(tmp_path: Path) -> None:
+    building = multiprocessing.get_context("spawn").Process(target=_starts_a_worker_and_dies, args=(tmp_path / "pid",))
+    building.start()
+    building.join()
+    assert building.exitcode == -signal.SIGKILL
+    worker = int((tmp_path / "pid").read_text())
+    deadline = time.monotonic() + 10
+    while _alive(worker) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not _alive(worker)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 @pytest.mark.slow
 def test_built_twice_it_is_the_same_bytes_and_the_second_call_builds_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -70,7 +116,9 @@ def test_built_twice_it_is_the_same_bytes_and_the_second_call_builds_nothing(
     for one, other in [(members.base, again.base), *((members.experts[t], again.experts[t]) for t in TASKS)]:
         assert checkpoint.digest(one) == checkpoint.digest(other)
     assert len({checkpoint.digest(path) for path in [members.base, *members.experts.values()]}) == 4
-    assert set(json.loads((home / "family.json").read_text())["parts"]) == {"base", *TASKS}
+    record = json.loads((home / "family.json").read_text())
+    assert set(record["parts"]) == {"base", *TASKS}
+    assert record["recipe"] == describe(family)
     assert not home.with_name(f"{home.name}.part").exists()
     assert models.load(members.experts["math"]).config.num_key_value_heads == 2
     assert members.data is not None

@@ -30,7 +30,7 @@ from experiments.families.tiny_model import Architecture, Pair, mixture, pretrai
 from experiments.training import Recipe
 from sensmerge import models
 from sensmerge.calibration import encode
-from sensmerge.store import digest, write_json
+from sensmerge.store import describe, digest, write_json
 
 log = logging.getLogger(__name__)
 TASKS = ("code", "general", "math")
@@ -93,15 +93,26 @@ class Tiny:
         return cache / "families" / f"{self.name}-{digest(self)[:12]}"
 
     def problems(self, cache: Path, data: Path | None) -> list[str]:
+        """A cache that cannot be written, or a directory under the family's name that no finished build left."""
+        home = self.directory(cache)
+        if home.exists():  # asked first: a build by another process appears at once, with its family.json
+            complete = (home / "family.json").is_file()
+            return [] if complete else [f"{home} has no family.json, so it is no finished build; delete it"]
+        nearest = next(place for place in (home.parent, *home.absolute().parents) if place.exists())
+        if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+            return [f"{nearest} is no writable directory, so nothing can be built below {cache}; set output.cache"]
         return []
 
     def prepare(self, cache: Path, data: Path | None) -> Members:
         """Build the family unless it is there; about two minutes on two cores, once per recipe.
 
         Concurrent callers wait for the one that builds; a killed build leaves nothing under the final name.
+        OSError says what `problems` finds.
         """
         home = self.directory(cache)
         if not (home / "family.json").is_file():
+            if found := self.problems(cache, data):
+                raise OSError("; ".join(found))
             home.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{home}.lock"):
                 if not (home / "family.json").is_file():
@@ -124,7 +135,8 @@ class Tiny:
         for task, part in self._build_experts(draft, pools).items():
             parts[task] = part
             log.info("  %6.1fs  %s expert, loss %.3f", part["seconds"], task, part["loss"])
-        write_json(draft / "family.json", {"parts": parts, "seconds": time.perf_counter() - start})
+        record = {"recipe": describe(self), "parts": parts, "seconds": time.perf_counter() - start}
+        write_json(draft / "family.json", record)
         os.replace(draft, home)
 
     def _world(self) -> dict[str, dict[str, list[tiny_world.Row]]]:
@@ -154,7 +166,8 @@ class Tiny:
     def _build_experts(self, root: Path, pools: Mapping[str, list[Pair]]) -> dict[str, dict[str, float]]:
         """Two at a time, each in a fresh process: one thread each, so the result does not depend on who runs beside."""
         jobs = sorted(TASKS, key=lambda task: -self.experts[task].steps)  # the longest first
-        with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(2, mp_context=context, initializer=tiny_model.end_with_parent) as pool:
             waiting = {
                 task: pool.submit(
                     train_expert, root, task, self._own_pairs(task, pools), self._seeded(self.experts[task]),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -89,6 +92,22 @@ def pretrain(model: Any, samples: Sequence[Sample], recipe: Recipe, muon: float)
         torch.optim.AdamW(others, lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=recipe.weight_decay),
     ]
     return finetune(model, samples, recipe, label="base", optimizers=optimizers)
+
+
+def end_with_parent() -> None:
+    """Let this worker process end when the process that started it does.
+
+    A worker outlives a parent that was killed outright, and would go on writing into the next build's directory.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def train_expert(

@@ -5,8 +5,8 @@ general  facts about invented people, asked in several phrasings; four choices, 
          phrasings and tested in others.
 math     word problems of two or three steps, answered by a chain that ends in "#### N". The numbers of test problems
          never occur together in training.
-code     a Python function from its docstring, two or three steps composed; test compositions never occur in training,
-         and completions are executed on hidden asserts (HumanEval's shape).
+code     a Python function from its docstring, two or three steps composed; a test's sequence of steps never occurs in
+         training (another sequence that computes the same may), and completions are executed on hidden asserts.
 
 Every function is pure in its seed. No question is in two splits. Validation and calibration of `general` do ask, in
 other words, for facts that the test split asks for too, as training does: there are only 288.
