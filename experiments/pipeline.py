@@ -137,7 +137,7 @@ def _record(
     results: Mapping[str, Result],
     clock: Clock,
 ) -> dict[str, Any]:
-    """Everything but `measured` is the same whenever and wherever the run is repeated with these versions."""
+    """Repeated with these versions, all of it is the same but `measured`, and the paths in `config` and `overrides`."""
     return {
         "schema": 1,
         "status": "complete",
