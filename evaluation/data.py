@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +33,26 @@ def evenly(available: int, limit: int | None) -> list[int]:
     if limit is None or limit >= available:
         return list(range(available))
     return [index * available // limit for index in range(limit)]
+
+
+def chosen(ids: Sequence[str], limit: int | None, items: Sequence[str] | None) -> list[int]:
+    """Positions of the items to evaluate: those named in `items`, in that order, or else `evenly` to `limit`.
+
+    ValueError where both are given, and for a name that no item bears or that is given twice.
+
+    >>> chosen(["a", "b", "c"], None, ["c", "a"])
+    [2, 0]
+    """
+    if items is None:
+        return evenly(len(ids), limit)
+    if limit is not None:
+        raise ValueError(f"limit={limit} and a list of {len(items)} items were given: set one of them to null")
+    at = {identity: index for index, identity in enumerate(ids)}
+    if unknown := [item for item in items if item not in at]:
+        raise ValueError(f"no item {', '.join(unknown[:5])} among {len(ids)}, such as {', '.join(list(ids)[:3])}")
+    if len(set(items)) < len(items):
+        raise ValueError(f"an item is named twice among {', '.join(sorted(items)[:5])}, ...")
+    return [at[item] for item in items]
 
 
 class Pair(NamedTuple):

@@ -21,9 +21,10 @@ def keep_largest(tau: Tensor, density: float) -> Tensor:
         return tau
     size = tau.abs().flatten()
     threshold = size.kthvalue(n - k + 1).values
-    above = size > threshold
-    at = size == threshold
-    keep = above | (at & (at.cumsum(0) <= k - above.sum()))
+    if threshold == 0:  # everything that is not zero already is kept
+        return tau
+    keep = size > threshold
+    keep[(size == threshold).nonzero().squeeze(1)[: k - int(keep.sum())]] = True
     return torch.where(keep.view_as(tau), tau, torch.zeros_like(tau))
 
 
