@@ -22,7 +22,8 @@ def main(config: DictConfig) -> float:
     if hydra_config.mode == RunMode.RUN and hydra_config.sweeper.get("params"):
         raise ValueError("this experiment is a sweep: run it with -m, as in `python run.py -m experiment=...`")
     choices = hydra_config.runtime.choices
-    labels = {key: str(choices[key]) for key in ("model", "merger", "scaling", "suite")}
+    # A yaml in a folder, such as merger=smollm2_135m/ties, goes by its own name.
+    labels = {key: str(choices[key]).rpartition("/")[2] for key in ("model", "merger", "scaling", "suite")}
     spec = hydra.utils.instantiate(config, labels=labels, overrides=list(hydra_config.overrides.task), _convert_="all")
     resolved = OmegaConf.to_container(config, resolve=True)
     assert isinstance(resolved, dict)

@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic.dataclasses import dataclass
 
 from evaluation.answers import remark
-from evaluation.data import Pairs
+from evaluation.data import Pair, Pairs, chosen
 from evaluation.harness import Harness
 from evaluation.record import Outcome, Result, summarise
 
@@ -19,10 +19,13 @@ class BitsPerByte:
 
     Bytes, not tokens: models with different vocabularies compare. A prompt must not end in white space: lm-eval would
     score it with the answer while its bytes went uncounted, so it belongs at the answer's beginning.
+
+    items: the ids of the items to take (see Pairs.numbered), in place of pairs.limit.
     """
 
     name: str
     pairs: Pairs
+    items: tuple[str, ...] | None = None
     clip: bool = False
 
     @property
@@ -34,7 +37,7 @@ class BitsPerByte:
         return [why] if why else []
 
     def run(self, harness: Harness, data_dir: Path | None) -> Result:
-        numbered = self.pairs.numbered(data_dir)
+        numbered = self._numbered(data_dir)
         spaced = next((identity for identity, pair in numbered if pair.prompt != pair.prompt.rstrip()), None)
         if spaced is not None:
             raise ValueError(f"{self.name}: item {spaced}'s prompt ends in white space; move it to the answer template")
@@ -48,6 +51,7 @@ class BitsPerByte:
         settings = {
             "shots": 0,
             "limit": self.pairs.limit,
+            "items": self.items and len(self.items),
             "chance": None,
             "prompt": self.pairs.prompt,
             "answer": self.pairs.answer,
@@ -55,3 +59,11 @@ class BitsPerByte:
             **harness.settings(),
         }
         return summarise(self.name, "bits_per_byte", outcomes, higher_is_better=False, settings=settings)
+
+    def _numbered(self, data_dir: Path | None) -> list[tuple[str, Pair]]:
+        numbered = self.pairs.numbered(data_dir)
+        if self.items is None:
+            return numbered
+        if self.pairs.limit is not None:
+            raise ValueError(f"{self.name}: set pairs.limit=null, or no items: both say what to evaluate")
+        return [numbered[index] for index in chosen([identity for identity, _ in numbered], None, self.items)]

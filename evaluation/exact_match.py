@@ -9,7 +9,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from evaluation.answers import remark, tally
-from evaluation.data import Rows, evenly, template
+from evaluation.data import Rows, chosen, template
 from evaluation.harness import Harness
 from evaluation.record import Outcome, Result, summarise
 
@@ -31,6 +31,7 @@ class ExactMatch:
     until: tuple[str, ...] = ()
     chance: float | None = 0.0
     limit: int | None = Field(default=None, gt=0)
+    items: tuple[str, ...] | None = None
     clip: bool = False
 
     def __post_init__(self) -> None:
@@ -43,18 +44,19 @@ class ExactMatch:
 
     def run(self, harness: Harness, data_dir: Path | None) -> Result:
         rows = self.rows.load(data_dir)
-        chosen = evenly(len(rows), self.limit)
-        ids = [str(rows[index].get("id", index)) for index in chosen]
+        every = [str(row.get("id", index)) for index, row in enumerate(rows)]
+        positions = chosen(every, self.limit, self.items)
+        ids = [every[index] for index in positions]
         prompt, target = template(self.prompt), template(self.target)
         answers = harness.generate(
-            [prompt.render(rows[index]) for index in chosen],
+            [prompt.render(rows[index]) for index in positions],
             until=self.until,
             max_new_tokens=self.max_new_tokens,
             ids=ids,
             clip=self.clip,
         )
         outcomes = []
-        for identity, index, answer in zip(ids, chosen, answers, strict=True):
+        for identity, index, answer in zip(ids, positions, answers, strict=True):
             gold = target.render(rows[index]).strip()
             match = re.search(self.pattern, answer.text)
             values = {"exact_match": float(match is not None and match[1] == gold)}
@@ -65,6 +67,7 @@ class ExactMatch:
             "prompt": self.prompt,
             "pattern": self.pattern,
             "limit": self.limit,
+            "items": self.items and len(self.items),
             "available": len(rows),
             "chance": self.chance,
             "max_new_tokens": self.max_new_tokens,

@@ -10,7 +10,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from evaluation.answers import LogLikelihood, remark
-from evaluation.data import Rows, evenly, template
+from evaluation.data import Rows, chosen, template
 from evaluation.harness import Harness
 from evaluation.record import Outcome, Result, summarise
 
@@ -31,6 +31,7 @@ class MultipleChoice:
     primary: Literal["acc", "acc_norm"] = "acc"
     chance: float | None = None
     limit: int | None = Field(default=None, gt=0)
+    items: tuple[str, ...] | None = None
     clip: bool = False
 
     def problems(self, data_dir: Path | None) -> list[str]:
@@ -40,27 +41,29 @@ class MultipleChoice:
     def run(self, harness: Harness, data_dir: Path | None) -> Result:
         """Raises ValueError for a row whose gold is not one of its choices."""
         rows = self.rows.load(data_dir)
-        chosen = evenly(len(rows), self.limit)
+        every = [str(row.get("id", index)) for index, row in enumerate(rows)]
+        positions = chosen(every, self.limit, self.items)
         prompt, choice = template(self.prompt), template(self.choice)
         ids, pairs = [], []
-        for index in chosen:
+        for index in positions:
             row = rows[index]
             if not 0 <= row["gold"] < len(row["choices"]):
                 raise ValueError(f"{self.rows.file}: row {index} has gold={row['gold']}, choices={row['choices']}")
             context = prompt.render(row)
             pairs += [(context, choice.render({**row, "choice": text})) for text in row["choices"]]
-            ids += [str(row.get("id", index))] * len(row["choices"])
+            ids += [every[index]] * len(row["choices"])
         answers = harness.loglikelihood(pairs, ids=ids, clip=self.clip)
         outcomes, at = [], 0
-        for index in chosen:
+        for index in positions:
             row, span = rows[index], slice(at, at + len(rows[index]["choices"]))
-            outcomes.append(_outcome(str(row.get("id", index)), row, [text for _, text in pairs[span]], answers[span]))
+            outcomes.append(_outcome(every[index], row, [text for _, text in pairs[span]], answers[span]))
             at = span.stop
         settings = {
             "shots": 0,
             "prompt": self.prompt,
             "choice": self.choice,
             "limit": self.limit,
+            "items": self.items and len(self.items),
             "available": len(rows),
             "chance": self.chance,
             "clipped": sum(answer.clipped for answer in answers),
