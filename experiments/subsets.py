@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evaluation.data import Rows, evenly
+from evaluation.data import Rows
 
 Row = Mapping[str, Any]
 
@@ -87,8 +87,8 @@ def _mmlu_length(row: Row) -> int:
     return len(row["question"]) + len(row["choices"][row["answer"]])
 
 
-# The validation items of smollm2_135m are short, so that two cores can screen hundreds of merges. GSM8K has no validation
-# split: its items are training problems that neither the math expert nor a calibration set of seeds 0 to 2 has seen.
+# The validation items of smollm2_135m are short, so that two cores can screen hundreds of merges. GSM8K has no such
+# split: they are training problems that neither the math expert nor a calibration set of seeds 0 to 2 has seen.
 _SEEN = frozenset({"2973", "3748", "4001", "5106", "6561", "6982"})
 SUBSETS = {
     "smollm2_135m_validation": [
