@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -121,8 +122,27 @@ def test_one_expert_with_weight_one_is_the_expert(merger: Merger) -> None:
 def test_ties_by_hand() -> None:
     taus = torch.tensor([[4.0, 1.0], [-1.0, -1.0], [2.0, 0.0]])
     got = Ties(density=1.0)(torch.zeros(2), taus, torch.ones(3))
-    # Entry 0: sum 5 elects +, 4 and 2 agree, mean 3. Entry 1: 1 and -1 cancel, no sign is elected, nothing is added.
-    assert got.tolist() == [3.0, 0.0]
+    # Entry 0: sum 5 elects +, 4 and 2 agree, mean 3. Entry 1: 1 and -1 cancel, and go with the tensor's one election: +.
+    assert got.tolist() == [3.0, 1.0]
+    assert Ties(density=1.0)(torch.zeros(2), -taus, torch.ones(3)).tolist() == [-3.0, -1.0]
+    assert Ties(density=1.0, cancelled="drop")(torch.zeros(2), taus, torch.ones(3)).tolist() == [3.0, 0.0]
+
+
+@pytest.mark.parametrize("cancelled", ["majority", "drop"])
+def test_ties_where_many_entries_cancel(cancelled: Any) -> None:
+    """Small integers, as the task vectors of bf16 checkpoints are multiples of one spacing; against plain loops."""
+    taus = torch.randint(-2, 3, (3, 200), generator=torch.Generator().manual_seed(0)).float()
+    columns = taus.T.tolist()
+    signs = [(sum(column) > 0) - (sum(column) < 0) for column in columns]
+    majority = 1 if sum(signs) >= 0 else -1
+    assert 20 < signs.count(0) < 100
+    expected = []
+    for column, sign in zip(columns, signs, strict=True):
+        side = sign or (majority if cancelled == "majority" else 0)
+        agreeing = [value for value in column if value * side > 0]
+        expected.append(sum(agreeing) / len(agreeing) if agreeing else 0.0)
+    got = Ties(density=1.0, cancelled=cancelled)(torch.zeros(200), taus, torch.ones(3))
+    assert got.tolist() == pytest.approx(expected)
 
 
 def test_ties_divides_by_the_plain_count_of_weighted_entries() -> None:
