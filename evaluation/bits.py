@@ -37,7 +37,7 @@ class BitsPerByte:
         return [why] if why else []
 
     def run(self, harness: Harness, data_dir: Path | None) -> Result:
-        numbered = self._numbered(data_dir)
+        numbered = self.numbered(data_dir)
         spaced = next((identity for identity, pair in numbered if pair.prompt != pair.prompt.rstrip()), None)
         if spaced is not None:
             raise ValueError(f"{self.name}: item {spaced}'s prompt ends in white space; move it to the answer template")
@@ -60,7 +60,8 @@ class BitsPerByte:
         }
         return summarise(self.name, "bits_per_byte", outcomes, higher_is_better=False, settings=settings)
 
-    def _numbered(self, data_dir: Path | None) -> list[tuple[str, Pair]]:
+    def numbered(self, data_dir: Path | None) -> list[tuple[str, Pair]]:
+        """The items, (id, prompt and gold answer), in the order they are scored in."""
         numbered = self.pairs.numbered(data_dir)
         if self.items is None:
             return numbered

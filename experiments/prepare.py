@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from evaluation.bits import BitsPerByte
 from experiments import preflight, provenance
 from experiments.families import Members
 from experiments.spec import Member, RunSpec
@@ -62,7 +63,7 @@ def verify(spec: RunSpec, family: Prepared) -> None:
                 f"{free / 1e9:.1f} GB are free; free some, or choose another output.runs"
             )
     if spec.scaling.needs:
-        draw_samples(spec, family)
+        _check_unseen(spec, family, draw_samples(spec, family))
 
 
 def readers(family: Prepared, stack: ExitStack) -> tuple[checkpoint.Reader, dict[str, checkpoint.Reader]]:
@@ -78,6 +79,25 @@ def draw_samples(spec: RunSpec, family: Prepared) -> dict[str, list[calibration.
         task: calibration.draw(pairs.load(family.data), tokenizer, spec.calibration, task, context=context)
         for task, pairs in spec.model.calibration.items()
     }
+
+
+def _check_unseen(spec: RunSpec, family: Prepared, samples: dict[str, list[calibration.Sample]]) -> None:
+    """ValueError where a benchmark's gold answer is among the calibration samples: its score would flatter the merge."""
+    read = {rows.file for pairs in spec.model.calibration.values() for rows in pairs.rows}
+    seen = {tuple(one.ids[: one.answer_start].tolist()) for drawn in samples.values() for one in drawn}
+    tokenizer = models.load_tokenizer(family.members.base)
+    for name, benchmark in spec.suite.benchmarks.items():
+        if isinstance(benchmark, BitsPerByte) and read & {rows.file for rows in benchmark.pairs.rows}:
+            leaked = [
+                identity
+                for identity, pair in benchmark.numbered(family.data)
+                if tuple(tokenizer(pair.prompt)["input_ids"]) in seen
+            ]
+            if leaked:
+                raise ValueError(
+                    f"benchmark {name}: items {', '.join(leaked[:5])} are calibration samples under seed="
+                    f"{spec.calibration.seed}; take other items, another calibration.seed, or other splits"
+                )
 
 
 def say(what: str, start: float, where: object, *, reused: bool = False) -> None:

@@ -1,31 +1,34 @@
-"""What the tables say beyond a single score: paired differences, means over benchmarks, means over seeds.
+"""What tables say beyond a score: standard errors, paired differences with intervals and p values, Holm's correction.
 
-Every estimate is a `Metric`: a value, its standard error, and the number of things averaged last.
+A difference is made of paired values, ours - control, on the same items: benchmark by benchmark an array [S, n], S seeds
+by n items. What is replicated, and so what an interval and a p value speak about:
+
+items: always. An item is drawn with the values of all its seeds: two seeds on one item are not two pieces of evidence.
+seeds: from three on. Three seeds cannot be resampled: that yields ten samples, whose intervals end at the extremes, and
+    rejects a true null hypothesis far too often (tests/test_stats.py measures it). Instead each draw adds t_{S-1} times
+    the standard error that the seeds have beyond what their items explain. With one seed or two nothing is said of
+    seeds that were not run.
+
+numpy and scipy load when they are needed: the command line answers without them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from evaluation.record import Metric, mean
 
+if TYPE_CHECKING:
+    from numpy import ndarray
+    from numpy.random import Generator
 
-def paired(ours: Mapping[str, float], control: Mapping[str, float]) -> Metric:
-    """Mean of ours - control over the items, which must be the same on both sides; stderr sd(difference) / sqrt(n).
-
-    Pairing removes what both sides share, the difficulty of the items: the two runs answer the same questions, so the
-    error of the difference is usually far smaller than the two scores' own errors suggest.
-
-    Differences 1, 0, 0, 1 around their mean 1/2: s^2 = 4 * 0.25 / 3, stderr = sqrt(1/3 / 4).
-
-    >>> paired({"a": 1.0, "b": 0.0, "c": 1.0, "d": 1.0}, {"a": 0.0, "b": 0.0, "c": 1.0, "d": 0.0})
-    Metric(score=0.5, stderr=0.28867513459481287, n=4)
-    """
-    odd = sorted(ours.keys() ^ control.keys())
-    if odd:
-        raise ValueError(f"items cannot be paired: {len(odd)} are on one side only, such as {odd[0]!r}")
-    return mean([value - control[item] for item, value in ours.items()])
+ENOUGH_SEEDS = 3  # fewer have next to no spread to speak of
+_AT_ONCE = 4_000_000  # random numbers held at a time
+_TIE = 1e-12  # sums of the same terms in another order differ by less
 
 
 def macro(metrics: Sequence[Metric]) -> Metric:
@@ -58,3 +61,182 @@ def over_seeds(metrics: Sequence[Metric]) -> Metric:
     Metric(score=0.25, stderr=0.1, n=9)
     """
     return metrics[0] if len(metrics) == 1 else mean([m.score for m in metrics])
+
+
+@dataclass(frozen=True, eq=False)
+class Differences:
+    """Paired values, ours - control: one array [S, n] per benchmark, S the same in all of them."""
+
+    benchmarks: tuple[ndarray, ...]
+
+    @property
+    def seeds(self) -> int:
+        return len(self.benchmarks[0])
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Items of each benchmark."""
+        return tuple(block.shape[1] for block in self.benchmarks)
+
+    @cached_property
+    def shares(self) -> ndarray:
+        """[items of all benchmarks]: what each contributes to the mean over benchmarks; they sum to the score."""
+        import numpy as np
+
+        count = len(self.benchmarks)
+        return np.concatenate([block.mean(0) / (block.shape[1] * count) for block in self.benchmarks])
+
+    @property
+    def score(self) -> float:
+        """Mean over benchmarks, each counting the same, of the mean over its items and seeds."""
+        return math.fsum(self.shares.tolist())
+
+    @cached_property
+    def item_variance(self) -> float:
+        """Of the score over draws of items, each with all its seeds; nan where a benchmark has one item."""
+        if min(self.widths) < 2:
+            return math.nan
+        parts = (block.mean(0).var(ddof=1) / block.shape[1] for block in self.benchmarks)
+        return math.fsum(parts) / len(self.benchmarks) ** 2
+
+    @cached_property
+    def seed_variance(self) -> float:
+        """Of the score over draws of seeds, beyond what its items explain; 0 for fewer than ENOUGH_SEEDS seeds.
+
+        Two-way analysis of variance: the variance of the seeds' scores, less the residual's share in it, not below 0.
+        """
+        if self.seeds < ENOUGH_SEEDS or min(self.widths) < 2:
+            return 0.0
+        count, scores, noise = len(self.benchmarks), 0.0, 0.0
+        for block in self.benchmarks:
+            n = block.shape[1]
+            by_seed = block.mean(1, keepdims=True)
+            residual = block - by_seed - block.mean(0, keepdims=True) + block.mean()
+            noise += float((residual**2).sum()) / ((self.seeds - 1) * (n - 1)) / (self.seeds * n) / count**2
+            scores = scores + by_seed[:, 0] / count
+        return max(0.0, float(scores.var(ddof=1)) / self.seeds - noise)  # type: ignore[union-attr]
+
+    @property
+    def stderr(self) -> float:
+        return math.sqrt(self.item_variance + self.seed_variance)
+
+
+def intervals(
+    found: Sequence[Differences], *, level: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> list[tuple[float, float]]:
+    """Paired bootstrap, percentiles: an interval for each score, over items and, from three seeds on, seeds.
+
+    Items are drawn with replacement within each benchmark (Efron 1979). Comparisons of equal widths share their draws.
+    (nan, nan) where a benchmark has one item.
+    """
+    import numpy as np
+
+    def estimate(group: Sequence[Differences]) -> list[tuple[float, float]]:
+        draws = np.concatenate(list(_bootstrap(group, resamples, seed)))
+        low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=0)
+        return [
+            (math.nan, math.nan) if min(one.widths) < 2 else (float(a), float(b))
+            for one, a, b in zip(group, low, high, strict=True)
+        ]
+
+    return _by_widths(found, estimate)
+
+
+def p_values(found: Sequence[Differences], *, resamples: int = 10_000, seed: int = 0) -> list[float]:
+    """Two-sided p of "no difference", for each; never 0, as the observed data count among the draws.
+
+    One seed or two: sign-flip permutation test. Were ours and the control alike, each item's difference (its mean over
+    the seeds) would as well have the other sign; on 0/1 values of one seed this is what McNemar's test computes exactly.
+    From three seeds on: the share of the draws of `intervals` on the far side of 0, twice.
+    """
+    few = [one for one in found if one.seeds < ENOUGH_SEEDS]
+    many = [one for one in found if one.seeds >= ENOUGH_SEEDS]
+    flipped = iter(_by_widths(few, lambda group: _sign_flip(group, resamples, seed)))
+    crossed = iter(_by_widths(many, lambda group: _bootstrap_p(group, resamples, seed)))
+    return [next(flipped if one.seeds < ENOUGH_SEEDS else crossed) for one in found]
+
+
+def mcnemar(better: int, worse: int) -> float:
+    """Exact two-sided p of McNemar's test: of the items on which two models differ, `better` went one way.
+
+    One of six: 2 * (C(6,0) + C(6,1)) / 2^6 = 14 / 64.
+
+    >>> mcnemar(1, 5), mcnemar(0, 0)
+    (0.21875, 1.0)
+    """
+    from scipy.stats import binomtest
+
+    return float(binomtest(better, better + worse).pvalue) if better + worse else 1.0
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's step-down adjustment (1979): those at most a are the rejections at family-wise error a, however dependent.
+
+    Sorted 0.01, 0.03, 0.04 become 3 * 0.01, 2 * 0.03, and max(0.06, 1 * 0.04).
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    adjusted, highest = [0.0] * len(p), 0.0
+    for rank, at in enumerate(sorted(range(len(p)), key=lambda at: p[at])):
+        highest = min(1.0, max(highest, (len(p) - rank) * p[at]))
+        adjusted[at] = highest
+    return adjusted
+
+
+def _by_widths[T](found: Sequence[Differences], estimate: Callable[[Sequence[Differences]], list[T]]) -> list[T]:
+    """`estimate` of each group of equal widths, in the order of `found`."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for at, one in enumerate(found):
+        groups.setdefault(one.widths, []).append(at)
+    values = {at: v for ats in groups.values() for at, v in zip(ats, estimate([found[at] for at in ats]), strict=True)}
+    return [values[at] for at in range(len(found))]
+
+
+def _chunks(resamples: int, width: int) -> Iterator[int]:
+    step = max(1, _AT_ONCE // width)
+    for start in range(0, resamples, step):
+        yield min(step, resamples - start)
+
+
+def _bootstrap(group: Sequence[Differences], resamples: int, seed: int) -> Iterator[ndarray]:
+    """Chunks [some of the resamples, comparisons] of resampled scores."""
+    import numpy as np
+
+    widths, shares = group[0].widths, np.stack([one.shares for one in group], 1)
+    spread = np.array([math.sqrt(one.seed_variance) for one in group])
+    seeds = np.array([one.seeds for one in group])
+    draw = np.random.default_rng(seed)
+    chances = {int(s): np.random.default_rng([seed, int(s)]) for s in np.unique(seeds[spread > 0])}
+    for many in _chunks(resamples, sum(widths)):
+        scores = np.concatenate([_counts(draw, many, width) for width in widths], 1) @ shares
+        for s, chance in chances.items():
+            scores += chance.standard_t(s - 1, (many, 1)) * np.where(seeds == s, spread, 0)
+        yield scores
+
+
+def _counts(draw: Generator, many: int, width: int) -> ndarray:
+    """[many, width]: how often each of `width` items is among as many drawn with replacement."""
+    import numpy as np
+
+    drawn = draw.integers(width, size=(many, width)) + np.arange(many)[:, None] * width
+    return np.bincount(drawn.ravel(), minlength=many * width).reshape(many, width).astype(float)
+
+
+def _bootstrap_p(group: Sequence[Differences], resamples: int, seed: int) -> list[float]:
+    below, above = 0, 0
+    for scores in _bootstrap(group, resamples, seed):
+        below, above = below + (scores <= _TIE).sum(0), above + (scores >= -_TIE).sum(0)
+    return [min(1.0, 2 * (1 + int(min(pair))) / (1 + resamples)) for pair in zip(below, above, strict=True)]  # type: ignore[arg-type]
+
+
+def _sign_flip(group: Sequence[Differences], resamples: int, seed: int) -> list[float]:
+    import numpy as np
+
+    shares = np.stack([one.shares for one in group], 1)
+    observed = np.abs(shares.sum(0)) - _TIE
+    draw, extreme = np.random.default_rng(seed), np.zeros(len(group), dtype=int)
+    for many in _chunks(resamples, len(shares)):
+        signs = draw.integers(2, size=(many, len(shares)), dtype=np.int8) * 2.0 - 1
+        extreme += (np.abs(signs @ shares) >= observed).sum(0)
+    return [(1 + int(count)) / (1 + resamples) for count in extreme]

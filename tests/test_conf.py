@@ -27,7 +27,11 @@ GROUPS = (
     "launcher",
     "experiment",
 )
-CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
+CHOICES = [
+    (group, path.relative_to(CONF / group).with_suffix("").as_posix())
+    for group in GROUPS
+    for path in sorted((CONF / group).rglob("*.yaml"))
+]
 
 
 def composed(*overrides: str) -> Any:

@@ -122,7 +122,7 @@ def test_one_expert_with_weight_one_is_the_expert(merger: Merger) -> None:
 def test_ties_by_hand() -> None:
     taus = torch.tensor([[4.0, 1.0], [-1.0, -1.0], [2.0, 0.0]])
     got = Ties(density=1.0)(torch.zeros(2), taus, torch.ones(3))
-    # Entry 0: sum 5 elects +, 4 and 2 agree, mean 3. Entry 1: 1 and -1 cancel, and go with the tensor's one election: +.
+    # Entry 0: sum 5 elects +, 4 and 2 agree, mean 3. Entry 1: 1 and -1 cancel, and + is what the other election gave.
     assert got.tolist() == [3.0, 1.0]
     assert Ties(density=1.0)(torch.zeros(2), -taus, torch.ones(3)).tolist() == [-3.0, -1.0]
     assert Ties(density=1.0, cancelled="drop")(torch.zeros(2), taus, torch.ones(3)).tolist() == [3.0, 0.0]
