@@ -10,13 +10,15 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Outcome:
-    """One item. `values` holds each metric's value on it; `output` what the model wrote (generative benchmarks)."""
+    """One item. `values` holds each metric's value on it; `output` what the model wrote (generative benchmarks);
+    `groups` the parts of the benchmark it belongs to, such as its subject."""
 
     id: str
     values: dict[str, float]
     output: str | None = None
     gold: str | None = None
     note: str | None = None  # why it failed, that it was cut short, ...
+    groups: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class Result:
-    """A benchmark's metrics on one model; `primary` names the one that tables show."""
+    """A benchmark's metrics on one model; `primary` names the one that tables show, and that `groups` holds by part."""
 
     benchmark: str
     primary: str
@@ -38,6 +40,7 @@ class Result:
     metrics: dict[str, Metric]
     outcomes: list[Outcome]
     settings: dict[str, Any] = field(default_factory=dict)  # shots, versions, limits: what a reader needs to compare
+    groups: dict[str, Metric] = field(default_factory=dict)
 
     @property
     def headline(self) -> Metric:
@@ -52,7 +55,10 @@ class Result:
             **{
                 **data,
                 "metrics": {name: Metric(**metric) for name, metric in data["metrics"].items()},
-                "outcomes": [Outcome(**outcome) for outcome in data["outcomes"]],
+                "groups": {name: Metric(**metric) for name, metric in data.get("groups", {}).items()},
+                "outcomes": [
+                    Outcome(**{**outcome, "groups": tuple(outcome.get("groups", ()))}) for outcome in data["outcomes"]
+                ],
             }
         )
 
@@ -87,4 +93,9 @@ def summarise(
     if primary not in names:
         raise ValueError(f"{benchmark}: primary metric {primary!r} is not among {names}")
     metrics = {name: mean([o.values[name] for o in outcomes]) for name in names}
-    return Result(benchmark, primary, higher_is_better, metrics, list(outcomes), dict(settings or {}))
+    members: dict[str, list[float]] = {}
+    for outcome in outcomes:
+        for group in outcome.groups:
+            members.setdefault(group, []).append(outcome.values[primary])
+    groups = {name: mean(values) for name, values in sorted(members.items())}
+    return Result(benchmark, primary, higher_is_better, metrics, list(outcomes), dict(settings or {}), groups)

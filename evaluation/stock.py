@@ -10,7 +10,8 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from evaluation.answers import Sample, remark
-from evaluation.data import Rows, evenly
+from evaluation.data import Rows, chosen, evenly
+from evaluation.equivalence import same_number
 from evaluation.harness import Harness, Task, stock_configs
 from evaluation.record import Outcome, Result, summarise
 
@@ -23,12 +24,16 @@ class StockTask:
 
     tasks: YAML file(s) below lm-eval's folder of tasks, as a glob pattern.
     rows: rows for each split that the YAML names and that this benchmark needs.
+    version: of the task, as its YAML says; another one would be another benchmark and is refused.
     primary: "metric,filter" as lm-eval names them.
     shots: examples before each question. Where the task's sampler is random, `seed` draws them, item after item as in
         lm-eval: the same limit gives every model the same shots, another limit gives an item others.
     limit: items at most, spread evenly over the file; with `group_by`, over the groups and within each.
-    group_by: the row field that says which of several tasks (by their YAML's dataset_name) a row belongs to.
+    items: the ids of the items to take, in place of a limit: "17", with `group_by` "anatomy/17".
+    group_by: the row field that says which of several tasks (by their YAML's dataset_name) a row belongs to. The result
+        then holds the primary metric by group, and by the YAMLs' tags (mmlu_stem_tasks: "stem").
     max_new_tokens: for tasks that generate; lm-eval's default is not used.
+    last_number: also grade by the last number an answer holds, as metric "exact_match,last-number".
     aliases: only for rows from files: fields under the names that the task reads, as name -> the file's field.
     processed: the files hold what the task's `process_docs` makes of a hub row, so it is skipped for them.
     clip: drop the head of a prompt that is too long, counted in the result, instead of raising.
@@ -38,12 +43,15 @@ class StockTask:
     tasks: str
     rows: dict[str, Rows]
     primary: str
+    version: float
     shots: int = Field(ge=0)
     chance: float | None = None
     limit: int | None = Field(default=None, gt=0)
+    items: tuple[str, ...] | None = None
     seed: int = 1234
     group_by: str | None = None
     max_new_tokens: int | None = Field(default=None, gt=0)
+    last_number: bool = False
     aliases: dict[str, str] = Field(default_factory=dict)
     processed: bool = False
     clip: bool = False
@@ -58,15 +66,17 @@ class StockTask:
         tasks = self._tasks(configs, splits)
         found = harness.run_tasks(tasks, seed=self.seed, clip=self.clip)
         samples = [sample for task in tasks for sample in found[task.config["task"]]]
+        groups = {task.ids[at]: _groups(task.config) for task in tasks for at in range(len(task.ids))}
         settings = {
             "tasks": self.tasks,
             "shots": self.shots,
             "limit": self.limit,
+            "items": self.items and len(self.items),
             "available": len(splits[_evaluated(configs[0])]),
             "chance": self.chance,
             "seed": self.seed,
             "max_new_tokens": self.max_new_tokens,
-            "task_version": sorted({str((config.get("metadata") or {}).get("version")) for config in configs}),
+            "task_version": self.version,
             "source": "hub" if data_dir is None else "files",
             "truncated": sum(sample.truncated for sample in samples),
             "empty": sum(sample.output is not None and not sample.output.strip() for sample in samples),
@@ -74,7 +84,8 @@ class StockTask:
             "undefined": sum(_undefined(sample) for sample in samples),
             **harness.settings(),
         }
-        return summarise(self.name, self.primary, [_outcome(sample) for sample in samples], settings=settings)
+        outcomes = [_outcome(one, self.last_number, groups[one.id] if self.group_by else ()) for one in samples]
+        return summarise(self.name, self.primary, outcomes, settings=settings)
 
     def _load(self, rows: Rows, data_dir: Path | None) -> list[dict[str, Any]]:
         loaded = rows.load(data_dir)
@@ -86,6 +97,12 @@ class StockTask:
         return [{**row, **{name: row[field] for name, field in self.aliases.items()}} for row in loaded]
 
     def _adapt(self, config: dict[str, Any], data_dir: Path | None) -> dict[str, Any]:
+        found = (config.get("metadata") or {}).get("version")
+        if found != self.version:
+            raise ValueError(
+                f"{self.name}: lm-eval's {config['task']} is version {found}, these settings are for {self.version}; "
+                f"read what changed, then set version={found}, or install the lm-eval that has {self.version}"
+            )
         config = {**config, "num_fewshot": self._shots(config)}
         if self.processed and data_dir is not None:
             config.pop("process_docs", None)
@@ -111,21 +128,32 @@ class StockTask:
             if len(configs) != 1:
                 raise ValueError(f"{self.name}: {self.tasks!r} matches {len(configs)} tasks; set group_by or narrow it")
             split = _evaluated(configs[0])
-            chosen = evenly(len(splits[split]), self.limit)
-            kept = {**splits, split: [splits[split][index] for index in chosen]}
-            return [Task(configs[0], kept, [str(index) for index in chosen])]
+            positions = chosen([str(index) for index in range(len(splits[split]))], self.limit, self.items)
+            kept = {**splits, split: [splits[split][index] for index in positions]}
+            return [Task(configs[0], kept, [str(index) for index in positions])]
         by_group = {config["dataset_name"]: config for config in configs}
-        shares = self._shares([row[self.group_by] for row in splits[_evaluated(configs[0])]], list(by_group))
+        positions = self._positions([row[self.group_by] for row in splits[_evaluated(configs[0])]], list(by_group))
         tasks = []
         for group, config in by_group.items():
-            if not shares[group]:
+            if not positions[group]:
                 continue
             own = {name: [row for row in rows if row[self.group_by] == group] for name, rows in splits.items()}
             split = _evaluated(config)
-            chosen = evenly(len(own[split]), shares[group])
-            own[split] = [own[split][index] for index in chosen]
-            tasks.append(Task(config, own, [f"{group}/{index}" for index in chosen]))
+            own[split] = [own[split][index] for index in positions[group]]
+            tasks.append(Task(config, own, [f"{group}/{index}" for index in positions[group]]))
         return tasks
+
+    def _positions(self, members: list[str], groups: list[str]) -> dict[str, list[int]]:
+        """The rows that each group gives, by their number within it."""
+        shares = self._shares(members, groups)
+        if self.items is None:
+            return {group: evenly(members.count(group), shares[group]) for group in groups}
+        names = [f"{group}/{index}" for group in groups for index in range(members.count(group))]
+        found: dict[str, list[int]] = {group: [] for group in groups}
+        for position in chosen(names, self.limit, self.items):
+            group, _, index = names[position].rpartition("/")
+            found[group].append(int(index))
+        return found
 
     def _shares(self, members: list[str], groups: list[str]) -> dict[str, int]:
         """How many items each group gives: all without a limit; else equally many, as far as a group has them."""
@@ -156,11 +184,23 @@ def _undefined(sample: Sample) -> bool:
     return not all(math.isfinite(value) for value in sample.values.values())
 
 
-def _outcome(sample: Sample) -> Outcome:
+def _groups(config: dict[str, Any]) -> tuple[str, ...]:
+    """The parts a task's items belong to: its own name in the data, and its tags without "mmlu_" and "_tasks"."""
+    tags = config.get("tag") or []
+    family = config["task"].partition("_")[0]
+    named = [
+        tag.removeprefix(f"{family}_").removesuffix("_tasks") for tag in ([tags] if isinstance(tags, str) else tags)
+    ]
+    return (*named, str(config["dataset_name"]))
+
+
+def _outcome(sample: Sample, last_number: bool, groups: tuple[str, ...]) -> Outcome:
     """truthfulqa_mc2 divides probabilities that may all underflow: undefined, which counts as 0 and is said."""
     values = {name: value if math.isfinite(value) else 0.0 for name, value in sample.values.items()}
+    if last_number:
+        values["exact_match,last-number"] = float(same_number(sample.output or "", sample.gold))
     empty = sample.output is not None and not sample.output.strip()
     note = remark(truncated=sample.truncated, empty=empty, clipped=sample.clipped)
     if _undefined(sample):
         note = "; ".join(filter(None, [note, "undefined metric, counted as 0"]))
-    return Outcome(sample.id, values, sample.output, sample.gold, note)
+    return Outcome(sample.id, values, sample.output, sample.gold, note, groups)

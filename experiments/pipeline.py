@@ -163,6 +163,7 @@ def _record(
                 "primary": r.primary,
                 "higher_is_better": r.higher_is_better,
                 "metrics": {metric: dataclasses.asdict(value) for metric, value in r.metrics.items()},
+                "groups": {group: dataclasses.asdict(value) for group, value in r.groups.items()},
                 "settings": r.settings,
                 "outcomes": f"outcomes/{name}.json",
             }

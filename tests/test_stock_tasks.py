@@ -21,6 +21,7 @@ def gsm8k(**changes: Any) -> StockTask:
         "tasks": "gsm8k/gsm8k.yaml",
         "rows": {"train": Rows("train.jsonl.gz"), "test": Rows("test.jsonl.gz")},
         "primary": "exact_match,strict-match",
+        "version": 3.0,
         "shots": 2,
         "max_new_tokens": 16,
     }
@@ -33,6 +34,7 @@ def mmlu(**changes: Any) -> StockTask:
         "tasks": "mmlu/default/mmlu_a*.yaml",
         "rows": {"test": Rows("mmlu.jsonl.gz"), "dev": Rows("mmlu.jsonl.gz")},
         "primary": "acc,none",
+        "version": 1.0,
         "group_by": "subject",
         "shots": 0,
     }
@@ -81,7 +83,7 @@ def test_gsm8k_canaries(data: Path) -> None:
     assert [metric.score for metric in prose.metrics.values()] == [0.0, 1.0]
     empty = gsm8k().run(Answering(), data)
     assert empty.headline.score == 0.0
-    assert (empty.settings["empty"], empty.settings["task_version"]) == (12, ["3.0"])
+    assert (empty.settings["empty"], empty.settings["task_version"]) == (12, 3.0)
 
 
 def test_gsm8k_shots_come_from_train_and_are_seeded(data: Path) -> None:
@@ -118,6 +120,7 @@ def test_hellaswag_reads_processed_rows(data: Path) -> None:
         tasks="hellaswag/hellaswag.yaml",
         rows={"validation": Rows("hellaswag.jsonl.gz")},
         primary="acc_norm,none",
+        version=1.0,
         shots=0,
         processed=True,
         aliases={"label": "gold"},
@@ -145,6 +148,7 @@ def test_hellaswag_processes_the_hubs_rows(data: Path) -> None:
         tasks="hellaswag/hellaswag.yaml",
         rows={"validation": Rows("raw.jsonl.gz")},
         primary="acc_norm,none",
+        version=1.0,
         shots=0,
     ).run(Answering(likes=lambda c, t: float(asked.append((c, t)) or 0)), data)
     assert asked == [("Cooking: A man is at the stove. He", " stirs it."), asked[1]]
@@ -157,7 +161,8 @@ def test_truthfulqa_takes_the_share_of_true_answers(data: Path) -> None:
     scores = []
     for kind in ("mc1", "mc2"):
         name = f"truthfulqa_{kind}"
-        task = StockTask(name=name, tasks=f"truthfulqa/{name}.yaml", rows=rows, primary="acc,none", shots=0)
+        version = {"mc1": 2.0, "mc2": 3.0}[kind]
+        task = StockTask(name, f"truthfulqa/{name}.yaml", rows, "acc,none", version, shots=0)
         scores.append(task.run(Answering(likes=lambda c, t: likes[t]), data).headline.score)
         underflow = task.run(Answering(likes=lambda c, t: -1e4), data) if kind == "mc2" else None
     assert scores == pytest.approx([1.0, 0.8446], abs=1e-4)
@@ -214,3 +219,34 @@ def test_what_does_not_fit_together(data: Path) -> None:
         gsm8k().run(Harness(model(), tokenizer(), batch_size=4, max_length=40), data)
     (missing,) = gsm8k(rows={"test": Rows("nowhere.jsonl")}).problems(data)
     assert "nowhere.jsonl" in missing
+
+
+def test_subjects_and_their_groups(data: Path) -> None:
+    """abstract_algebra, anatomy and astronomy are STEM by lm-eval's tags; the item-weighted mean stays the score."""
+    result = mmlu().run(Answering(likes=lambda c, t: float("anatomy" in c and t == " A")), data)
+    sizes = {name: metric.n for name, metric in result.groups.items()}
+    assert sizes == {"abstract_algebra": 2, "anatomy": 6, "astronomy": 4, "stem": 12}
+    assert result.groups["stem"] == result.headline
+    assert result.groups["anatomy"].score == pytest.approx(2 / 6)
+
+
+def test_items_by_name(data: Path) -> None:
+    asked = ("astronomy/3", "anatomy/0")
+    assert {outcome.id for outcome in mmlu(items=asked).run(Answering(), data).outcomes} == set(asked)
+    assert [outcome.id for outcome in gsm8k(items=("7", "2")).run(Answering(solve), data).outcomes] == ["7", "2"]
+    with pytest.raises(ValueError, match="no item anatomy/6"):
+        mmlu(items=("anatomy/6",)).run(Answering(), data)
+
+
+def test_another_version_of_the_task_is_refused(data: Path) -> None:
+    with pytest.raises(ValueError, match=r"gsm8k is version 3.0, these settings are for 2.0"):
+        gsm8k(version=2.0).run(Answering(solve), data)
+
+
+def test_the_last_number_counts_however_it_is_written(data: Path) -> None:
+    def prose(prompt: str) -> str:
+        return solve(prompt).replace("####", "That makes $") + ".00 in all"
+
+    result = gsm8k(last_number=True).run(Answering(prose), data)
+    assert result.metrics["exact_match,last-number"].score == 1.0
+    assert result.metrics["exact_match,strict-match"].score == 0.0
