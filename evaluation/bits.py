@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic.dataclasses import dataclass
 
@@ -37,28 +39,13 @@ class BitsPerByte:
         return [why] if why else []
 
     def run(self, harness: Harness, data_dir: Path | None) -> Result:
-        numbered = self.numbered(data_dir)
-        spaced = next((identity for identity, pair in numbered if pair.prompt != pair.prompt.rstrip()), None)
-        if spaced is not None:
-            raise ValueError(f"{self.name}: item {spaced}'s prompt ends in white space; move it to the answer template")
-        ids = [identity for identity, _ in numbered]
-        answers = harness.loglikelihood([pair for _, pair in numbered], ids=ids, clip=self.clip)
-        outcomes = []
-        for (identity, pair), answer in zip(numbered, answers, strict=True):
-            bits = -answer.logprob / math.log(2) / len(pair.answer.encode())
-            note = remark(truncated=False, clipped=answer.clipped)
-            outcomes.append(Outcome(identity, {"bits_per_byte": bits}, None, pair.answer, note))
         settings = {
-            "shots": 0,
             "limit": self.pairs.limit,
             "items": self.items and len(self.items),
-            "chance": None,
             "prompt": self.pairs.prompt,
             "answer": self.pairs.answer,
-            "clipped": sum(answer.clipped for answer in answers),
-            **harness.settings(),
         }
-        return summarise(self.name, "bits_per_byte", outcomes, higher_is_better=False, settings=settings)
+        return measure(self.name, self.numbered(data_dir), harness, clip=self.clip, settings=settings)
 
     def numbered(self, data_dir: Path | None) -> list[tuple[str, Pair]]:
         """The items, (id, prompt and gold answer), in the order they are scored in."""
@@ -68,3 +55,22 @@ class BitsPerByte:
         if self.pairs.limit is not None:
             raise ValueError(f"{self.name}: set pairs.limit=null, or no items: both say what to evaluate")
         return [numbered[index] for index in chosen([identity for identity, _ in numbered], None, self.items)]
+
+
+def measure(
+    name: str, numbered: Sequence[tuple[str, Pair]], harness: Harness, *, clip: bool, settings: Mapping[str, Any]
+) -> Result:
+    """Bits per byte of each (id, pair). ValueError for a prompt that ends in white space."""
+    spaced = next((identity for identity, pair in numbered if pair.prompt != pair.prompt.rstrip()), None)
+    if spaced is not None:
+        raise ValueError(f"{name}: item {spaced}'s prompt ends in white space; move it to the answer template")
+    ids = [identity for identity, _ in numbered]
+    answers = harness.loglikelihood([pair for _, pair in numbered], ids=ids, clip=clip)
+    outcomes = []
+    for (identity, pair), answer in zip(numbered, answers, strict=True):
+        bits = -answer.logprob / math.log(2) / len(pair.answer.encode())
+        note = remark(truncated=False, clipped=answer.clipped)
+        outcomes.append(Outcome(identity, {"bits_per_byte": bits}, None, pair.answer, note))
+    clipped = sum(answer.clipped for answer in answers)
+    told = {"shots": 0, "chance": None, **settings, "clipped": clipped, **harness.settings()}
+    return summarise(name, "bits_per_byte", outcomes, higher_is_better=False, settings=told)

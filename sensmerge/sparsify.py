@@ -20,12 +20,46 @@ def keep_largest(tau: Tensor, density: float) -> Tensor:
     if k >= n:
         return tau
     size = tau.abs().flatten()
-    threshold = size.kthvalue(n - k + 1).values
+    threshold = _kth_largest(size, k)
     if threshold == 0:  # everything that is not zero already is kept
         return tau
-    keep = size > threshold
-    keep[(size == threshold).nonzero().squeeze(1)[: k - int(keep.sum())]] = True
-    return torch.where(keep.view_as(tau), tau, torch.zeros_like(tau))
+    keep, equal = size > threshold, size == threshold
+    keep |= _first(equal, k - int(keep.sum()))
+    return torch.where(keep.view_as(tau), tau, 0.0)
+
+
+def _kth_largest(size: Tensor, k: int) -> Tensor:
+    """The k-th largest of `size` [n], fp32 and not negative, exactly.
+
+    Such numbers order like their bit patterns, so counting upper, then lower halves of the patterns finds it in two
+    passes. kthvalue takes three times as long over bf16's many equal magnitudes.
+    """
+    bits = size.view(torch.int32)
+    upper = bits >> 16
+    high, rank = _bin_of_rank(upper, k)
+    low, _ = _bin_of_rank(bits[upper == high] & 0xFFFF, rank)
+    return torch.tensor((high << 16) | low, dtype=torch.int32, device=size.device).view(torch.float32)
+
+
+def _bin_of_rank(values: Tensor, rank: int) -> tuple[int, int]:
+    """The value of rank `rank` from the top among non-negative integers, and its rank among its equals."""
+    at_least = torch.bincount(values).flip(0).cumsum(0)
+    below = int((at_least < rank).sum())
+    return len(at_least) - 1 - below, rank - (int(at_least[below - 1]) if below else 0)
+
+
+def _first(marked: Tensor, count: int) -> Tensor:
+    """`marked` [n] bool with only its first `count` entries left, of which it has at least that many."""
+    low, high, missing = 0, len(marked), count
+    while high - low > 1:  # the cut lies in low .. high
+        middle = (low + high) // 2
+        found = int(marked[low:middle].sum())
+        if found >= missing:
+            high = middle
+        else:
+            low, missing = middle, missing - found
+    marked[high if missing else low :] = False
+    return marked
 
 
 def drop_random(tau: Tensor, drop: float, generator: torch.Generator) -> Tensor:

@@ -204,3 +204,12 @@ def test_dare_without_masks_for_every_expert_is_an_error() -> None:
 def test_parameters_are_checked_when_built(build) -> None:
     with pytest.raises(ValidationError):
         build()
+
+
+@pytest.mark.parametrize("n", [1, 2, 17, 1000])
+def test_trimming_against_a_sort(n: int) -> None:
+    """Thresholds inside, at the ends of and between the bins of the bit patterns; few and many equal magnitudes."""
+    draw = torch.Generator().manual_seed(n)
+    for tau in (torch.randn(n, generator=draw), torch.randint(-3, 4, (n,), generator=draw) * 2.0**-9, torch.zeros(n)):
+        for density in (1 / n, 0.2, 0.5, 0.99):
+            assert keep_largest(tau, density).tolist() == oracle_trim(tau.tolist(), density)

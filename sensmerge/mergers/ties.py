@@ -38,9 +38,14 @@ def disjoint_mean(taus: Tensor, sign: Tensor) -> Tensor:
     A trimmed zero never agrees. The divisor is the plain count of agreeing experts: a weighted count would cancel the
     coefficients' common factor and leave only their ratios.
     """
-    agree = (taus.sign() == sign) & (taus != 0)
-    total = torch.where(agree, taus, torch.zeros_like(taus)).sum(0)
-    return total / agree.sum(0).clamp(min=1)
+    total, count = torch.zeros_like(sign), torch.zeros_like(sign)
+    for (
+        tau
+    ) in taus:  # expert by expert: several times faster than over [K, *s] at once, whose temporaries leave the cache
+        agree = tau * sign > 0
+        total += torch.where(agree, tau, 0.0)
+        count += agree
+    return total / count.clamp_(min=1)
 
 
 @dataclass(frozen=True, config={"extra": "forbid"})
