@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any, Protocol
 
+from pydantic import Field
+from pydantic.dataclasses import dataclass as validated
+
 
 @dataclass(frozen=True)
 class Generation:
@@ -15,6 +18,18 @@ class Generation:
     text: str
     truncated: bool
     clipped: bool = False
+
+
+@validated(frozen=True, config={"extra": "forbid"})
+class Sampling:
+    """Random instead of greedy decoding: softmax(logits / temperature), cut to the nucleus of mass top_p.
+
+    The same seed, batch size and prompts give the same texts; another batch size gives others.
+    """
+
+    temperature: float = Field(gt=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -68,7 +83,10 @@ class Answerer(Protocol):
         max_new_tokens: int,
         ids: Sequence[str] | None = None,
         clip: bool = False,
+        sampling: Sampling | None = None,
     ) -> list[Generation]: ...
+
+    def chat(self, message: str) -> str: ...
 
 
 class TaskModel:

@@ -24,7 +24,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from evaluation.answers import Generation, LogLikelihood, Sample, TaskModel
+from evaluation.answers import Generation, LogLikelihood, Sample, Sampling, TaskModel
 
 _STOP_EVERY = 4  # steps between searches for stop strings: decoding each step costs as much as a small model's forward
 _CONTEXT_TOKENS = 8  # prompt tokens decoded in front of an answer, so that its first space survives
@@ -115,8 +115,11 @@ class Harness:
         max_new_tokens: int,
         ids: Sequence[str] | None = None,
         clip: bool = False,
+        sampling: Sampling | None = None,
     ) -> list[Generation]:
-        """The greedy continuation of each prompt, in order, up to a stop string, an end token or `max_new_tokens`.
+        """A continuation of each prompt, in order, up to a stop string, an end token or `max_new_tokens`.
+
+        Greedy, unless `sampling` says otherwise; equal prompts are then drawn for apart.
 
         Whatever the model's generation config says of sampling, penalties or lengths does not apply.
         Raises ValueError for a prompt that leaves no room for `max_new_tokens`, unless `clip` drops its head.
@@ -137,9 +140,29 @@ class Harness:
         for start in tqdm(starts, desc="generating", unit="batch", leave=False, disable=not _watched(len(prompts))):
             batch = order[start : start + self.batch_size]
             kept = [encoded[index][-room:] for index in batch]
-            for index, tokens, answer in zip(batch, kept, self._continue(kept, until, max_new_tokens), strict=True):
+            made = self._continue(kept, until, max_new_tokens, sampling, start)
+            for index, tokens, answer in zip(batch, kept, made, strict=True):
                 answers[index] = self._cut(tokens, answer, until, clipped=len(encoded[index]) > room)
         return [answers[index] for index in range(len(prompts))]
+
+    def chat(self, message: str) -> str:
+        """The prompt that the tokenizer's chat template makes of one message of the user's.
+
+        Without the template's own BOS where tokenising adds one, or the model would see two. ValueError for a tokenizer
+        that has no template.
+        """
+        tokenizer = self._lm.tokenizer
+        if not tokenizer.chat_template:
+            raise ValueError(
+                "the tokenizer has no chat template, so this model cannot be asked in a chat: take the benchmark's "
+                "base variant, or give the base checkpoint the template of its experts"
+            )
+        text = tokenizer.apply_chat_template(
+            [{"role": "user", "content": message}], tokenize=False, add_generation_prompt=True
+        )
+        bos = tokenizer.bos_token
+        adds = bool(bos) and self._lm.tok_encode("x")[:1] == [tokenizer.bos_token_id]
+        return text.removeprefix(bos) if adds else text
 
     def run_tasks(self, tasks: Sequence[Task], *, seed: int, clip: bool = False) -> dict[str, list[Sample]]:
         """Run lm-eval tasks together (one set of batches) and return each task's items, in the order of its ids.
@@ -173,8 +196,15 @@ class Harness:
         ends = declared if isinstance(declared, list) else [declared]
         return {token for token in [*ends, self._lm.tokenizer.eos_token_id] if token is not None}
 
-    def _continue(self, prompts: list[list[int]], until: Sequence[str], max_new_tokens: int) -> list[list[int]]:
-        """The new tokens of one left-padded batch, with whatever follows a row's end."""
+    def _continue(
+        self,
+        prompts: list[list[int]],
+        until: Sequence[str],
+        max_new_tokens: int,
+        sampling: Sampling | None,
+        position: int,
+    ) -> list[list[int]]:
+        """The new tokens of one left-padded batch, with whatever follows a row's end. position: of the batch."""
         import torch
 
         tokenizer, length = self._lm.tokenizer, max(len(tokens) for tokens in prompts)
@@ -192,7 +222,13 @@ class Harness:
                 done.logical_or_(torch.tensor([any(s in text for s in until) for text in texts], device=done.device))
             return done
 
-        with torch.inference_mode(), _quiet():
+        how: dict[str, Any] = {"do_sample": False}
+        if sampling is not None:
+            how = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+        devices = [self._model.device] if self._model.device.type == "cuda" else []
+        with torch.inference_mode(), _quiet(), torch.random.fork_rng(devices, enabled=sampling is not None):
+            if sampling is not None:
+                torch.manual_seed(sampling.seed * 1_000_003 + position)
             sequences = self._model.generate(
                 input_ids=ids,
                 attention_mask=mask,
@@ -200,7 +236,7 @@ class Harness:
                 stopping_criteria=[stopped],
                 eos_token_id=sorted(self._ends()) or None,
                 pad_token_id=pad,
-                do_sample=False,
+                **how,
                 num_beams=1,
                 repetition_penalty=1.0,
                 no_repeat_ngram_size=0,

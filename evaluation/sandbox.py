@@ -27,7 +27,7 @@ from pydantic.dataclasses import dataclass as validated
 
 log = logging.getLogger(__name__)
 
-Status = Literal["passed", "failed", "timeout", "memory", "crashed"]
+Status = Literal["passed", "failed", "timeout", "memory", "crashed", "no program"]
 _WORKER = Path(__file__).with_name("sandbox_worker.py")
 _START_SECONDS = 30.0
 _GRACE_SECONDS = 10.0  # beyond a program's own limit: the worker needs moments to kill and to reply, on a busy machine

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from evaluation.answers import Generation, LogLikelihood
+from evaluation.answers import Generation, LogLikelihood, Sampling
 from evaluation.harness import Harness
 
 CORPUS = [
@@ -80,6 +80,9 @@ class Answering(Harness):
     ) -> list[LogLikelihood]:
         return [LogLikelihood(self._likes(*pair), False) for pair in pairs]
 
+    def chat(self, message: str) -> str:
+        return f"<user>{message}</user>"
+
     def generate(
         self,
         prompts: Sequence[str],
@@ -88,6 +91,7 @@ class Answering(Harness):
         max_new_tokens: int,
         ids: Sequence[str] | None = None,
         clip: bool = False,
+        sampling: Sampling | None = None,
     ) -> list[Generation]:
         return [Generation(self._write(prompt), truncated=False) for prompt in prompts]
 

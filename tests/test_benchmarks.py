@@ -11,13 +11,13 @@ from evaluation_fixtures import Answering, model, tokenizer, write_rows
 
 from evaluation import humaneval
 from evaluation.bits import BitsPerByte
-from evaluation.code import Attempts, CodeBenchmark, program
+from evaluation.code import Attempts, CodeBenchmark, completion_problem
 from evaluation.data import Pairs, Rows, evenly
 from evaluation.exact_match import ExactMatch
 from evaluation.harness import Harness
 from evaluation.humaneval import HumanEval
 from evaluation.multiple_choice import MultipleChoice
-from evaluation.sandbox import Limits, execute
+from evaluation.sandbox import Limits, Program, execute
 from evaluation.suites import Benchmark, Suite
 
 GENERAL = [
@@ -132,7 +132,8 @@ def test_humaneval_canaries() -> None:
 
 def test_every_humaneval_solution_passes() -> None:
     problems = humaneval.problems()
-    programs = [program(problem, problem["canonical_solution"]) for problem in problems]
+    asked = [completion_problem(row, index) for index, row in enumerate(problems)]
+    programs = [Program(one.id, one.assemble(one.gold) or "") for one in asked]
     verdicts = execute(programs, workers=2, limits=Limits())
     assert {p.id: v for p, v in zip(programs, verdicts, strict=True) if not v.passed} == {}
     assert len(problems) == 164
