@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 _FENCE = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:^[ \t]*```[ \t]*$|\Z)", re.DOTALL | re.MULTILINE)
-_CODE = re.compile(r"^(?:def |class |import |from |@|async def )", re.MULTILINE)
+_CODE = re.compile(r"^(?:def |class |import |from |@|async def |[A-Za-z_][\w, ]*=[^=])", re.MULTILINE)
 _PYTHON = {"", "python", "py", "python3"}
 
 

@@ -9,37 +9,21 @@ line with SentencePiece tokenizers.
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import io
-import logging
 import math
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from evaluation.answers import Generation, LogLikelihood, Sample, Sampling, TaskModel
+from evaluation.tasks import Task, quiet, with_rows
 
 _STOP_EVERY = 4  # steps between searches for stop strings: decoding each step costs as much as a small model's forward
 _CONTEXT_TOKENS = 8  # prompt tokens decoded in front of an answer, so that its first space survives
-
-
-@dataclass(frozen=True)
-class Task:
-    """An lm-eval task config with the rows to run it on.
-
-    splits: rows by split name; the evaluated split's rows carry `ids`, in order.
-    """
-
-    config: dict[str, Any]
-    splits: dict[str, list[dict[str, Any]]]
-    ids: list[str]
 
 
 class Harness:
@@ -52,7 +36,7 @@ class Harness:
     def __init__(self, model: Any, tokenizer: Any, *, batch_size: int, max_length: int | None = None) -> None:
         if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
             raise ValueError("the tokenizer has neither a pad nor an eos token, so prompts cannot be batched; set one")
-        with _quiet():
+        with quiet():
             from lm_eval.models.huggingface import HFLM
 
             wrap: Any = HFLM
@@ -100,7 +84,7 @@ class Harness:
                 )
             encoded.append(((context, continuation), head, tail))
             clipped.append(excess > 0)
-        with _quiet():
+        with quiet():
             scores = self._lm._loglikelihood_tokens(encoded, disable_tqdm=not _watched(len(pairs)))
         broken = next((index for index, (logprob, _) in enumerate(scores) if math.isnan(logprob)), None)
         if broken is not None:  # argmax over NaN picks the first choice, which is the gold one in truthfulqa_mc1
@@ -169,17 +153,17 @@ class Harness:
 
         seed: draws the few-shot examples, where a task's sampler is random.
         """
-        with _quiet():
+        with quiet():
             import lm_eval
             from lm_eval.tasks import TaskManager
 
             manager = TaskManager(include_defaults=False)  # the default index reads thousands of files, for seconds
-            loaded = manager.load([_with_rows(task) for task in tasks])
+            loaded = manager.load([with_rows(task) for task in tasks])
             for task in loaded["tasks"].values():
                 task.set_fewshot_seed(seed)
         model = TaskModel(self, {task.config["task"]: task.ids for task in tasks}, clip=clip, console=sys.stderr)
         evaluate: Any = lm_eval.evaluate
-        with _quiet(progress=False), warnings.catch_warnings():
+        with quiet(progress=False), warnings.catch_warnings():
             # truthfulqa_mc2 divides 0 by 0 when all probabilities underflow; callers find and report the NaN.
             warnings.filterwarnings("ignore", "invalid value encountered", RuntimeWarning)
             found = evaluate(lm=model, task_dict=loaded, bootstrap_iters=0, log_samples=True)
@@ -226,7 +210,7 @@ class Harness:
         if sampling is not None:
             how = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
         devices = [self._model.device] if self._model.device.type == "cuda" else []
-        with torch.inference_mode(), _quiet(), torch.random.fork_rng(devices, enabled=sampling is not None):
+        with torch.inference_mode(), quiet(), torch.random.fork_rng(devices, enabled=sampling is not None):
             if sampling is not None:
                 torch.manual_seed(sampling.seed * 1_000_003 + position)
             sequences = self._model.generate(
@@ -259,32 +243,6 @@ class Harness:
         return Generation(text[:at], truncated=not ended and at is None, clipped=clipped)
 
 
-def stock_configs(pattern: str) -> list[dict[str, Any]]:
-    """lm-eval's own task configs whose YAML files match `pattern`, relative to its folder of tasks, sorted by path.
-
-    Raises FileNotFoundError if none does: another version of lm-eval may have moved them.
-    """
-    with _quiet():
-        import lm_eval.tasks
-        from lm_eval.tasks._yaml_loader import load_yaml
-
-        root = Path(lm_eval.tasks.__file__).parent
-        configs = [load_yaml(path) for path in sorted(root.glob(pattern))]
-    if not configs:
-        raise FileNotFoundError(f"lm-eval {version('lm_eval')} has no task {pattern!r} in {root}")
-    return configs
-
-
-def _with_rows(task: Task) -> dict[str, Any]:
-    """The config, reading its rows from memory instead of from the hub."""
-    import datasets
-
-    rows = datasets.DatasetDict({name: datasets.Dataset.from_list(split) for name, split in task.splits.items()})
-    dropped = {"tag", "task_list", "dataset_path", "dataset_name", "dataset_kwargs"}
-    config = {key: value for key, value in task.config.items() if key not in dropped}
-    return {**config, "custom_dataset": lambda **_: rows}
-
-
 def _watched(items: int) -> bool:
     """Whether a progress bar is worth its lines: somebody sits at the terminal, and it will take a while."""
     return items > 64 and sys.stderr.isatty()
@@ -292,20 +250,3 @@ def _watched(items: int) -> bool:
 
 def _name(ids: Sequence[str] | None, index: int) -> str:
     return str(index) if ids is None else ids[index]
-
-
-@contextlib.contextmanager
-def _quiet(*, progress: bool = True) -> Iterator[None]:
-    """Raise the log level of the libraries; without `progress`, drop the bars they write to standard error as well."""
-    loggers = [logging.getLogger(name) for name in ("lm_eval", "transformers", "datasets")]
-    levels = [logger.level for logger in loggers]
-    with contextlib.ExitStack() as stack:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        if not progress:
-            stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)

@@ -12,8 +12,9 @@ from pydantic.dataclasses import dataclass
 from evaluation.answers import Sample, remark
 from evaluation.data import Rows, chosen, evenly
 from evaluation.equivalence import same_number
-from evaluation.harness import Harness, Task, stock_configs
+from evaluation.harness import Harness
 from evaluation.record import Outcome, Result, summarise
+from evaluation.tasks import Task, stock_configs
 
 _SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
 

