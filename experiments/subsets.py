@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from evaluation import humaneval
 from evaluation.data import Rows
 
 Row = Mapping[str, Any]
@@ -23,30 +25,29 @@ class Subset:
     """`count` items of one benchmark.
 
     rows: where they come from; None is HumanEval, inside its package. stratum: what a row is put in order by.
-    identity: a row and its number -> the benchmark's item id.
+    identity: all rows -> the benchmark's item ids.
     longest: characters that prompt and answer may have, by `length`; None: any. excluded: ids never taken.
     """
 
     benchmark: str
-    rows: Rows
+    rows: Rows | None
     count: int
     stratum: Callable[[Row], Any]
-    identity: Callable[[int, Row], str] = lambda index, row: str(index)
     longest: int | None = None
     length: Callable[[Row], int] = lambda row: 0
+    identity: Callable[[Sequence[Row]], list[str]] = lambda rows: [str(index) for index in range(len(rows))]
     excluded: frozenset[str] = frozenset()
 
     def choose(self, data: Path) -> list[str]:
         """The ids, in the file's order. ValueError if there are fewer candidates than `count`."""
-        rows = self.rows.load(data)
+        rows: Sequence[Row] = humaneval.problems() if self.rows is None else self.rows.load(data)
         candidates = [
             (index, identity)
-            for index, row in enumerate(rows)
-            if (identity := self.identity(index, row)) not in self.excluded
-            and (self.longest is None or self.length(row) <= self.longest)
+            for index, identity in enumerate(self.identity(rows))
+            if identity not in self.excluded and (self.longest is None or self.length(rows[index]) <= self.longest)
         ]
         if len(candidates) < self.count:
-            raise ValueError(f"{self.benchmark}: {len(candidates)} candidates in {self.rows.file}, {self.count} wanted")
+            raise ValueError(f"{self.benchmark}: {len(candidates)} candidates among {len(rows)}, {self.count} wanted")
         strata = [self.stratum(rows[index]) for index, _ in candidates]
         return [candidates[at][1] for at in stratified(strata, self.count)]
 
@@ -75,6 +76,28 @@ def subject(row: Row) -> str:
     return row["subject"]
 
 
+def solution_lines(row: Row) -> int:
+    return row["canonical_solution"].strip().count("\n")
+
+
+def task_identity(rows: Sequence[Row]) -> list[str]:
+    return [str(row["task_id"]) for row in rows]
+
+
+def subject_identity(rows: Sequence[Row]) -> list[str]:
+    """MMLU's: the subject, and the row's number within it."""
+    seen: Counter[str] = Counter()
+    found = []
+    for row in rows:
+        found.append(f"{row['subject']}/{seen[row['subject']]}")
+        seen[row["subject"]] += 1
+    return found
+
+
+def _math_length(row: Row) -> int:
+    return len(row["problem"]) + len(row["solution"])
+
+
 def _gsm8k_length(row: Row) -> int:
     return len(row["question"]) + len(row["answer"])
 
@@ -91,6 +114,23 @@ def _mmlu_length(row: Row) -> int:
 # split: they are training problems that neither the math expert nor a calibration set of seeds 0 to 2 has seen.
 _SEEN = frozenset({"2973", "3748", "4001", "5106", "6561", "6982"})
 SUBSETS = {
+    # What one smollm2_135m model answers in two or three minutes on one core: a study of tens of models fits a CPU.
+    "cpu": [
+        Subset("mmlu", Rows("mmlu/test.jsonl.gz"), 57, subject, identity=subject_identity),
+        Subset("hellaswag", Rows("hellaswag/validation.jsonl.gz"), 16, lambda row: row["query"].partition(":")[0]),
+        Subset(
+            "truthfulqa_mc1", Rows("truthfulqa/validation.jsonl.gz"), 8, lambda row: len(row["mc1_targets"]["labels"])
+        ),
+        Subset("gsm8k", Rows("gsm8k/test.jsonl.gz"), 4, steps),
+        Subset("math", Rows("math/test.jsonl.gz"), 4, lambda row: (row["level"], row["type"])),
+        Subset("humaneval", None, 4, solution_lines, identity=task_identity),
+        Subset("mbpp", Rows("mbpp/test.jsonl.gz"), 4, program_lines, identity=task_identity),
+        Subset("bpb_mmlu", Rows("mmlu/test.jsonl.gz"), 57, subject),
+        Subset("bpb_gsm8k", Rows("gsm8k/test.jsonl.gz"), 32, steps),
+        Subset("bpb_math", Rows("math/test.jsonl.gz"), 16, lambda row: (row["type"], row["level"]), 800, _math_length),
+        Subset("bpb_humaneval", None, 16, solution_lines, identity=task_identity),
+        Subset("bpb_mbpp", Rows("mbpp/test.jsonl.gz"), 32, program_lines),
+    ],
     "smollm2_135m_validation": [
         Subset("bpb_mmlu", Rows("mmlu/dev.jsonl.gz"), 48, subject, longest=400, length=_mmlu_length),
         Subset("bpb_gsm8k", Rows("gsm8k/train.jsonl.gz"), 24, steps, longest=420, length=_gsm8k_length, excluded=_SEEN),

@@ -184,15 +184,15 @@ def test_the_same_as_lm_eval_with_its_own_model_class(data: Path) -> None:
     import lm_eval
     from lm_eval.tasks import TaskManager
 
-    from evaluation import harness as ours
+    from evaluation import tasks as ours
 
     harness, benchmark = Harness(model(), tokenizer(), batch_size=4), gsm8k(limit=5)
     found = benchmark.run(harness, data)
     configs = [benchmark._adapt(config, data) for config in ours.stock_configs(benchmark.tasks)]
     splits = {split: rows.load(data) for split, rows in benchmark.rows.items()}
-    with ours._quiet(progress=False):
+    with ours.quiet(progress=False):
         loaded = TaskManager(include_defaults=False).load(
-            [ours._with_rows(t) for t in benchmark._tasks(configs, splits)]
+            [ours.with_rows(t) for t in benchmark._tasks(configs, splits)]
         )
         loaded["tasks"]["gsm8k"].set_fewshot_seed(benchmark.seed)
         theirs: Any = lm_eval.evaluate(lm=harness._lm, task_dict=loaded, bootstrap_iters=0)

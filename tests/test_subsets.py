@@ -39,7 +39,7 @@ def test_a_subset_leaves_out_what_is_long_or_excluded(tmp_path: Path) -> None:
         excluded=frozenset({"0", "2"}),
     )  # fmt: skip
     assert one.choose(tmp_path) == ["1", "4", "5"]  # by stratum: 1, 3, 5 | 4 (0 and 2 are excluded, 6 and 7 long)
-    with pytest.raises(ValueError, match="4 candidates in x.jsonl, 5 wanted"):
+    with pytest.raises(ValueError, match="4 candidates among 8, 5 wanted"):
         subsets.Subset("x", one.rows, 5, one.stratum, longest=6, length=one.length, excluded=one.excluded).choose(
             tmp_path
         )
