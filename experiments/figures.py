@@ -1,4 +1,4 @@
-"""Figures for one column of a paper: 3.3 inches wide, colour-blind safe, the same bytes for the same numbers.
+"""Figures for one column of a paper or two: colour-blind safe, the same bytes for the same numbers.
 
 Matplotlib loads when a figure is asked for, not before, and without pyplot: no state outlives a call.
 """
@@ -6,23 +6,25 @@ Matplotlib loads when a figure is asked for, not before, and without pyplot: no 
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evaluation.record import Metric
-from experiments.tables import SCALINGS, Row, Table, place
+from experiments.naming import SCALINGS, place
+from experiments.tables import Mean, Row, Table
+
+Points = tuple[float, float, float]  # score, and the ends of its interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from PIL import Image
 
-WIDTH = 3.3  # inches: one column of a two-column paper
+WIDTH, TWO_COLUMNS = 3.3, 6.8  # inches: one column of a two-column paper, and both
 _STYLE = {
     "font.size": 7,
     "axes.titlesize": 7,
@@ -37,26 +39,11 @@ _STYLE = {
     "ytick.major.width": 0.5,
     "pdf.fonttype": 42,  # TrueType outlines: publishers refuse type 3
 }
-# Okabe and Ito's palette, grey for the control; further scalings take what is left, in order.
-_COLOURS = ("#999999", "#56B4E9", "#E69F00", "#0072B2", "#CC79A7", "#009E73", "#D55E00", "#F0E442")
-_MARKERS = ("o", "^", "v", "s", "D", "P", "X", "*")
+# Okabe and Ito's palette, grey for the control: the known scalings in their order, and one more.
+_COLOURS = ("#999999", "#56B4E9", "#E69F00", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#F0E442")
+_MARKERS = ("o", "^", "v", "X", "s", "P", "D", "*")
+_APART = 1.06  # factor between the rules' places at one T
 _MOST_ANNOTATED = 12  # columns; with more, numbers in the cells of a heat map can no longer be read
-
-
-def write(found: Sequence[Table], directory: Path) -> list[Path]:
-    """Every figure the tables have the numbers for, as PNG and PDF; the paths written, in order.
-
-    bars: mean score by merger and scaling, with base and best expert. differences: the same less the uniform control,
-    paired. coefficients: alpha and K * sigma of each distinct `sens` table. alignment: distances between the experts.
-    Names carry model and suite only where the study has several.
-    """
-    written = []
-    for table in found:
-        suffix = f"_{table.model}_{table.suite}" if len(found) > 1 else ""
-        for name, draw in _drawings(table).items():
-            with _style():
-                written += _save(draw(), directory, re.sub(r"[^\w.=-]+", "_", name + suffix))
-    return written
 
 
 def heatmap(tasks: Sequence[str], blocks: Sequence[Sequence[float]]) -> Image.Image:
@@ -64,7 +51,7 @@ def heatmap(tasks: Sequence[str], blocks: Sequence[Sequence[float]]) -> Image.Im
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image
 
-    with _style():
+    with style():
         figure = _figure(0.9 + 0.25 * len(tasks))
         _weights(figure.subplots(), tasks, blocks)
         figure.set_dpi(200)
@@ -73,29 +60,65 @@ def heatmap(tasks: Sequence[str], blocks: Sequence[Sequence[float]]) -> Image.Im
         return Image.frombytes("RGBA", canvas.get_width_height(), bytes(canvas.buffer_rgba()))
 
 
-def bars(table: Table) -> Figure:
+def bars(table: Table, mean: Mean) -> Figure:
     """Mean score by merger, a bar for each scaling from zero up, ± one standard error; lines: base and best expert."""
-    figure, axes = _methods(table, {row: row.mean for row in table.merges if row.mean}, from_zero=True)
-    references = [row for row in table.rows if row.scaling is None and row.mean]
-    base = [row.mean.score for row in references if row.mean and row.merger.split()[0] == "base"]
-    experts = [row.mean.score for row in references if row.mean and row.merger.split()[0] == "expert"]
-    best = max if table.higher_is_better else min
-    for values, label, line in ((base, "base", ":"), (experts, "best expert", "--")):
-        if values:
-            height = best(values) * (100 if table.higher_is_better else 1)
-            axes.axhline(height, color="black", linestyle=line, label=label, zorder=3)
-    axes.set_ylabel("mean accuracy (%)" if table.higher_is_better else "mean (lower is better)")
+    rows = [row for row in table.rows if mean.name in row.means]
+    shown = {row: (row.means[mean.name].score, *_around(row.means[mean.name])) for row in rows}
+    figure, axes = _methods({row: shown[row] for row in rows if row.scaling is not None}, mean, from_zero=True)
+    best = max if mean.higher_is_better else min
+    for kind, label, line in (("base", "base", ":"), ("expert", "best expert", "--")):
+        scores = [shown[row][0] for row in rows if row.scaling is None and row.merger.split()[0] == kind]
+        if scores:
+            axes.axhline(best(scores) * _scale(mean), color="black", linestyle=line, label=label, zorder=3)
+    axes.set_ylabel("mean accuracy (%)" if mean.higher_is_better else f"mean {mean.name} (lower is better)")
     _legend(figure, axes)
     return figure
 
 
-def differences(table: Table) -> Figure:
-    """Difference of the mean to the uniform control by merger and scaling, paired by item, ± one standard error."""
-    chosen = {row: row.difference for row in table.merges if row.difference}
-    figure, axes = _methods(table, chosen, from_zero=False)
+def differences(table: Table, mean: Mean) -> Figure:
+    """Difference of the mean to the uniform control by merger and scaling, with its 95 % interval."""
+    shown = {row: _interval(row, mean) for row in table.merges if mean.name in row.differences}
+    figure, axes = _methods(shown, mean, from_zero=False)
     axes.axhline(0, color=_COLOURS[0], label="uniform", zorder=0)
-    axes.set_ylabel(f"Δ uniform ({'points' if table.higher_is_better else 'lower is better'})")
+    axes.set_ylabel(_difference(mean))
     _legend(figure, axes)
+    return figure
+
+
+def temperature(lines: Mapping[str, Mapping[str, Sequence[tuple[float, Row]]]], mean: Mean) -> Figure:
+    """Difference to the uniform control, with its 95 % interval, against T: a panel per merger, a line per rule.
+
+    lines: merger -> rule -> (T, row), as drawings.temperatures. Rules stand a little apart so that intervals show.
+    """
+    from matplotlib.ticker import NullLocator
+
+    across = min(3, len(lines))
+    down = -(-len(lines) // across)
+    figure = _figure(0.7 + 1.5 * down, WIDTH if across == 1 else TWO_COLUMNS)
+    panels = figure.subplots(down, across, squeeze=False, sharex=True).ravel()
+    rules = sorted({rule for found in lines.values() for rule in found}, key=lambda rule: place(rule, SCALINGS))
+    values = sorted({value for found in lines.values() for line in found.values() for value, _ in line})
+    looks = dict(zip(rules, _looks(rules), strict=True))
+    for axes, (merger, found) in zip(panels, lines.items(), strict=False):
+        axes.axhline(0, color=_COLOURS[0], zorder=0, label="uniform")
+        for rule, line in sorted(found.items(), key=lambda item: rules.index(item[0])):
+            apart = _APART ** (rules.index(rule) - (len(rules) - 1) / 2)
+            shown = [_interval(row, mean) for _, row in line]
+            x, y = [value * apart for value, _ in line], [score * _scale(mean) for score, _, _ in shown]
+            colour, marker = looks[rule]
+            drawn = {"color": colour, "marker": marker, "markersize": 2.5, "elinewidth": 0.5, "label": rule}
+            axes.errorbar(x, y, _errors(shown, mean), linestyle="-", **drawn)
+        axes.set_title(merger, loc="left")
+        axes.set_xscale("log")
+        axes.set_xticks(values, [f"{value:g}" for value in values])
+        axes.xaxis.set_minor_locator(NullLocator())
+    for axes in panels[len(lines) :]:
+        axes.set_visible(False)
+    for axes in panels[max(0, len(lines) - across) : len(lines)]:
+        axes.set_xlabel("temperature T")
+        axes.tick_params(labelbottom=True)
+    figure.supylabel(_difference(mean), fontsize=_STYLE["font.size"])
+    _legend(figure, max(panels, key=lambda axes: len(axes.get_legend_handles_labels()[1])))
     return figure
 
 
@@ -125,72 +148,61 @@ def alignment(tasks: Sequence[str], distances: Sequence[Sequence[float]]) -> Fig
     return figure
 
 
-def _drawings(table: Table) -> dict[str, Callable[[], Figure]]:
-    """Name -> what draws it, for the figures that have something to show."""
-    found: dict[str, Callable[[], Figure]] = {}
-    if any(row.mean for row in table.merges):
-        found["bars"] = lambda: bars(table)
-    if any(row.difference for row in table.merges):
-        found["differences"] = lambda: differences(table)
-    tables, distances = {}, {}
-    for row in table.merges:
-        for record in row.records:
-            kept = record.coefficients or {}
-            name = f"{row.scaling}_s{record.seed}"
-            if row.scaling and row.scaling.split()[0] == "sens" and kept:
-                tasks, blocks, alpha = kept["table"]["tasks"], kept["table"]["blocks"], kept.get("alpha")
-                shown = (tasks, alpha and [alpha[task] for task in tasks], blocks)
-                tables.setdefault(json.dumps(shown), (name, shown))
-            if kept.get("distances"):
-                shown = (kept["table"]["tasks"], kept["distances"]["l2"])
-                distances.setdefault(json.dumps(shown), (name, shown))
-    for name, draw, distinct in (("coefficients", coefficients, tables), ("alignment", alignment, distances)):
-        found |= _each(name, draw, list(distinct.values()))
-    return found
-
-
-def _each(
-    name: str, draw: Callable[..., Figure], distinct: Sequence[tuple[str, Any]]
-) -> dict[str, Callable[[], Figure]]:
-    """One figure under `name`, or several under names that tell them apart."""
-    found: dict[str, Callable[[], Figure]] = {}
-    for number, (run, shown) in enumerate(distinct):
-        full = name if len(distinct) == 1 else f"{name}_{run}"
-        full = f"{full}_{number}" if full in found else full
-        found[full] = lambda shown=shown: draw(*shown)
-    return found
-
-
-def _methods(table: Table, shown: Mapping[Row, Metric], *, from_zero: bool) -> tuple[Figure, Axes]:
-    """A place for each merger and in it, for each scaling, a bar from zero or else a point, ± one standard error."""
+def _methods(shown: Mapping[Row, Points], mean: Mean, *, from_zero: bool) -> tuple[Figure, Axes]:
+    """A place for each merger and in it, for each scaling, a bar from zero or else a point, with its interval."""
     mergers = list(dict.fromkeys(row.merger for row in shown))
     scalings = sorted({row.scaling or "" for row in shown}, key=lambda name: place(name, SCALINGS))
     looks = dict(zip(scalings, _looks(scalings), strict=True))
-    width, scale = 0.8 / len(scalings), 100 if table.higher_is_better else 1
+    width = 0.8 / len(scalings)
     figure = _figure(2.4)
     axes = figure.subplots()
     for at, scaling in enumerate(scalings):
         rows = [row for row in shown if row.scaling == scaling]
         x = [mergers.index(row.merger) - 0.4 + (at + 0.5) * width for row in rows]
-        y = [shown[row].score * scale for row in rows]
-        error = [0 if math.isnan(shown[row].stderr) else shown[row].stderr * scale for row in rows]
+        y = [shown[row][0] * _scale(mean) for row in rows]
+        errors = _errors([shown[row] for row in rows], mean)
         colour, marker = looks[scaling]
         if from_zero:
             axes.bar(x, y, width * 0.9, color=colour, label=scaling)
-            axes.errorbar(x, y, error, fmt="none", ecolor="black", elinewidth=0.6)
+            axes.errorbar(x, y, errors, fmt="none", ecolor="black", elinewidth=0.6)
         else:
-            axes.errorbar(x, y, error, fmt=marker, color=colour, markersize=3, elinewidth=0.8, label=scaling)
+            axes.errorbar(x, y, errors, fmt=marker, color=colour, markersize=3, elinewidth=0.8, label=scaling)
     axes.set_xticks(range(len(mergers)), [re.sub("[_ ]", "\n", merger) for merger in mergers])
     axes.set_xlim(-0.5, len(mergers) - 0.5)
     axes.tick_params(axis="x", length=0)
     return figure, axes
 
 
+def _errors(shown: Sequence[Points], mean: Mean) -> list[list[float]]:
+    """What matplotlib wants to know of intervals: how far down, and how far up; 0 where there is none."""
+    ends = [(score - low, high - score) for score, low, high in shown]
+    return [[0.0 if math.isnan(end[at]) else max(0.0, end[at]) * _scale(mean) for end in ends] for at in (0, 1)]
+
+
+def _interval(row: Row, mean: Mean) -> Points:
+    found = row.differences[mean.name]
+    return found.score, found.low, found.high
+
+
+def _around(metric: Metric) -> tuple[float, float]:
+    """One standard error down, and up."""
+    return metric.score - metric.stderr, metric.score + metric.stderr
+
+
+def _scale(mean: Mean) -> int:
+    return 100 if mean.higher_is_better else 1
+
+
+def _difference(mean: Mean) -> str:
+    return "Δ uniform (points)" if mean.higher_is_better else f"Δ uniform ({mean.name}, lower is better)"
+
+
 def _looks(scalings: Sequence[str]) -> list[tuple[str, str]]:
     """Colour and marker of each: the known scalings keep theirs in every figure, others take what is left."""
     looks = list(zip(_COLOURS, _MARKERS, strict=True))
-    spare = itertools.cycle(looks[len(SCALINGS) :])
-    return [looks[SCALINGS.index(name)] if name in SCALINGS else next(spare) for name in scalings]
+    spare = [look for at, look in enumerate(looks) if at >= len(SCALINGS) or SCALINGS[at] not in scalings]
+    others = itertools.cycle(spare or looks)
+    return [looks[SCALINGS.index(name)] if name in SCALINGS else next(others) for name in scalings]
 
 
 def _weights(axes: Axes, tasks: Sequence[str], blocks: Sequence[Sequence[float]]) -> None:
@@ -233,23 +245,24 @@ def _matrix(
 
 def _legend(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=min(4, len(labels)), columnspacing=1)
+    across = min(len(labels), 4 if figure.get_figwidth() <= WIDTH else 8)
+    figure.legend(handles, labels, loc="outside upper center", ncols=across, columnspacing=1)
 
 
-def _figure(height: float) -> Figure:
+def _figure(height: float, width: float = WIDTH) -> Figure:
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(WIDTH, height), layout="constrained")
+    return Figure(figsize=(width, height), layout="constrained")
 
 
-def _style() -> AbstractContextManager[Any]:
+def style() -> AbstractContextManager[Any]:
     import matplotlib
 
     defaults: dict[Any, Any] = {**matplotlib.rcParamsDefault, **_STYLE}
     return matplotlib.rc_context(defaults)
 
 
-def _save(figure: Figure, directory: Path, stem: str) -> list[Path]:
+def save(figure: Figure, directory: Path, stem: str) -> list[Path]:
     """PNG and PDF without the time of day or matplotlib's version in them."""
     directory.mkdir(parents=True, exist_ok=True)
     png, pdf = directory / f"{stem}.png", directory / f"{stem}.pdf"

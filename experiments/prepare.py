@@ -82,7 +82,7 @@ def draw_samples(spec: RunSpec, family: Prepared) -> dict[str, list[calibration.
 
 
 def _check_unseen(spec: RunSpec, family: Prepared, samples: dict[str, list[calibration.Sample]]) -> None:
-    """ValueError where a benchmark's gold answer is among the calibration samples: its score would flatter the merge."""
+    """ValueError where an evaluated gold answer is among the calibration samples: its score would flatter the merge."""
     read = {rows.file for pairs in spec.model.calibration.values() for rows in pairs.rows}
     seen = {tuple(one.ids[: one.answer_start].tolist()) for drawn in samples.values() for one in drawn}
     tokenizer = models.load_tokenizer(family.members.base)

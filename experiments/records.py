@@ -15,6 +15,7 @@ from typing import Any
 from evaluation.record import Metric
 
 SCHEMA = 1
+_SETTING = ("model", "suite", "evaluation", "device", "suite_data")
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +75,33 @@ class Record:
         """Whether this is a merge with weight 1 everywhere: the control of the merges that are otherwise like it."""
         return self.member is None and self.data["identity"]["scaling"]["class"] == "Uniform"
 
+    @property
+    def shuffles(self) -> Mapping[str, Any] | None:
+        """The rule whose coefficients the random control gives to wrong places; None if this is not that control."""
+        scaling = self.data["identity"].get("scaling") or {}
+        return scaling.get("of") if scaling.get("class") == "Shuffled" else None
+
+    @property
+    def temperature(self) -> float | None:
+        """T of the rule, or of the rule that it shuffles; None where it has none."""
+        return self.identity.get("scaling.of.temperature", self.identity.get("scaling.temperature"))
+
+    @property
+    def subject(self) -> str:
+        """Tells the evaluated model and the data it was asked about from all others."""
+        digests = self.data["digests"]
+        return json.dumps([digests["subject"] or self.id, digests.get("data")], sort_keys=True)
+
+    @cached_property
+    def setting(self) -> str:
+        """What the scores of two records must agree in to be set side by side."""
+        return self.same(*_SETTING)
+
+    @cached_property
+    def pairing(self) -> str:
+        """What a merge shares with its controls."""
+        return self.same(*_SETTING, "merger", "seed")
+
     @cached_property
     def identity(self) -> dict[str, Any]:
         """Everything that determined the numbers, as dotted path -> value ("merger.scale": 0.5)."""
@@ -125,9 +153,9 @@ def incomplete(runs: Path) -> list[Path]:
 def of_study(records: Sequence[Record], study: str) -> list[list[Record]]:
     """The study's runs, one list per model and suite, each with the runs its numbers are to be compared with.
 
-    Those are the base and the experts (of the same model, suite and evaluation) and each merge's uniform control (also
-    of the same merger and seed), whichever study made them: a finished run is never done twice, so another study's
-    may be the only one. ValueError if the study has no complete run.
+    Those are the base and the experts (of the same model, suite and evaluation) and the controls of each merge (also of
+    the same merger and seed: the uniform one, and its own coefficients shuffled), whichever study made them: a finished
+    run is never done twice, so another study's may be the only one. ValueError if the study has no complete run.
     """
     own = [record for record in records if study in record.studies]
     if not own:
@@ -139,9 +167,13 @@ def of_study(records: Sequence[Record], study: str) -> list[list[Record]]:
     return [_with_comparisons(group, records) for _, group in sorted(groups.items())]
 
 
-def control_of(record: Record, records: Sequence[Record]) -> Record | None:
-    """The merge that differs from `record` in nothing but uniform coefficients, or None."""
-    return next((other for other in records if other.is_uniform and _pairing(other) == _pairing(record)), None)
+def controls(records: Sequence[Record]) -> dict[str, Record]:
+    """`Record.pairing` -> the merge with uniform coefficients; others of that pairing differ in nothing else."""
+    found: dict[str, Record] = {}
+    for record in records:
+        if record.is_uniform:
+            found.setdefault(record.pairing, record)
+    return found
 
 
 def differing(records: Sequence[Record]) -> dict[str, list[Any]]:
@@ -158,23 +190,22 @@ def is_seed(path: str) -> bool:
 
 
 def _with_comparisons(group: Sequence[Record], records: Sequence[Record]) -> list[Record]:
-    settings = {_setting(record) for record in group}
-    pairings = {_pairing(record) for record in group if record.member is None}
+    settings = {record.setting for record in group}
+    pairings = {record.pairing for record in group if record.member is None}
+    rules = {_rule(record, record.data["identity"]["scaling"]) for record in group if record.member is None}
     chosen = {record.id: record for record in group}
     for record in records:
-        if (record.member is not None and _setting(record) in settings) or (
-            record.is_uniform and _pairing(record) in pairings
+        if (
+            (record.member is not None and record.setting in settings)
+            or (record.is_uniform and record.pairing in pairings)
+            or (record.shuffles is not None and _rule(record, record.shuffles) in rules)
         ):
             chosen.setdefault(record.id, record)
     return sorted(chosen.values(), key=lambda record: (record.title, record.id))
 
 
-def _setting(record: Record) -> str:
-    return record.same("model", "suite", "evaluation", "device", "suite_data")
-
-
-def _pairing(record: Record) -> str:
-    return record.same("model", "suite", "evaluation", "device", "suite_data", "merger", "seed")
+def _rule(record: Record, scaling: Any) -> str:
+    return record.pairing + json.dumps(scaling, sort_keys=True) + record.same("calibration", "calibration_data")
 
 
 def _flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,13 +1,14 @@
 """What tables say beyond a score: standard errors, paired differences with intervals and p values, Holm's correction.
 
-A difference is made of paired values, ours - control, on the same items: benchmark by benchmark an array [S, n], S seeds
-by n items. What is replicated, and so what an interval and a p value speak about:
+A difference is made of paired values, ours - control, on the same items: benchmark by benchmark an array [S, n], S
+seeds by n items. What is replicated, and so what an interval and a p value speak about:
 
 items: always. An item is drawn with the values of all its seeds: two seeds on one item are not two pieces of evidence.
 seeds: from three on. Three seeds cannot be resampled: that yields ten samples, whose intervals end at the extremes, and
-    rejects a true null hypothesis far too often (tests/test_stats.py measures it). Instead each draw adds t_{S-1} times
-    the standard error that the seeds have beyond what their items explain. With one seed or two nothing is said of
-    seeds that were not run.
+    rejects a true null hypothesis one time in four where seeds differ more than items (tests/test_stats.py measures
+    it). Instead each draw of items is moved by t with S - 1 degrees of freedom, times the standard error over seeds.
+    That errs on the safe side: what is particular to one seed's answer to one item counts with the items and again
+    with the seeds. With one seed or two nothing is said of seeds that were not run.
 
 numpy and scipy load when they are needed: the command line answers without them.
 """
@@ -18,7 +19,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from evaluation.record import Metric, mean
 
@@ -26,9 +27,10 @@ if TYPE_CHECKING:
     from numpy import ndarray
     from numpy.random import Generator
 
+T = TypeVar("T")
 ENOUGH_SEEDS = 3  # fewer have next to no spread to speak of
-_AT_ONCE = 4_000_000  # random numbers held at a time
-_TIE = 1e-12  # sums of the same terms in another order differ by less
+_AT_ONCE = 2_000_000  # numbers in an array
+_TIE = 1e-10  # what is equal but for rounding differs by less
 
 
 def macro(metrics: Sequence[Metric]) -> Metric:
@@ -101,20 +103,13 @@ class Differences:
 
     @cached_property
     def seed_variance(self) -> float:
-        """Of the score over draws of seeds, beyond what its items explain; 0 for fewer than ENOUGH_SEEDS seeds.
-
-        Two-way analysis of variance: the variance of the seeds' scores, less the residual's share in it, not below 0.
-        """
-        if self.seeds < ENOUGH_SEEDS or min(self.widths) < 2:
+        """Of the score over draws of seeds; 0 for fewer than ENOUGH_SEEDS seeds."""
+        if self.seeds < ENOUGH_SEEDS:
             return 0.0
-        count, scores, noise = len(self.benchmarks), 0.0, 0.0
-        for block in self.benchmarks:
-            n = block.shape[1]
-            by_seed = block.mean(1, keepdims=True)
-            residual = block - by_seed - block.mean(0, keepdims=True) + block.mean()
-            noise += float((residual**2).sum()) / ((self.seeds - 1) * (n - 1)) / (self.seeds * n) / count**2
-            scores = scores + by_seed[:, 0] / count
-        return max(0.0, float(scores.var(ddof=1)) / self.seeds - noise)  # type: ignore[union-attr]
+        import numpy as np
+
+        scores = np.mean([block.mean(1) for block in self.benchmarks], axis=0)
+        return float(scores.var(ddof=1)) / self.seeds
 
     @property
     def stderr(self) -> float:
@@ -146,7 +141,9 @@ def p_values(found: Sequence[Differences], *, resamples: int = 10_000, seed: int
     """Two-sided p of "no difference", for each; never 0, as the observed data count among the draws.
 
     One seed or two: sign-flip permutation test. Were ours and the control alike, each item's difference (its mean over
-    the seeds) would as well have the other sign; on 0/1 values of one seed this is what McNemar's test computes exactly.
+    the seeds) would as well have the other sign. The statistic is the score over its standard error (Janssen 1997): for
+    one benchmark the same test, on 0/1 values and one seed what `mcnemar` computes exactly; for the mean of several it
+    also holds where gains on one and losses on another cancel.
     From three seeds on: the share of the draws of `intervals` on the far side of 0, twice.
     """
     few = [one for one in found if one.seeds < ENOUGH_SEEDS]
@@ -184,7 +181,7 @@ def holm(p: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _by_widths[T](found: Sequence[Differences], estimate: Callable[[Sequence[Differences]], list[T]]) -> list[T]:
+def _by_widths(found: Sequence[Differences], estimate: Callable[[Sequence[Differences]], list[T]]) -> list[T]:
     """`estimate` of each group of equal widths, in the order of `found`."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for at, one in enumerate(found):
@@ -193,8 +190,9 @@ def _by_widths[T](found: Sequence[Differences], estimate: Callable[[Sequence[Dif
     return [values[at] for at in range(len(found))]
 
 
-def _chunks(resamples: int, width: int) -> Iterator[int]:
-    step = max(1, _AT_ONCE // width)
+def _chunks(resamples: int, *sizes: int) -> Iterator[int]:
+    """How many resamples at a time, where each takes so many numbers."""
+    step = max(1, _AT_ONCE // max(sizes))
     for start in range(0, resamples, step):
         yield min(step, resamples - start)
 
@@ -208,7 +206,7 @@ def _bootstrap(group: Sequence[Differences], resamples: int, seed: int) -> Itera
     seeds = np.array([one.seeds for one in group])
     draw = np.random.default_rng(seed)
     chances = {int(s): np.random.default_rng([seed, int(s)]) for s in np.unique(seeds[spread > 0])}
-    for many in _chunks(resamples, sum(widths)):
+    for many in _chunks(resamples, sum(widths), len(group)):
         scores = np.concatenate([_counts(draw, many, width) for width in widths], 1) @ shares
         for s, chance in chances.items():
             scores += chance.standard_t(s - 1, (many, 1)) * np.where(seeds == s, spread, 0)
@@ -233,10 +231,27 @@ def _bootstrap_p(group: Sequence[Differences], resamples: int, seed: int) -> lis
 def _sign_flip(group: Sequence[Differences], resamples: int, seed: int) -> list[float]:
     import numpy as np
 
-    shares = np.stack([one.shares for one in group], 1)
-    observed = np.abs(shares.sum(0)) - _TIE
+    values = [np.stack([one.benchmarks[at].mean(0) for one in group], 1) for at in range(len(group[0].benchmarks))]
+    width = sum(len(block) for block in values)
+    observed = _studentised(values, np.ones((1, width)))[0] * (1 - _TIE)
     draw, extreme = np.random.default_rng(seed), np.zeros(len(group), dtype=int)
-    for many in _chunks(resamples, len(shares)):
-        signs = draw.integers(2, size=(many, len(shares)), dtype=np.int8) * 2.0 - 1
-        extreme += (np.abs(signs @ shares) >= observed).sum(0)
+    for many in _chunks(resamples, width, len(group)):
+        signs = draw.integers(2, size=(many, width), dtype=np.int8) * 2.0 - 1
+        extreme += (_studentised(values, signs) >= observed).sum(0)
     return [(1 + int(count)) / (1 + resamples) for count in extreme]
+
+
+def _studentised(values: Sequence[ndarray], signs: ndarray) -> ndarray:
+    """[flips, comparisons]: |score| / its standard error over items, of each benchmark's values [n, comparisons] under
+    signs [flips, items of all benchmarks]. 0 where all is 0, infinite where only the spread is."""
+    import numpy as np
+
+    score, variance, start = 0.0, 0.0, 0
+    for block in values:
+        n = len(block)
+        means = signs[:, start : start + n] @ block / n
+        score, start = score + means, start + n
+        squares = np.maximum((block**2).sum(0) - n * means**2, 0)
+        variance = variance + np.where(squares > _TIE**2, squares, 0) / max(n - 1, 1) / n
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(np.abs(score) <= _TIE, 0, np.abs(score) / np.sqrt(variance))

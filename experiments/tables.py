@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from evaluation.record import Metric
-from experiments import stats
-from experiments.records import Record, control_of, differing, is_seed
-
-MERGERS = ("average", "task_arithmetic", "ties", "dare", "dare_ties")
-SCALINGS = ("uniform", "task_specific", "cross_task", "sens", "random")
-_COMPARABLE = ("lm-eval", "torch", "transformers")  # another version of these may score the same model otherwise
+from experiments import naming, stats
+from experiments.comparisons import Difference, Pairing, differences, distinct
+from experiments.compatible import check_settings, check_versions, check_weights
+from experiments.records import Record, controls
 
 
 @dataclass(frozen=True)
@@ -28,32 +25,55 @@ class Benchmark:
     chance: float | None
 
 
+@dataclass(frozen=True)
+class Mean:
+    """The mean over the benchmarks of one direction, each counting the same, for accuracies and losses do not add up.
+
+    name: "acc" where higher is better, else "bpb" or, of other metrics than bits per byte, "loss".
+    """
+
+    name: str
+    higher_is_better: bool
+    benchmarks: tuple[str, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class Row:
     """One method, or one member of the family where `scaling` is None, over its seeds; raw units (accuracy in 0..1).
 
-    records: one per seed. mean: over the benchmarks that count (Table.counted). difference: to the uniform control of
-    the same merger and seed, paired by item, over the same benchmarks; None without a control for every seed.
+    records: one per seed. models: how many different models they evaluated; the rest are repetitions that say nothing
+    new. scores: by benchmark, and means: by Mean.name, over the different models. differences: by Mean.name, to the
+    uniform control of the same merger and seed, paired by item; nothing without a control for every seed.
     weights: smallest and largest K * sigma.
     """
 
     merger: str
     scaling: str | None
-    records: tuple[Record, ...]
-    scores: Mapping[str, Metric]
-    mean: Metric | None = None
-    difference: Metric | None = None
+    records: tuple[Record, ...] = ()
+    models: int = 0
+    scores: Mapping[str, Metric] = field(default_factory=dict)
+    means: Mapping[str, Metric] = field(default_factory=dict)
+    differences: Mapping[str, Difference] = field(default_factory=dict)
     weights: tuple[float, float] | None = None
+
+    @property
+    def name(self) -> str:
+        return " + ".join(filter(None, [self.merger, self.scaling]))
 
 
 @dataclass(frozen=True)
 class Table:
-    """One model on one suite: the base, the experts, then merger by merger."""
+    """One model on one suite: the base, the experts, then merger by merger.
+
+    means: accuracies first; both where the suite has both. by: paths of the identity whose values name rows.
+    """
 
     model: str
     suite: str
     benchmarks: tuple[Benchmark, ...]
+    means: tuple[Mean, ...]
     rows: tuple[Row, ...]
+    by: tuple[str, ...] = ()
 
     @property
     def records(self) -> list[Record]:
@@ -64,64 +84,43 @@ class Table:
         return [row for row in self.rows if row.scaling is not None]
 
     @property
-    def counted(self) -> list[str]:
-        """Benchmarks that `mean` and `difference` are over: the accuracies; the others only where there are none."""
-        return _counted(self.benchmarks)
-
-    @property
-    def higher_is_better(self) -> bool:
-        """Of `mean` and `difference`."""
-        return any(benchmark.higher_is_better for benchmark in self.benchmarks)
+    def comparisons(self) -> list[Difference]:
+        return [difference for row in self.rows for difference in row.differences.values()]
 
 
 def build(records: Sequence[Record], by: Sequence[str] = ()) -> Table:
     """The table of `records`, which are of one model and suite.
 
-    by: paths of the identity ("scaling.temperature") whose values get rows of their own.
+    by: paths of the identity ("evaluation.batch_size") whose values get rows of their own, besides the settings of a
+    method of which there are several (naming.varied).
     ValueError for records that do not belong in one table: other versions of a package that scores, other weights under
     the same model, or two settings that would share a row.
     """
-    _check_versions(records)
-    _check_weights(records)
-    cells: dict[tuple[str, str | None], list[Record]] = {}
+    check_versions(records)
+    check_weights(records)
+    paths = tuple(dict.fromkeys([*by, *naming.varied(records)]))
+    cells: dict[naming.Name, list[Record]] = {}
     for record in records:
-        cells.setdefault(_names(record, by), []).append(record)
-    for (merger, scaling), found in cells.items():
-        _check_settings(" + ".join(filter(None, [merger, scaling])), found)
+        cells.setdefault(naming.name(record, paths), []).append(record)
+    for name, found in cells.items():
+        check_settings(" + ".join(filter(None, name)), found)
     benchmarks = _benchmarks(records)
-    if not by:  # a hole in the grid is a run that did not finish: shown, not left out
-        merges = [names for names in cells if names[1] is not None]
-        cells = {(m, s): [] for m, _ in merges for _, s in merges} | cells
-    rows = [_row(*names, cells[names], records, benchmarks) for names in sorted(cells, key=_order)]
+    means = _means(benchmarks)
+    rows = [
+        _row(name, cells.get(name, []), benchmarks, means) for name in sorted(_grid(cells, paths), key=naming.order)
+    ]
     labels = records[0].labels
-    return Table(labels["model"], labels["suite"], benchmarks, tuple(rows))
+    return Table(labels["model"], labels["suite"], benchmarks, means, _compared(rows, records, means), paths)
 
 
-def _names(record: Record, by: Sequence[str]) -> tuple[str, str | None]:
-    """(merger, scaling) as shown; a member of the family has no scaling."""
+def _grid(cells: Mapping[naming.Name, Any], paths: Sequence[str]) -> set[naming.Name]:
+    """The rows to show. A hole in the grid is a run that did not finish: shown, not left out.
 
-    def chosen(*parts: str) -> str:
-        found = [path for path in by if path.split(".")[0] in parts and path in record.identity]
-        return "".join(f" {path.rsplit('.', 1)[-1]}={record.identity[path]}" for path in found)
-
-    around = chosen("model", "suite", "evaluation")
-    if record.member is not None:
-        return ("base" if record.member == "base" else f"expert {record.member}") + around, None
-    merger = record.method("merger") + chosen("merger") + around
-    return merger, record.method("scaling") + chosen("scaling", "calibration")
-
-
-def _order(names: tuple[str, str | None]) -> tuple[Any, ...]:
-    merger, scaling = names
-    if scaling is None:
-        return (0, merger.split()[0] != "base", merger)
-    return (1, *place(merger, MERGERS), *place(scaling, SCALINGS))
-
-
-def place(name: str, known: Sequence[str]) -> tuple[int, str]:
-    """Sorts the known names first, as listed, and the others by name; what --by appended decides among equals."""
-    first = name.split()[0]
-    return (known.index(first) if first in known else len(known), name)
+    Where settings vary, only a missing control is one: nobody need have run every setting under every merger.
+    """
+    merges = [name for name in cells if name[1] is not None]
+    scalings = {"uniform"} if paths else {"uniform", *(scaling for _, scaling in merges)}
+    return cells.keys() | {(merger, scaling) for merger, _ in merges for scaling in scalings}
 
 
 def _benchmarks(records: Sequence[Record]) -> tuple[Benchmark, ...]:
@@ -138,113 +137,62 @@ def _benchmarks(records: Sequence[Record]) -> tuple[Benchmark, ...]:
     return tuple(sorted(found, key=lambda benchmark: (not benchmark.higher_is_better, benchmark.name)))
 
 
-def _counted(benchmarks: Sequence[Benchmark]) -> list[str]:
-    return [b.name for b in benchmarks if b.higher_is_better] or [b.name for b in benchmarks]
+def _means(benchmarks: Sequence[Benchmark]) -> tuple[Mean, ...]:
+    found = []
+    for higher in (True, False):
+        chosen = [benchmark for benchmark in benchmarks if benchmark.higher_is_better == higher]
+        losses = "bpb" if {benchmark.metric for benchmark in chosen} == {"bits_per_byte"} else "loss"
+        if chosen:
+            found.append(Mean("acc" if higher else losses, higher, tuple(benchmark.name for benchmark in chosen)))
+    return tuple(found)
 
 
-def _row(
-    merger: str,
-    scaling: str | None,
-    records: Sequence[Record],
-    everything: Sequence[Record],
-    benchmarks: Sequence[Benchmark],
-) -> Row:
+def _row(name: naming.Name, records: Sequence[Record], benchmarks: Sequence[Benchmark], means: Sequence[Mean]) -> Row:
     if not records:
-        return Row(merger, scaling, (), {})
+        return Row(*name)
     records = sorted(records, key=lambda record: (record.seed, record.id))
-    counted = _counted(benchmarks)
-    scores = {
-        b.name: stats.over_seeds([record.headline(b.name) for record in records])
-        for b in benchmarks
-        if all(b.name in record.results for record in records)
-    }
-    mean = difference = None
-    if scores.keys() >= set(counted):
-        mean = stats.over_seeds([stats.macro([record.headline(name) for name in counted]) for record in records])
-        difference = _difference(records, everything, counted) if scaling is not None else None
+    models = [record for (record,) in distinct([(record,) for record in records])]
+
+    def evaluated(names: Sequence[str]) -> bool:
+        return all(record.results.keys() >= set(names) for record in records)
+
+    return Row(
+        *name,
+        records=tuple(records),
+        models=len(models),
+        scores={
+            b.name: stats.over_seeds([model.headline(b.name) for model in models])
+            for b in benchmarks
+            if evaluated([b.name])
+        },
+        means={
+            mean.name: stats.over_seeds([stats.macro([model.headline(b) for b in mean.benchmarks]) for model in models])
+            for mean in means
+            if evaluated(mean.benchmarks)
+        },
+        weights=_weights(records),
+    )
+
+
+def _weights(records: Sequence[Record]) -> tuple[float, float] | None:
     ranges = [record.coefficients["range"] for record in records if record.coefficients]
-    weights = (min(r["min"] for r in ranges), max(r["max"] for r in ranges)) if ranges else None
-    return Row(merger, scaling, tuple(records), scores, mean, difference, weights)
+    return (min(r["min"] for r in ranges), max(r["max"] for r in ranges)) if ranges else None
 
 
-def _difference(records: Sequence[Record], everything: Sequence[Record], counted: Sequence[str]) -> Metric | None:
-    seeds = []
-    for record in records:
-        control = control_of(record, everything)
-        if control is None or control is record or not control.results.keys() >= set(counted):
-            return None
-        seeds.append(stats.macro([_paired(record, control, name) for name in counted]))
-    return stats.over_seeds(seeds)
-
-
-def _paired(record: Record, control: Record, benchmark: str) -> Metric:
-    try:
-        return stats.paired(record.items(benchmark), control.items(benchmark))
-    except ValueError as error:
-        raise ValueError(f"{benchmark} of {record.directory} and {control.directory}: {error}") from error
-
-
-def _check_versions(records: Sequence[Record]) -> None:
-    for package in _COMPARABLE:
-        _check_same(
-            records,
-            lambda record, package=package: str(record.data["versions"].get(package)),
-            f"{package} differs between runs, so their scores do not compare; rerun with one version the runs of the "
-            "others (remove their directories first)",
-        )
-
-
-def _check_weights(records: Sequence[Record]) -> None:
-    def weights(model: str, record: Record) -> str | None:
-        digests = record.data.get("digests")
-        if not digests or record.same("model") != model:
-            return None
-        return ", ".join(
-            f"{name} {value[:8]}" for name, value in {"base": digests["base"], **digests["experts"]}.items()
-        )
-
-    for model in {record.same("model") for record in records}:
-        _check_same(
-            records,
-            partial(weights, model),
-            "the same model was made of different weights; rerun with one set of checkpoints the runs of the others",
-        )
-
-
-def _check_same(records: Sequence[Record], key: Callable[[Record], str | None], what: str) -> None:
-    """ValueError, `what` and who is on which side, unless every record that has a key has the same one."""
-    sides: dict[str, list[str]] = {}
-    for record in records:
-        if (value := key(record)) is not None:
-            sides.setdefault(value, []).append(record.directory.name)
-    if len(sides) > 1:
-        lines = [f"  {value}: {', '.join(sorted(names))}" for value, names in sorted(sides.items())]
-        raise ValueError("\n".join([f"{what}:", *lines]))
-
-
-def _check_settings(row: str, records: Sequence[Record]) -> None:
-    """ValueError unless the records of a row repeat one setting over seeds."""
-    odd = differing(records)
-    if odd:
-        lines = [
-            f"  {path}: "
-            + ", ".join(f"{value!r} ({r.directory.name})" for value, r in zip(values, records, strict=True))
-            for path, values in odd.items()
-        ]
-        overrides = _differing_overrides(records)
-        raise ValueError(
-            "\n".join(
-                [
-                    f"{row}: {len(records)} runs with different settings would share one row:",
-                    *lines,
-                    f"  overrides that differ: {', '.join(overrides) or 'none (the yamls themselves changed)'}",
-                    f"give each setting a row with --by {' '.join(odd)}, or a study of its own (study=... in run.py)",
-                ]
-            )
-        )
-
-
-def _differing_overrides(records: Sequence[Record]) -> list[str]:
-    given = [set(record.data.get("overrides", ())) for record in records]
-    shared = set.intersection(*given)
-    return sorted(o for o in set.union(*given) - shared if not is_seed(o.split("=")[0].lstrip("+")))
+def _compared(rows: Sequence[Row], records: Sequence[Record], means: Sequence[Mean]) -> tuple[Row, ...]:
+    """The rows with their differences, all of the table corrected together."""
+    uniform = controls(records)
+    asked: dict[tuple[int, str], Pairing] = {}
+    for at, row in enumerate(rows):
+        pairs = [(record, uniform.get(record.pairing)) for record in row.records if record.member is None]
+        complete = [(ours, control) for ours, control in pairs if control is not None and control is not ours]
+        if not pairs or len(complete) < len(pairs):
+            continue
+        for mean in means:
+            if all(record.results.keys() >= set(mean.benchmarks) for pair in complete for record in pair):
+                asked[at, mean.name] = Pairing(tuple(distinct(complete)), mean.benchmarks)
+    found = dict(zip(asked, differences(list(asked.values())), strict=True))
+    return tuple(
+        replace(row, differences={mean.name: found[at, mean.name] for mean in means if (at, mean.name) in found})
+        for at, row in enumerate(rows)
+    )

@@ -30,11 +30,13 @@ def write_run(
     lower: Sequence[str] = (),
     options: Mapping[str, Any] | None = None,
     coefficients: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
     **changes: Any,
 ) -> Path:
     """A complete run; `values` are each benchmark's item values, `lower` names those where lower is better.
 
-    scaling None: merger is "base" or the task of an expert. options: of the scaling rule. changes: record fields.
+    scaling None: merger is "base" or the task of an expert. options: of the scaling rule. settings: of every result.
+    changes: record fields.
     """
     model, suite = {"class": "Tiny", "name": "tiny"}, {"class": "Suite", "name": "small"}
     identity: dict[str, Any] = {"model": model, "suite": suite, "evaluation": {"batch_size": 64}}
@@ -50,9 +52,11 @@ def write_run(
     for name, column in values.items():
         primary = "bits_per_byte" if name in lower else "accuracy"
         outcomes = [Outcome(f"{name}-{at}", {primary: value}) for at, value in enumerate(column)]
-        result = summarise(
-            name, primary, outcomes, higher_is_better=name not in lower, settings={"chance": None if lower else 0.25}
-        ).to_json()
+        chance = {"chance": None if name in lower else 0.25}
+        made = summarise(
+            name, primary, outcomes, higher_is_better=name not in lower, settings={**chance, **(settings or {})}
+        )
+        result = made.to_json()
         path = directory / "outcomes" / f"{name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(result.pop("outcomes")))

@@ -13,7 +13,7 @@ import pytest
 from report_fixtures import COEFFICIENTS, write_run
 
 from evaluation.record import Metric
-from experiments import markdown, records, report, stats, tables
+from experiments import markdown, records, report, tables
 
 SENS = {"class": "Sens", "temperature": 0.1}
 UNIFORM = {"a": [1, 0, 0, 0], "b": [1, 1, 0, 0]}
@@ -43,14 +43,12 @@ def row_of(table: tables.Table, merger: str, scaling: str | None = None) -> tabl
     return row
 
 
-def close(metric: Metric | None, score: float, stderr: float, n: int) -> None:
-    assert metric is not None
+def close(metric: Metric, score: float, stderr: float, n: int) -> None:
     assert (metric.score, metric.stderr, metric.n) == (pytest.approx(score), pytest.approx(stderr, nan_ok=True), n)
 
 
-@pytest.mark.parametrize("module", [stats, markdown])
-def test_worked_examples_hold(module: object) -> None:
-    outcome = doctest.testmod(module)  # type: ignore[arg-type]
+def test_worked_examples_hold() -> None:
+    outcome = doctest.testmod(markdown)
     assert outcome.attempted
     assert not outcome.failed
 
@@ -62,11 +60,17 @@ def test_one_seed_by_hand(runs: Path) -> None:
     sens = row_of(table, "ties", "sens")
     # a = 1 1 0 1: s^2 = (3/16 + 9/16) / 3 = 1/4, stderr = 1/2 / 2; b the same, the mean's sqrt(2) / 4 / 2.
     close(sens.scores["a"], 0.75, 0.25, 4)
-    close(sens.mean, 0.75, math.sqrt(2) / 8, 8)
+    close(sens.means["acc"], 0.75, math.sqrt(2) / 8, 8)
     # Differences: a = 0 1 0 1, mean 1/2, stderr sqrt(1/12); b = 0 0 0 1, mean 1/4, stderr 1/4.
-    close(sens.difference, 0.375, math.sqrt(1 / 12 + 1 / 16) / 2, 8)
+    difference = sens.differences["acc"]
+    assert (difference.score, difference.items, difference.seeds) == (0.375, 8, 1)
+    assert difference.stderr == pytest.approx(math.sqrt(1 / 12 + 1 / 16) / 2)
+    assert 0 <= difference.low < 0.375 < difference.high <= 0.75
+    assert (difference.test, difference.p_holm) == ("sign-flip", difference.p)
+    # Three items differ, and always for the better: of the 8 flips, two are as far from 0.
+    assert difference.p == pytest.approx(2 / 8, abs=0.02)
     assert sens.weights == (0.5, 1.5)
-    assert row_of(table, "ties", "uniform").difference is None
+    assert row_of(table, "ties", "uniform").differences == {}
     assert row_of(table, "base").weights is None
 
 
@@ -76,12 +80,16 @@ def test_several_seeds_by_hand(runs: Path) -> None:
     table = table_of(runs)
     sens = row_of(table, "ties", "sens")
     close(sens.scores["a"], 0.5, 0.25, 2)  # 0.75 and 0.25: s = sqrt(1/8), over sqrt(2)
-    close(sens.mean, 0.625, 0.125, 2)  # 0.75 and 0.5
-    close(sens.difference, 0.25, 0.125, 2)  # 0.375 and 0.125
+    close(sens.means["acc"], 0.625, 0.125, 2)  # 0.75 and 0.5
+    difference = sens.differences["acc"]  # over items, each with both seeds: a = 0 1/2 0 1/2, b = 0 0 0 1
+    assert (difference.score, difference.seeds) == (0.25, 2)  # 0.375 and 0.125
+    assert difference.stderr == pytest.approx(math.sqrt(1 / 48 + 1 / 16) / 2)
     close(row_of(table, "base").scores["b"], 0.25, 0.25, 4)  # one reference: over items
-    (line,) = (line for line in markdown.document("demo", [table], "x").splitlines() if "| sens" in line)
+    (line,) = (line for line in markdown.document("demo", [table], ["x"]).splitlines() if "| sens" in line)
     cells = [cell.strip() for cell in line.strip("|").split("|")]
-    assert cells[2:] == ["2", "50.0 ± 25.0", "75.0 ± 0.0", "62.5 ± 12.5", "+25.0 ± 12.5", "0.50..1.50"]
+    assert cells[2:6] == ["2", "50.0 ± 25.0", "75.0 ± 0.0", "62.5 ± 12.5"]
+    assert cells[6].startswith("+25.0 [+")
+    assert cells[8] == "0.50..1.50"
 
 
 def test_references_of_other_model_seeds_are_averaged(tmp_path: Path) -> None:
@@ -101,27 +109,29 @@ def test_references_of_other_model_seeds_are_averaged(tmp_path: Path) -> None:
 def test_bits_per_byte_stand_apart(tmp_path: Path) -> None:
     write_run(tmp_path, "ties", "uniform", {"a": [1, 0], "bpb": [1.5, 1.0]}, lower=["bpb"])
     write_run(tmp_path, "dare", "uniform", {"a": [1, 0]})
-    text = markdown.document("demo", [table_of(tmp_path)], "x")
+    text = markdown.document("demo", [table_of(tmp_path)], ["x"])
     assert "↓ lower is better: bpb in bits_per_byte." in text
     ties, dare = ([cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if "| uniform" in line)
-    assert ties[2:5] == ["50.0 ± 50.0", "1.250 ± 0.250", "50.0 ± 50.0"]
-    assert dare[3] == "–"
+    assert ties[3:5] == ["50.0 ± 50.0", "1.250 ± 0.250"]
+    assert (ties[5], ties[8]) == ("50.0 ± 50.0", "1.250 ± 0.250")
+    assert (dare[4], dare[8]) == ("–", "–")
 
 
 def test_only_losses_are_compared_where_there_is_nothing_else(tmp_path: Path) -> None:
     write_run(tmp_path, "ties", "uniform", {"bpb": [1.5, 1.0]}, lower=["bpb"])
     write_run(tmp_path, "ties", "sens", {"bpb": [1.0, 1.0]}, lower=["bpb"])
-    close(row_of(table_of(tmp_path), "ties", "sens").difference, -0.25, 0.25, 2)
+    (difference,) = row_of(table_of(tmp_path), "ties", "sens").differences.items()
+    assert (difference[0], difference[1].score, difference[1].stderr) == ("bpb", -0.25, 0.25)
 
 
 def test_controls_of_another_study_are_found_and_holes_shown(runs: Path) -> None:
     write_run(runs, "ties", "random", BETTER, study="later")
     write_run(runs, "dare", "sens", BETTER, options=SENS, study="later")
     table = table_of(runs, study="later")
-    close(row_of(table, "ties", "random").difference, 0.375, math.sqrt(1 / 12 + 1 / 16) / 2, 8)
-    assert row_of(table, "dare", "sens").difference is None
+    assert row_of(table, "ties", "random").differences["acc"].score == 0.375
+    assert row_of(table, "dare", "sens").differences == {}
     assert row_of(table, "dare", "uniform").records == ()
-    text = markdown.document("later", [table], "x")
+    text = markdown.document("later", [table], ["x"])
     assert "A row of dashes is a run without a complete record." in text
 
 
@@ -154,8 +164,12 @@ def test_csv_returns_the_numbers_unrounded(runs: Path, tmp_path: Path) -> None:
     report.report("demo", runs, tmp_path, figures=False)
     lines = list(csv.DictReader((tmp_path / "demo/table.csv").read_text().splitlines()))
     base, sens = lines[0], lines[-1]
-    assert (base["merger"], base["scaling"], base["a"], base["difference"]) == ("base", "", "0.0", "")
-    assert float(sens["difference_stderr"]) == math.sqrt(1 / 12 + 1 / 16) / 2
+    assert (base["merger"], base["scaling"], base["a"], base["difference_acc"]) == ("base", "", "0.0", "")
+    assert float(sens["difference_acc_stderr"]) == pytest.approx(math.sqrt(1 / 12 + 1 / 16) / 2, rel=1e-15)
+    parts = ("low", "high", "p", "p_holm", "test", "items", "seeds")
+    assert all(sens[f"difference_acc_{part}"] for part in parts)
+    assert not any(base[f"difference_acc_{part}"] for part in parts)
+    assert (sens["seeds"], sens["models"]) == ("1", "1")
     assert (sens["a"], sens["a_n"], sens["ksigma_max"], sens["runs"]) == ("0.75", "4", "1.5", "0004")
 
 
@@ -171,7 +185,12 @@ def test_command_of_an_experiment_leaves_out_where_things_lie(runs: Path) -> Non
     for merger in ("dare", "average"):
         overrides = ["experiment=demo", f"merger={merger}", "seed=3", "output.runs=/somewhere", "tracking=none"]
         write_run(runs, merger, "uniform", UNIFORM, overrides=overrides, study="swept")
-    assert report.command_of([table_of(runs, study="swept")], "swept") == "python run.py -m experiment=demo seed=3"
+    overrides = ["experiment=again", "merger=ties", "scaling.temperature=1"]
+    write_run(runs, "ties", "sens", UNIFORM, overrides=overrides, study="swept")
+    assert report.commands_of([table_of(runs, study="swept")], "swept") == [
+        "python run.py -m experiment=again scaling.temperature=1",
+        "python run.py -m experiment=demo seed=3",
+    ]
 
 
 def test_tracked_runs_say_where(tmp_path: Path) -> None:
@@ -182,15 +201,27 @@ def test_tracked_runs_say_where(tmp_path: Path) -> None:
     assert f"project lab/p, runs named by their record's id; offline runs: wandb sync {tmp_path}/wandb/offline" in said
 
 
-def test_two_settings_need_rows_of_their_own(runs: Path) -> None:
-    overrides = ["merger=ties", "scaling=sens", "seed=0", "scaling.temperature=1"]
-    write_run(runs, "ties", "sens", UNIFORM, options={**SENS, "temperature": 1.0}, overrides=overrides)
-    with pytest.raises(ValueError, match=r"scaling\.temperature: 0\.1 .*, 1\.0 ") as error:
+def test_other_conditions_do_not_share_a_row_unasked(runs: Path) -> None:
+    identity = {
+        "model": {"class": "Tiny", "name": "tiny"},
+        "suite": {"class": "Suite", "name": "small"},
+        "evaluation": {"batch_size": 8},
+        "merger": {"class": "ties"},
+        "seed": 0,
+        "scaling": SENS,
+    }
+    overrides = ["merger=ties", "scaling=sens", "seed=0", "evaluation.batch_size=8"]
+    write_run(runs, "ties", "sens", UNIFORM, overrides=overrides, identity=identity)
+    with pytest.raises(ValueError, match=r"evaluation\.batch_size: 64 .*, 8 ") as error:
         table_of(runs)
-    assert "overrides that differ: scaling.temperature=1\n" in str(error.value)
-    assert "--by scaling.temperature" in str(error.value)
-    shown = [row.scaling for row in table_of(runs, "scaling.temperature").merges]
-    assert shown == ["uniform", "sens temperature=0.1", "sens temperature=1.0"]
+    assert "overrides that differ: evaluation.batch_size=8\n" in str(error.value)
+    assert "--by evaluation.batch_size" in str(error.value)
+    shown = [(row.merger, row.scaling) for row in table_of(runs, "evaluation.batch_size").merges if row.records]
+    assert shown == [
+        ("ties batch_size=8", "sens"),
+        ("ties batch_size=64", "uniform"),
+        ("ties batch_size=64", "sens"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -235,7 +266,7 @@ def test_incomplete_runs_are_left_out_and_named(runs: Path, tmp_path: Path) -> N
 
 
 def test_the_command_line_needs_nothing_heavy() -> None:
-    heavy = "{'torch', 'transformers', 'numpy', 'pydantic', 'matplotlib', 'hydra', 'experiments.spec'}"
-    code = f"import sys, experiments.report, experiments.figures; sys.exit(repr({heavy} & set(sys.modules)))"
+    heavy = "{'torch', 'transformers', 'numpy', 'scipy', 'pydantic', 'matplotlib', 'hydra', 'experiments.spec'}"
+    code = f"import sys, experiments.report; sys.exit(repr({heavy} & set(sys.modules)))"  # and all that it imports
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stderr.strip() == "set()"
