@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import yaml
 from pydantic.dataclasses import dataclass
 
 from evaluation.harness import Harness
@@ -55,3 +57,19 @@ class Suite:
     def problems(self, data_dir: Path | None) -> list[str]:
         """Everything that any of the benchmarks lacks, each line beginning with its name."""
         return [f"{key}: {why}" for key, benchmark in self.benchmarks.items() for why in benchmark.problems(data_dir)]
+
+
+def load(path: Path) -> Benchmark:
+    """The benchmark that a yaml of conf/benchmark describes: the class its `_target_` names, with its other settings.
+
+    Raises FileNotFoundError, and ValueError for a yaml that names no benchmark of this package or misspells a setting.
+    """
+    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    target = str(settings.pop("_target_", "")) if isinstance(settings, dict) else ""
+    module, _, name = target.rpartition(".")
+    if not module.startswith("evaluation."):  # a yaml must not name whatever can be imported here
+        raise ValueError(f"{path}: _target_ is {target!r}, not a class of evaluation")
+    benchmark = getattr(importlib.import_module(module), name)(**settings)
+    if not isinstance(benchmark, Benchmark):
+        raise ValueError(f"{path}: {target} is not a benchmark")
+    return benchmark
