@@ -113,9 +113,18 @@ def _mmlu_length(row: Row) -> int:
 # The validation items of smollm2_135m are short, so that two cores can screen hundreds of merges. GSM8K has no such
 # split: they are training problems that neither the math expert nor a calibration set of seeds 0 to 2 has seen.
 _SEEN = frozenset({"2973", "3748", "4001", "5106", "6561", "6982"})
+_CPU_BITS = [
+    Subset("bpb_mmlu", Rows("mmlu/test.jsonl.gz"), 57, subject),
+    Subset("bpb_gsm8k", Rows("gsm8k/test.jsonl.gz"), 32, steps),
+    Subset("bpb_math", Rows("math/test.jsonl.gz"), 16, lambda row: (row["type"], row["level"]), 800, _math_length),
+    Subset("bpb_humaneval", None, 16, solution_lines, identity=task_identity),
+    Subset("bpb_mbpp", Rows("mbpp/test.jsonl.gz"), 32, program_lines),
+]
 SUBSETS = {
+    "cpu_bits": _CPU_BITS,
     # What one smollm2_135m model answers in two or three minutes on one core: a study of tens of models fits a CPU.
     "cpu": [
+        *_CPU_BITS,
         Subset("mmlu", Rows("mmlu/test.jsonl.gz"), 57, subject, identity=subject_identity),
         Subset("hellaswag", Rows("hellaswag/validation.jsonl.gz"), 16, lambda row: row["query"].partition(":")[0]),
         Subset(
@@ -125,11 +134,6 @@ SUBSETS = {
         Subset("math", Rows("math/test.jsonl.gz"), 4, lambda row: (row["level"], row["type"])),
         Subset("humaneval", None, 4, solution_lines, identity=task_identity),
         Subset("mbpp", Rows("mbpp/test.jsonl.gz"), 4, program_lines, identity=task_identity),
-        Subset("bpb_mmlu", Rows("mmlu/test.jsonl.gz"), 57, subject),
-        Subset("bpb_gsm8k", Rows("gsm8k/test.jsonl.gz"), 32, steps),
-        Subset("bpb_math", Rows("math/test.jsonl.gz"), 16, lambda row: (row["type"], row["level"]), 800, _math_length),
-        Subset("bpb_humaneval", None, 16, solution_lines, identity=task_identity),
-        Subset("bpb_mbpp", Rows("mbpp/test.jsonl.gz"), 32, program_lines),
     ],
     "smollm2_135m_validation": [
         Subset("bpb_mmlu", Rows("mmlu/dev.jsonl.gz"), 48, subject, longest=400, length=_mmlu_length),
