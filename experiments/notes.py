@@ -74,8 +74,8 @@ def _comparisons(table: Table) -> Iterator[str]:
 def _seeds(table: Table) -> str:
     counts = {one.seeds for one in table.comparisons}
     enough = stats.ENOUGH_SEEDS
-    many = "the seeds' own spread enters as t with (seeds - 1) degrees of freedom"
-    few = "seeds are taken as they are: nothing is said of others"
+    many = "their own spread enters as t with (seeds - 1) degrees of freedom"
+    few = "taken as they are, nothing is said of others"
     if min(counts) >= enough:
         return f"Seeds: {many}."
     if max(counts) < enough:
