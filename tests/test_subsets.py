@@ -1,4 +1,4 @@
-"""Fixed subsets: strata keep their shares, committed ids are the chosen ones, and nobody has seen the validation items."""
+"""Fixed subsets: strata keep their shares, committed ids are the chosen ones, validation answers are seen by nobody."""
 
 from __future__ import annotations
 
