@@ -26,7 +26,8 @@ FIXED = sorted(name for name in subsets.SUBSETS if (CONF / "suite" / f"{name}.ya
 def test_strata_keep_their_shares(count: int) -> None:
     strata = ["a"] * 2 + ["b"] * 6 + ["c"] * 4
     taken = subsets.stratified(strata, count)
-    assert taken == sorted(set(taken)) and len(taken) == count
+    assert taken == sorted(set(taken))
+    assert len(taken) == count
     found = Counter(strata[index] for index in taken)
     for stratum, size in Counter(strata).items():
         assert abs(found[stratum] - count * size / len(strata)) < 1
