@@ -86,7 +86,7 @@ class Answerer(Protocol):
         sampling: Sampling | None = None,
     ) -> list[Generation]: ...
 
-    def chat(self, message: str) -> str: ...
+    def chat(self, said: str | Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True) -> str: ...
 
 
 class TaskModel:
@@ -96,6 +96,7 @@ class TaskModel:
     """
 
     rank, world_size = 0, 1
+    tokenizer_name = ""  # part of lm-eval's key for cached requests, which we do not use
 
     def __init__(self, harness: Answerer, ids: Mapping[str, Sequence[str]], *, clip: bool, console: IO[str]) -> None:
         self._harness, self._ids, self._clip, self._console = harness, ids, clip, console
@@ -130,6 +131,9 @@ class TaskModel:
                 texts[index] = answer.text
                 self._generations[request.task_name, request.doc_id] = answer
         return [texts[index] for index in range(len(requests))]
+
+    def apply_chat_template(self, turns: Sequence[Mapping[str, str]], add_generation_prompt: bool = True) -> str:
+        return self._harness.chat(turns, add_generation_prompt=add_generation_prompt)
 
     def samples(self, task: str, logged: Sequence[Mapping[str, Any]]) -> list[Sample]:
         """lm-eval logs an item once for each filter; put its metrics together under "metric,filter"."""

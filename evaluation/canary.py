@@ -42,8 +42,8 @@ class Oracle(Harness):
     def settings(self) -> dict[str, Any]:
         return {"model": "none"}
 
-    def chat(self, message: str) -> str:
-        return message
+    def chat(self, said: str | Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True) -> str:
+        return said if isinstance(said, str) else said[-1]["content"]
 
     def loglikelihood(
         self, pairs: Sequence[tuple[str, str]], *, ids: Sequence[str] | None = None, clip: bool = False

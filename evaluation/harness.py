@@ -13,7 +13,7 @@ import copy
 import math
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -129,9 +129,10 @@ class Harness:
                 answers[index] = self._cut(tokens, answer, until, clipped=len(encoded[index]) > room)
         return [answers[index] for index in range(len(prompts))]
 
-    def chat(self, message: str) -> str:
-        """The prompt that the tokenizer's chat template makes of one message of the user's.
+    def chat(self, said: str | Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True) -> str:
+        """The prompt that the tokenizer's chat template makes of the user's message, or of {"role", "content"} turns.
 
+        add_generation_prompt: False leaves the last turn, the model's own, open for it to continue.
         Without the template's own BOS where tokenising adds one, or the model would see two. ValueError for a tokenizer
         that has no template.
         """
@@ -141,17 +142,19 @@ class Harness:
                 "the tokenizer has no chat template, so this model cannot be asked in a chat: take the benchmark's "
                 "base variant, or give the base checkpoint the template of its experts"
             )
-        text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": message}], tokenize=False, add_generation_prompt=True
-        )
+        turns = [{"role": "user", "content": said}] if isinstance(said, str) else [dict(turn) for turn in said]
+        text = self._lm.apply_chat_template(turns, add_generation_prompt=add_generation_prompt)
         bos = tokenizer.bos_token
         adds = bool(bos) and self._lm.tok_encode("x")[:1] == [tokenizer.bos_token_id]
         return text.removeprefix(bos) if adds else text
 
-    def run_tasks(self, tasks: Sequence[Task], *, seed: int, clip: bool = False) -> dict[str, list[Sample]]:
+    def run_tasks(
+        self, tasks: Sequence[Task], *, seed: int, clip: bool = False, chat: bool = False
+    ) -> dict[str, list[Sample]]:
         """Run lm-eval tasks together (one set of batches) and return each task's items, in the order of its ids.
 
         seed: draws the few-shot examples, where a task's sampler is random.
+        chat: ask through the model's chat template, the examples as earlier turns.
         """
         with quiet():
             import lm_eval
@@ -166,7 +169,14 @@ class Harness:
         with quiet(progress=False), warnings.catch_warnings():
             # truthfulqa_mc2 divides 0 by 0 when all probabilities underflow; callers find and report the NaN.
             warnings.filterwarnings("ignore", "invalid value encountered", RuntimeWarning)
-            found = evaluate(lm=model, task_dict=loaded, bootstrap_iters=0, log_samples=True)
+            found = evaluate(
+                lm=model,
+                task_dict=loaded,
+                bootstrap_iters=0,
+                log_samples=True,
+                apply_chat_template=chat,
+                fewshot_as_multiturn=chat,
+            )
         return {name: model.samples(name, logged) for name, logged in found["samples"].items()}
 
     def _split(self, context: str, continuation: str) -> tuple[list[int], list[int]]:

@@ -65,7 +65,7 @@ class StockTask:
         configs = [self._adapt(config, data_dir) for config in stock_configs(self.tasks)]
         splits = {split: self._load(rows, data_dir) for split, rows in self.rows.items()}
         tasks = self._tasks(configs, splits)
-        found = harness.run_tasks(tasks, seed=self.seed, clip=self.clip)
+        found = self._ask(harness, tasks)
         samples = [sample for task in tasks for sample in found[task.config["task"]]]
         groups = {task.ids[at]: _groups(task.config) for task in tasks for at in range(len(task.ids))}
         settings = {
@@ -87,6 +87,9 @@ class StockTask:
         }
         outcomes = [_outcome(one, self.last_number, groups[one.id] if self.group_by else ()) for one in samples]
         return summarise(self.name, self.primary, outcomes, settings=settings)
+
+    def _ask(self, harness: Harness, tasks: list[Task]) -> dict[str, list[Sample]]:
+        return harness.run_tasks(tasks, seed=self.seed, clip=self.clip)
 
     def _load(self, rows: Rows, data_dir: Path | None) -> list[dict[str, Any]]:
         loaded = rows.load(data_dir)
@@ -171,6 +174,17 @@ class StockTask:
                 shares[hungry[index]] += 1
             left -= min(left, len(hungry))
         return shares
+
+
+@dataclass(frozen=True, config={"extra": "forbid"})
+class ChatTask(StockTask):
+    """A benchmark of lm-eval asked through the model's chat template, its examples as earlier turns.
+
+    What `lm-eval run --apply_chat_template --fewshot_as_multiturn` asks. Raises ValueError for a tokenizer without one.
+    """
+
+    def _ask(self, harness: Harness, tasks: list[Task]) -> dict[str, list[Sample]]:
+        return harness.run_tasks(tasks, seed=self.seed, clip=self.clip, chat=True)
 
 
 def _evaluated(config: dict[str, Any]) -> str:

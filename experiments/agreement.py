@@ -30,7 +30,7 @@ from evaluation.canary import Oracle
 from evaluation.doctor import available, data_argument, missing
 from evaluation.export import export
 from evaluation.harness import Harness
-from evaluation.stock import StockTask
+from evaluation.stock import ChatTask, StockTask
 from sensmerge.models import DTYPES, load, load_tokenizer, resolve_device
 
 BENCHMARKS = ("mmlu", "hellaswag", "truthfulqa_mc1", "truthfulqa_mc2", "gsm8k", "humaneval")
@@ -98,6 +98,8 @@ def compare(
         tasks = export(benchmark, data_dir, Path(scratch) / "tasks", [outcome.id for outcome in ours.outcomes])
         asked = f"pretrained={checkpoint.resolve()},dtype={dtype},softmax_dtype=float32,max_length={harness.max_length}"
         options = ["--model_args", asked, "--device", device, "--batch_size", str(harness.batch_size)]
+        if isinstance(benchmark, ChatTask):
+            options += ["--apply_chat_template", "--fewshot_as_multiturn", "true"]
         theirs = lm_eval_items(tasks, Path(scratch), [*options, "--seed", f"0,1234,1234,{benchmark.seed}"])
     faults: dict[str, list[str]] = {}
     gaps, texts, n = [], [], len(ours.outcomes)

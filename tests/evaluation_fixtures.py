@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import gzip
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +80,9 @@ class Answering(Harness):
     ) -> list[LogLikelihood]:
         return [LogLikelihood(self._likes(*pair), False) for pair in pairs]
 
-    def chat(self, message: str) -> str:
-        return f"<user>{message}</user>"
+    def chat(self, said: str | Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True) -> str:
+        turns = [{"role": "user", "content": said}] if isinstance(said, str) else said
+        return "".join(f"<{turn['role']}>{turn['content']}</{turn['role']}>" for turn in turns)
 
     def generate(
         self,

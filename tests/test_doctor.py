@@ -107,7 +107,8 @@ def test_what_the_doctor_says(
     assert main(["--conf", str(CONF), "--data", str(tmp_path)]) == 1
     said = capsys.readouterr().out
     states = dict(line.split()[:2] for line in said.partition("\n\n")[0].splitlines())
-    assert {name for name, state in states.items() if state == "missing"} == {"gsm8k", "tiny_code", "bpb_tiny_code"}
+    absent = {"gsm8k", "gsm8k_instruct", "tiny_code", "bpb_tiny_code"}
+    assert {name for name, state in states.items() if state == "missing"} == absent
     assert said.count("code_test.jsonl: not on the hub") == 1
     assert "gsm8k/train.jsonl.gz: python -c" in said
     assert "HF_HUB_OFFLINE=1  " in said

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,17 @@ from evaluation_fixtures import Answering, model, tokenizer, write_rows
 
 from evaluation.data import Rows
 from evaluation.harness import Harness
-from evaluation.stock import StockTask
+from evaluation.stock import ChatTask, StockTask
 
 NUMBERS = range(12)
 
 
-def gsm8k(**changes: Any) -> StockTask:
+TEMPLATE = (
+    "{% for m in messages %}<{{m.role}}>{{m.content}}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def gsm8k(kind: type[StockTask] = StockTask, **changes: Any) -> StockTask:
     settings: dict[str, Any] = {
         "name": "gsm8k",
         "tasks": "gsm8k/gsm8k.yaml",
@@ -25,7 +32,7 @@ def gsm8k(**changes: Any) -> StockTask:
         "shots": 2,
         "max_new_tokens": 16,
     }
-    return StockTask(**{**settings, **changes})
+    return kind(**{**settings, **changes})
 
 
 def mmlu(**changes: Any) -> StockTask:
@@ -94,6 +101,18 @@ def test_gsm8k_shots_come_from_train_and_are_seeded(data: Path) -> None:
         prompts[run] = asked
     assert prompts[0] == prompts[1] != prompts[2]
     assert all(prompt.count("Train: ") == 2 and prompt.count("Question:") == 3 for prompt in prompts[0])
+
+
+def test_in_a_chat_the_shots_are_earlier_turns(data: Path) -> None:
+    asked: list[str] = []
+    gsm8k(kind=ChatTask, limit=1).run(Answering(lambda prompt: asked.append(prompt) or ""), data)
+    turns = re.findall(r"<(user|assistant)>(.*?)</\1>", asked[0], re.DOTALL)
+    assert [role for role, _ in turns] == ["user", "assistant", "user", "assistant", "user"]
+    assert all(said.startswith("Question: Train: What is") for _, said in turns[:4:2])
+    assert all(re.fullmatch(r"It is \d+\.\n#### \d+", said.strip()) for _, said in turns[1::2])
+    assert turns[4][1] == "Question: What is 0 + 1?\nAnswer:"
+    with pytest.raises(ValueError, match="no chat template"):
+        gsm8k(kind=ChatTask).run(Harness(model(), tokenizer(), batch_size=4), data)
 
 
 def test_a_limit_is_spread_and_keeps_ids(data: Path) -> None:
@@ -180,13 +199,16 @@ def test_on_a_model_twice_the_same(data: Path) -> None:
     assert first.settings["truncated"] == 0
 
 
-def test_the_same_as_lm_eval_with_its_own_model_class(data: Path) -> None:
+@pytest.mark.parametrize("chat", [False, True])
+def test_the_same_as_lm_eval_with_its_own_model_class(data: Path, chat: bool) -> None:
     import lm_eval
     from lm_eval.tasks import TaskManager
 
     from evaluation import tasks as ours
 
-    harness, benchmark = Harness(model(), tokenizer(), batch_size=4), gsm8k(limit=5)
+    words = copy.deepcopy(tokenizer())
+    words.chat_template = TEMPLATE
+    harness, benchmark = Harness(model(), words, batch_size=4), gsm8k(kind=ChatTask if chat else StockTask, limit=5)
     found = benchmark.run(harness, data)
     configs = [benchmark._adapt(config, data) for config in ours.stock_configs(benchmark.tasks)]
     splits = {split: rows.load(data) for split, rows in benchmark.rows.items()}
@@ -195,7 +217,13 @@ def test_the_same_as_lm_eval_with_its_own_model_class(data: Path) -> None:
             [ours.with_rows(t) for t in benchmark._tasks(configs, splits)]
         )
         loaded["tasks"]["gsm8k"].set_fewshot_seed(benchmark.seed)
-        theirs: Any = lm_eval.evaluate(lm=harness._lm, task_dict=loaded, bootstrap_iters=0)
+        theirs: Any = lm_eval.evaluate(
+            lm=harness._lm,
+            task_dict=loaded,
+            bootstrap_iters=0,
+            apply_chat_template=chat,
+            fewshot_as_multiturn=chat,
+        )
     texts = {sample["doc_id"]: sample["resps"][0][0] for sample in theirs["samples"]["gsm8k"]}
     assert [outcome.output for outcome in found.outcomes] == [texts[index] for index in range(5)]
     assert (
