@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
 from tqdm import tqdm
 
 from evaluation.harness import Harness
@@ -22,6 +21,7 @@ from experiments import provenance
 from experiments.prepare import Prepared, draw_samples, readers, say
 from experiments.spec import Member, RunSpec
 from sensmerge import alignment, calibration, checkpoint, coefficients, merge, models, sensitivity
+from sensmerge.engine import Engine
 from sensmerge.mergers import Merger
 from sensmerge.store import describe, digest
 
@@ -57,7 +57,7 @@ class Subject:
 
     digest: str
     shell: Path
-    tensors: Callable[[ExitStack], Iterator[tuple[str, Tensor]]] | None  # None: the shell itself
+    merge: Callable[[ExitStack], merge.Merge] | None  # None: the shell itself
     recipe: dict[str, Any]
 
 
@@ -150,14 +150,12 @@ def merge_recipe(spec: RunSpec, family: Prepared, calibrated: Calibrated) -> Sub
         "seed": spec.seed if merger.stochastic else None,
     }
 
-    def tensors(stack: ExitStack) -> Iterator[tuple[str, Tensor]]:
+    def opened(stack: ExitStack) -> merge.Merge:
         base, experts = readers(family, stack)
-        device = models.resolve_device(spec.device)
-        return merge.merged(
-            base, experts, merger, calibrated.table, seed=spec.seed, device=device, progress=_bar("merge")
-        )
+        engine = stack.enter_context(Engine(models.resolve_device(spec.device), spec.threads))
+        return merge.Merge(base, experts, merger, calibrated.table, engine, spec.seed)
 
-    return Subject(digest(recipe), family.members.base, tensors, recipe)
+    return Subject(digest(recipe), family.members.base, opened, recipe)
 
 
 def evaluate(spec: RunSpec, family: Prepared, subject: Subject) -> dict[str, Result]:
@@ -205,9 +203,9 @@ def _harness(spec: RunSpec, family: Prepared, subject: Subject) -> Harness:
     start = time.perf_counter()
     device = models.resolve_device(spec.device)
     model = models.load(subject.shell, dtype=_evaluation_dtype(spec), device=device)
-    if subject.tensors is not None:
+    if subject.merge is not None:
         with ExitStack() as stack:
-            merge.load_into(model, subject.tensors(stack))
+            merge.load_into(model, subject.merge(stack), _bar("merge"))
         say(f"merged {models.n_parameters(model) / 1e6:.2f} M parameters", start, "in memory")
     tokenizer = models.load_tokenizer(family.members.base)
     return Harness(model, tokenizer, batch_size=spec.evaluation.batch_size, max_length=spec.evaluation.max_length)
@@ -219,10 +217,10 @@ def write_checkpoint(spec: RunSpec, family: Prepared, subject: Subject) -> None:
     target = spec.directory / "checkpoint"
     done = target.is_dir()
     if not done:
-        assert subject.tensors is not None
+        assert subject.merge is not None
         with ExitStack() as stack:
-            base = stack.enter_context(checkpoint.Reader(family.members.base))
-            merge.write(target, base, subject.tensors(stack), card=_card(spec, subject), recipe=subject.recipe)
+            merged = subject.merge(stack)
+            merge.write(target, merged, card=_card(spec, subject), recipe=subject.recipe, progress=_bar("merge"))
     say("checkpoint", start, target, reused=done)
 
 

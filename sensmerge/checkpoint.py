@@ -1,21 +1,15 @@
-"""Hugging Face checkpoints, tensor by tensor: a reader that holds none of them, and a writer that finishes last.
-
-The safetensors layout (8 bytes little-endian header length, JSON header, raw tensors) depends on names, shapes and
-dtypes only, so the writer lays out every shard before the first tensor exists and then streams.
-"""
+"""Hugging Face checkpoints, tensor by tensor: a reader that holds none of them."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import shutil
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO
 
 import torch
@@ -25,17 +19,17 @@ from sensmerge.blocks import is_derived
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor as the header describes it. nbytes: its size on disk."""
+    """One tensor as the header describes it. nbytes: its size on disk. offset: its first byte in the file."""
 
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype
+    offset: int = field(default=0, compare=False)
 
     @property
     def nbytes(self) -> int:
@@ -56,6 +50,7 @@ class Reader:
         self.entries: dict[str, Entry] = {}
         self._open = ExitStack()
         self._handles: dict[Path, Any] = {}
+        self._files: dict[Path, BinaryIO] = {}
         for shard, names in _shards(path).items():
             header = _read_header(shard)
             absent = set(names or header) - set(header)
@@ -74,6 +69,7 @@ class Reader:
 
     def __exit__(self, *_: object) -> None:
         self._handles.clear()
+        self._files.clear()
         self._open.close()
 
     @property
@@ -94,6 +90,14 @@ class Reader:
 
             self._handles[shard] = self._open.enter_context(safe_open(shard, framework="pt"))
         return self._handles[shard].get_tensor(name)
+
+    def prefetch(self, name: str) -> None:
+        """Ask the system to read a tensor's bytes ahead of its use; costs nothing where they are in memory already."""
+        shard, entry = self._shard[name], self.entries[name]
+        if shard not in self._files:
+            self._files[shard] = self._open.enter_context(shard.open("rb"))
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._files[shard].fileno(), entry.offset, entry.nbytes, os.POSIX_FADV_WILLNEED)
 
 
 def _shards(path: Path) -> dict[Path, list[str] | None]:
@@ -134,123 +138,17 @@ def _read_header(shard: Path) -> dict[str, Entry]:
     end = max((item["data_offsets"][1] for item in header.values()), default=0)
     if size != 8 + length + end:
         raise ValueError(f"{shard} holds {size} bytes, its header promises {8 + length + end}: fetch it again")
-    unknown = {item["dtype"] for item in header.values()} - set(_DTYPES)
+    unknown = {item["dtype"] for item in header.values()} - set(DTYPES)
     if unknown:
         raise ValueError(
-            f"{shard} holds tensors of dtype {sorted(unknown)}; merging knows {sorted(_DTYPES)}: dequantise first"
+            f"{shard} holds tensors of dtype {sorted(unknown)}; merging knows {sorted(DTYPES)}: dequantise first"
         )
     order = sorted(header.items(), key=lambda item: item[1]["data_offsets"][0])
-    return {name: Entry(name, tuple(item["shape"]), _DTYPES[item["dtype"]]) for name, item in order}
-
-
-class Writer:
-    """Write a checkpoint so that it exists under its final name only when it is whole.
-
-    Use as a context manager and `put` every entry once, in any order; other files (config, tokenizer) go into `staging`
-    meanwhile. A clean exit syncs the shards, writes the index if there is more than one, and renames the staging
-    directory to `directory`; an exception removes it.
-
-    directory: must not exist, or be empty (FileExistsError).
-    entries: every tensor to come. shard_bytes: how much a shard may hold; one tensor is never split.
-    """
-
-    def __init__(self, directory: Path, entries: Sequence[Entry], *, shard_bytes: int = 5_000_000_000) -> None:
-        self.staging = directory.with_name(f"{directory.name}.part")
-        self._directory = directory
-        self._groups = _plan(entries, shard_bytes)
-        self._places: dict[str, tuple[BinaryIO, int, Entry]] = {}
-        self._files: list[BinaryIO] = []
-
-    def __enter__(self) -> Writer:
-        if self._directory.exists() and any(self._directory.iterdir()):
-            raise FileExistsError(f"{self._directory} is not empty; choose another directory or remove it")
-        if self.staging.exists():
-            shutil.rmtree(self.staging)  # what a killed merge left behind
-        self.staging.mkdir(parents=True)
-        try:
-            needed = sum(entry.nbytes for group in self._groups for entry in group)
-            free = shutil.disk_usage(self.staging).free
-            if needed > free:
-                raise OSError(
-                    f"the checkpoint needs {needed / 1e9:.2f} GB, {self._directory.parent} has {free / 1e9:.2f} GB free"
-                )
-            for number, group in enumerate(self._groups):
-                self._lay_out(number, group)
-        except BaseException:
-            self._discard()
-            raise
-        return self
-
-    def _lay_out(self, number: int, group: Sequence[Entry]) -> None:
-        file = (self.staging / self._shard_name(number)).open("wb")
-        self._files.append(file)
-        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-        offset = 0
-        for entry in group:
-            span = [offset, offset + entry.nbytes]
-            header[entry.name] = {"dtype": _NAMES[entry.dtype], "shape": list(entry.shape), "data_offsets": span}
-            offset = span[1]
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)  # tensors start on 8 bytes, as the format asks
-        file.write(struct.pack("<Q", len(text)) + text)
-        for entry in group:
-            self._places[entry.name] = (file, 8 + len(text) + header[entry.name]["data_offsets"][0], entry)
-
-    def _shard_name(self, number: int) -> str:
-        return SINGLE if len(self._groups) == 1 else f"model-{number + 1:05d}-of-{len(self._groups):05d}.safetensors"
-
-    def put(self, name: str, tensor: Tensor) -> None:
-        """Write one tensor; ValueError if it is unannounced, already written, or not as announced."""
-        if name not in self._places:
-            raise ValueError(f"tensor {name!r} was not announced to the writer, or was written twice")
-        file, offset, entry = self._places.pop(name)
-        if tuple(tensor.shape) != entry.shape or tensor.dtype != entry.dtype:
-            raise ValueError(f"{name}: got {tuple(tensor.shape)} {tensor.dtype}, announced {entry.shape} {entry.dtype}")
-        file.seek(offset)
-        file.write(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is not None:
-            self._discard()
-            return
-        if self._places:
-            missing = list(self._places)
-            self._discard()
-            raise ValueError(f"{len(missing)} tensors were announced and never written, the first {missing[0]!r}")
-        for file in self._files:
-            file.flush()
-            os.fsync(file.fileno())
-            file.close()
-        if len(self._groups) > 1:
-            self._write_index()
-        if self._directory.exists():
-            self._directory.rmdir()
-        os.replace(self.staging, self._directory)
-
-    def _write_index(self) -> None:
-        names = {entry.name: self._shard_name(number) for number, group in enumerate(self._groups) for entry in group}
-        total = sum(entry.nbytes for group in self._groups for entry in group)
-        text = json.dumps({"metadata": {"total_size": total}, "weight_map": names}, indent=2)
-        (self.staging / INDEX).write_text(text)
-
-    def _discard(self) -> None:
-        for file in self._files:
-            file.close()
-        shutil.rmtree(self.staging)
-
-
-def _plan(entries: Sequence[Entry], shard_bytes: int) -> list[list[Entry]]:
-    groups: list[list[Entry]] = [[]]
-    held = 0
-    for entry in entries:
-        if groups[-1] and held + entry.nbytes > shard_bytes:
-            groups.append([])
-            held = 0
-        groups[-1].append(entry)
-        held += entry.nbytes
-    return groups
+    start = 8 + length
+    return {
+        name: Entry(name, tuple(item["shape"]), DTYPES[item["dtype"]], start + item["data_offsets"][0])
+        for name, item in order
+    }
 
 
 def digest(path: Path) -> str:

@@ -1,23 +1,30 @@
-"""Experts and coefficients in, merged tensors out: one stream, whether it ends in a file or in a resident model."""
+"""Experts and coefficients in, merged tensors out: computed straight into a file's pages or a resident model."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sensmerge.checkpoint import Entry, Reader, Writer, differences
+from sensmerge.checkpoint import Entry, Reader, differences
 from sensmerge.coefficients import Table
+from sensmerge.engine import Cut, Engine, NotFinite
 from sensmerge.mergers import Merger
-from sensmerge.seeds import generator
+from sensmerge.seeds import key
+from sensmerge.store import digest
+from sensmerge.writer import Writer
 
 # What makes a directory of weights a model that from_pretrained loads, and that is the base's own after a merge.
 _COMPANIONS = ("*.json", "*.model", "*.txt", "*.jinja")
+_AHEAD = 256 * 2**20  # bytes of each checkpoint that are read before they are needed
+
+Progress = Callable[[list[Entry]], Iterable[Entry]]
 
 
 def check_compatible(base: Reader, experts: Mapping[str, Reader]) -> None:
@@ -46,60 +53,92 @@ def check_architecture(parameters: set[str], base: Reader) -> None:
         )
 
 
-@torch.inference_mode()
-def merged(
-    base: Reader,
-    experts: Mapping[str, Reader],
-    merger: Merger,
-    table: Table,
-    *,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-    progress: Callable[[list[Entry]], Iterable[Entry]] = iter,
-) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of the base, merged, in file order, in the base's dtype, on `device`.
+@dataclass
+class Merge:
+    """What a merge is made of; `into` computes one tensor of it.
 
-    Experts are taken sorted by task, upcast to fp32 once and cast back once, so the result depends neither on the order
-    of `experts` nor on shards. Memory: one tensor of each model plus the merger's temporaries.
+    Experts are taken sorted by task, upcast to fp32 once and cast back once to the base's dtype, so the result depends
+    neither on the order of `experts` nor on shards, threads or device. seed: draws the masks of a stochastic merger.
+    cuts: what trimming keeps, by tensor and expert (see Engine.merge); merges of one family that differ in coefficients
+    and scale only may share it.
 
-    Raises ValueError for experts that do not fit the base or the table, and for a tensor that is not finite (in an
-    input, or after the cast), naming it.
+    Raises ValueError for experts that do not fit the base or the table.
     """
-    tasks = sorted(experts)
-    if tuple(tasks) != table.tasks:
-        raise ValueError(f"coefficients are for tasks {list(table.tasks)}, the experts are {tasks}")
-    check_compatible(base, experts)
-    for entry in progress(list(base.entries.values())):
-        name = entry.name
-        origin = base.tensor(name).to(device, torch.float32)
-        taus = torch.stack([experts[task].tensor(name).to(device, torch.float32) for task in tasks]) - origin
-        generators = [generator(seed, task, name) for task in tasks] if merger.stochastic else None
-        weights = table.weights(name).to(device)
-        result = merger(origin, taus, weights, generators=generators).to(entry.dtype)
-        if not torch.isfinite(result).all():
-            raise ValueError(_blame(name, base, experts, entry))
-        yield name, result
+
+    base: Reader
+    experts: Mapping[str, Reader]
+    merger: Merger
+    table: Table
+    engine: Engine
+    seed: int = 0
+    cuts: dict[str, dict[int, Cut]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._tasks = sorted(self.experts)
+        if tuple(self._tasks) != self.table.tasks:
+            raise ValueError(f"coefficients are for tasks {list(self.table.tasks)}, the experts are {self._tasks}")
+        check_compatible(self.base, self.experts)
+
+    @torch.inference_mode()
+    def into(self, name: str, out: Tensor) -> None:
+        """Write tensor `name`, merged, into `out`, which has the base's shape and dtype.
+
+        Raises ValueError, naming the tensor, where an input, or the result after the cast, is not finite.
+        """
+        try:
+            self.engine.merge(
+                self.merger,
+                self.base.tensor(name),
+                [self.experts[task].tensor(name) for task in self._tasks],
+                self.table.weights(name),
+                out,
+                keys=[key(self.seed, task, name) for task in self._tasks] if self.merger.stochastic else None,
+                cuts=self.cuts.setdefault(name, {}),
+            )
+        except NotFinite:
+            raise ValueError(_blame(name, self.base, self.experts, out.dtype)) from None
+
+    def tensors(self, progress: Progress = iter) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor of the base, merged, in file order, each in memory of its own."""
+        for entry in self.entries(progress):
+            out = torch.empty(entry.shape, dtype=entry.dtype)
+            self.into(entry.name, out)
+            yield entry.name, out
+
+    def entries(self, progress: Progress = iter, skip: Container[str] = ()) -> Iterator[Entry]:
+        """The base's entries in file order, the next ones' bytes on their way while one is worked at."""
+        entries = [entry for entry in self.base.entries.values() if entry.name not in skip]
+        ahead, asked = 0, 0
+        for entry in progress(entries):
+            while asked < len(entries) and ahead < _AHEAD:
+                for reader in (self.base, *self.experts.values()):
+                    reader.prefetch(entries[asked].name)
+                ahead += entries[asked].nbytes
+                asked += 1
+            yield entry
+            ahead -= entry.nbytes
 
 
-def _blame(name: str, base: Reader, experts: Mapping[str, Reader], entry: Entry) -> str:
+def _blame(name: str, base: Reader, experts: Mapping[str, Reader], dtype: torch.dtype) -> str:
     for label, reader in {"base": base, **experts}.items():
         if not torch.isfinite(reader.tensor(name)).all():
             return (
                 f"{name} of {label} ({reader.path}) holds non-finite values: the checkpoint is broken, fetch it again"
             )
-    return f"{name} overflows {entry.dtype} when merged: lower the merger's scale"
+    return f"{name} overflows {dtype} when merged: lower the merger's scale"
 
 
-def write(
-    directory: Path, base: Reader, tensors: Iterable[tuple[str, Tensor]], *, card: str, recipe: Mapping[str, Any]
-) -> None:
-    """Write a merged stream as a plain Hugging Face checkpoint with the base's tokenizer and configuration.
+def write(directory: Path, merge: Merge, *, card: str, recipe: Mapping[str, Any], progress: Progress = iter) -> None:
+    """Write a merge as a plain Hugging Face checkpoint with the base's tokenizer and configuration.
 
-    card: README.md. recipe: merge.json, what made the weights. The directory appears when all of it is complete.
+    card: README.md. recipe: merge.json, what made the weights; a merge of the same recipe that was killed is taken up
+    where it stood. The directory appears when all of it is complete.
     """
-    with Writer(directory, list(base.entries.values())) as writer:
-        for name, tensor in tensors:
-            writer.put(name, tensor)
+    base = merge.base
+    with Writer(directory, list(base.entries.values()), key=digest(recipe)) as writer:
+        for entry in merge.entries(progress, skip=writer.finished):
+            merge.into(entry.name, writer.view(entry.name))
+            writer.done(entry.name)
         for pattern in _COMPANIONS:
             for file in sorted(base.path.glob(pattern)):
                 if not file.name.endswith(".index.json"):
@@ -109,17 +148,25 @@ def write(
 
 
 @torch.inference_mode()
-def load_into(model: Any, tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """Copy a merged stream into a resident model's parameters, without touching the disk.
+def load_into(model: Any, merge: Merge, progress: Progress = iter) -> None:
+    """Merge into a resident model's parameters, without touching the disk.
 
-    Raises ValueError if the stream and the model's parameters do not cover each other (tied weights count as one).
+    What is merged is rounded to the base's dtype, as a checkpoint would be, whatever the model's is.
+    Raises ValueError if the merge and the model's parameters do not cover each other (tied weights count as one).
     """
     state = model.state_dict()
+    strange = [name for name in merge.base.names if name not in state]
+    if strange:
+        raise ValueError(f"{type(model).__name__} has no parameter {strange[0]!r}: is it the base's own architecture?")
     left = {tensor.data_ptr(): name for name, tensor in state.items()}
-    for name, tensor in tensors:
-        if name not in state:
-            raise ValueError(f"{type(model).__name__} has no parameter {name!r}: is it the base's own architecture?")
-        state[name].copy_(tensor)
-        left.pop(state[name].data_ptr(), None)
+    for entry in merge.entries(progress):
+        target = state[entry.name]
+        if target.dtype == entry.dtype:
+            merge.into(entry.name, target)
+        else:
+            made = torch.empty(entry.shape, dtype=entry.dtype)
+            merge.into(entry.name, made)
+            target.copy_(made)
+        left.pop(target.data_ptr(), None)
     if left:
         raise ValueError(f"the merge never set {sorted(left.values())[:3]} of {type(model).__name__}")

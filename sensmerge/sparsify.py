@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sensmerge.seeds import random_words
+
 
 def keep_largest(tau: Tensor, density: float) -> Tensor:
     """`tau` [*s] with exactly k = max(1, round(density * n)) entries kept, those largest in magnitude, the rest zero.
@@ -62,12 +64,23 @@ def _first(marked: Tensor, count: int) -> Tensor:
     return marked
 
 
-def drop_random(tau: Tensor, drop: float, generator: torch.Generator) -> Tensor:
-    """`tau` [*s] with every entry dropped with probability `drop`, the others divided by exactly 1 - drop.
+def drop_random(tau: Tensor, drop: float, key: int) -> Tensor:
+    """`tau` [*s] with every entry dropped with probability `drop`, the others times 1 / (1 - drop), rounded to fp32.
 
-    The expectation is `tau` (DARE, arXiv 2311.03099, eq. 3). The mask is drawn on the CPU from `generator`.
+    The expectation is `tau` (DARE, arXiv 2311.03099, eq. 3). The mask is drawn from `key`, entry by entry (`seeds`), so
+    it is the same on every device.
     """
-    if drop == 0.0:
+    below, rescale = mask_numbers(drop)
+    if below == 0:
         return tau
-    keep = (torch.rand(tau.shape, generator=generator) >= drop).to(tau.device)
-    return torch.where(keep, tau / (1.0 - drop), torch.zeros_like(tau))
+    keep = random_words(key, tau.numel(), tau.device).view(tau.shape) >= below
+    return torch.where(keep, tau * rescale, 0.0)
+
+
+def mask_numbers(drop: float) -> tuple[int, float]:
+    """Random words below the first are dropped; the others' entries are multiplied by the second.
+
+    >>> mask_numbers(0.75) == (3 * 2**30, 4.0)
+    True
+    """
+    return min(round(drop * 2**32), 2**32 - 1), 1.0 / (1.0 - drop)

@@ -17,11 +17,13 @@ from filelock import FileLock
 def describe(value: Any) -> Any:
     """`value` as plain JSON data that says everything about it: frozen dataclasses with their class's name.
 
+    A class whose code came to compute something else under the same fields says so by a class attribute VERSION.
     TypeError for anything whose identity cannot be written down (a tensor, an open file, a function).
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {"class": type(value).__name__, **fields}
+        version = {"version": getattr(value, "VERSION")} if hasattr(value, "VERSION") else {}  # noqa: B009
+        return {"class": type(value).__name__, **version, **fields}
     if isinstance(value, Mapping):
         return {str(key): describe(item) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):

@@ -11,9 +11,12 @@ import torch
 from conftest import llama
 
 from sensmerge import merge, models
-from sensmerge.checkpoint import Entry, Reader, Writer, digest
+from sensmerge.checkpoint import Entry, Reader, digest
 from sensmerge.coefficients import Evidence, Sens, Uniform
+from sensmerge.engine import Engine
+from sensmerge.merge import Merge
 from sensmerge.mergers import Average, Dare, Merger, TaskArithmetic, Ties
+from sensmerge.writer import Writer
 
 TASKS = ["code", "general", "math"]
 MERGERS: list[Merger] = [
@@ -37,15 +40,15 @@ def naive(family: dict[str, Path], merger: Merger, coefficients, seed: int) -> d
     """The whole of every checkpoint in memory, one tensor after the other in the order of its name."""
     from safetensors.torch import load_file
 
-    from sensmerge.seeds import generator
+    from sensmerge.seeds import key
 
     states = {name: load_file(path / "model.safetensors") for name, path in family.items()}
     out = {}
     for name in sorted(states["base"]):
         base = states["base"][name].float()
         taus = torch.stack([states[task][name].float() - base for task in TASKS])
-        generators = [generator(seed, task, name) for task in TASKS]
-        out[name] = merger(base, taus, coefficients.weights(name), generators=generators).to(torch.bfloat16)
+        keys = [key(seed, task, name) for task in TASKS]
+        out[name] = merger(base, taus, coefficients.weights(name), keys=keys).to(torch.bfloat16)
     return out
 
 
@@ -60,19 +63,17 @@ def test_stream_equals_memory_bit_for_bit_and_loads(family: dict[str, Path], mer
         experts = {"math": m, "code": c, "general": g}  # an order of its own: it must not matter
         coefficients = table(base.names)
         want = naive(family, merger, coefficients, seed=4)
-        merge.write(
-            tmp_path / "out",
-            base,
-            merge.merged(base, experts, merger, coefficients, seed=4),
-            card="# x",
-            recipe={"a": 1},
-        )
+        merged = Merge(base, experts, merger, coefficients, Engine(), seed=4)
+        merge.write(tmp_path / "out", merged, card="# x", recipe={"a": 1})
         resident = models.load(family["base"], dtype="float32")
-        merge.load_into(resident, merge.merged(base, experts, merger, coefficients, seed=4))
+        merge.load_into(resident, merged)
+        same = models.load(family["base"], dtype="bfloat16")
+        merge.load_into(same, merged)
     with Reader(tmp_path / "out") as out:
         assert set(out.names) == set(want)
         for name, tensor in want.items():
             assert torch.equal(out.tensor(name), tensor), name
+    assert all(torch.equal(same.state_dict()[name], tensor) for name, tensor in want.items())
     loaded = models.load(tmp_path / "out", dtype="float32")
     ids = torch.arange(12)[None]
     assert torch.equal(loaded(input_ids=ids).logits, resident(input_ids=ids).logits)
@@ -93,7 +94,7 @@ def test_shards_do_not_matter(family: dict[str, Path], tmp_path: Path) -> None:
     for root in (tmp_path, tmp_path / "sharded"):
         with Reader(root / "base") as base, Reader(root / "math") as expert:
             coefficients = Uniform().table(Evidence(["math"], base.names))
-            merged.append(dict(merge.merged(base, {"math": expert}, Dare(), coefficients, seed=1)))
+            merged.append(dict(Merge(base, {"math": expert}, Dare(), coefficients, Engine(), seed=1).tensors()))
     assert merged[0].keys() == merged[1].keys()
     assert all(torch.equal(merged[0][name], merged[1][name]) for name in merged[0])
 
@@ -140,7 +141,7 @@ def rewrite(path: Path, name: str, change) -> None:
 def run(family: dict[str, Path]) -> None:
     with Reader(family["base"]) as base, Reader(family["math"]) as expert:
         coefficients = Uniform().table(Evidence(["math"], base.names))
-        dict(merge.merged(base, {"math": expert}, Average(), coefficients))
+        dict(Merge(base, {"math": expert}, Average(), coefficients, Engine()).tensors())
 
 
 def test_broken_experts_are_named(family: dict[str, Path]) -> None:
@@ -172,12 +173,13 @@ def test_unreadable_checkpoints_are_named(family: dict[str, Path], tmp_path: Pat
         Reader(family["base"])
 
 
-def test_a_stream_that_does_not_cover_the_model_is_an_error() -> None:
-    model = llama(0)
-    with pytest.raises(ValueError, match="never set"):
-        merge.load_into(model, [("model.norm.weight", torch.ones(16))])
-    with pytest.raises(ValueError, match="no parameter 'nothing'"):
-        merge.load_into(model, [("nothing", torch.ones(16))])
+def test_a_merge_that_does_not_cover_the_model_is_an_error(family: dict[str, Path]) -> None:
+    with Reader(family["base"]) as base, Reader(family["math"]) as expert:
+        merged = Merge(base, {"math": expert}, Average(), Uniform().table(Evidence(["math"], base.names)), Engine())
+        with pytest.raises(ValueError, match="never set"):
+            merge.load_into(llama(0, num_hidden_layers=3), merged)
+        with pytest.raises(ValueError, match=r"no parameter 'model\.layers\.1\."):
+            merge.load_into(llama(0, num_hidden_layers=1), merged)
 
 
 def test_digest_sees_weights_and_config(family: dict[str, Path]) -> None:

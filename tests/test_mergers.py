@@ -10,7 +10,7 @@ import torch
 from pydantic import ValidationError
 
 from sensmerge.mergers import Average, Dare, Merger, TaskArithmetic, Ties
-from sensmerge.seeds import generator
+from sensmerge.seeds import key, random_words
 from sensmerge.sparsify import drop_random, keep_largest
 
 MERGERS: list[Merger] = [
@@ -24,8 +24,8 @@ MERGERS: list[Merger] = [
 SHAPES = [(7, 5), (96,), (1,), (3, 2, 4)]
 
 
-def generators(k: int) -> list[torch.Generator]:
-    return [generator(3, f"task{i}", "w") for i in range(k)]
+def keys(k: int) -> list[int]:
+    return [key(3, f"task{i}", "w") for i in range(k)]
 
 
 def problem(shape: tuple[int, ...], k: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -45,17 +45,25 @@ def oracle_trim(tau: list[float], density: float) -> list[float]:
     return [v if i in kept else 0.0 for i, v in enumerate(tau)]
 
 
-def oracle(
-    merger: Merger, base: list[float], taus: list[list[float]], weights: list[float], shape: tuple[int, ...]
-) -> list[float]:
+def philox(position: int, key: int, counter: int | None = None) -> int:
+    """Word `position` % 4 of the ten rounds over the 128-bit `counter`, in Python's unbounded integers."""
+    words = [(position // 4 if counter is None else counter) >> 32 * j & 0xFFFFFFFF for j in range(4)]
+    low, high = key & 0xFFFFFFFF, key >> 32
+    for _ in range(10):
+        (a, b), (c, d) = divmod(0xD2511F53 * words[0], 2**32), divmod(0xCD9E8D57 * words[2], 2**32)
+        words = [c ^ words[1] ^ low, d, a ^ words[3] ^ high, b]
+        low, high = (low + 0x9E3779B9) % 2**32, (high + 0xBB67AE85) % 2**32
+    return words[position % 4]
+
+
+def oracle(merger: Merger, base: list[float], taus: list[list[float]], weights: list[float]) -> list[float]:
     k = len(taus)
     if isinstance(merger, Dare):
-        masks = [torch.rand(shape, generator=g).flatten().tolist() for g in generators(k)]
         dropped = [
-            [0.0 if m < merger.drop else v / (1 - merger.drop) for v, m in zip(tau, mask, strict=True)]
-            for tau, mask in zip(taus, masks, strict=True)
+            [0.0 if philox(i, key) < merger.drop * 2**32 else v / (1 - merger.drop) for i, v in enumerate(tau)]
+            for tau, key in zip(taus, keys(k), strict=True)
         ]
-        return oracle(merger.inner, base, dropped, weights, shape)
+        return oracle(merger.inner, base, dropped, weights)
     if isinstance(merger, Ties):
         taus = [oracle_trim(tau, merger.density) for tau in taus]
     out = []
@@ -76,10 +84,9 @@ def oracle(
 @pytest.mark.parametrize("merger", MERGERS, ids=str)
 def test_equals_oracle(merger: Merger, shape: tuple[int, ...]) -> None:
     base, taus, weights = problem(shape)
-    got = merger(base, taus, weights, generators=generators(3))
-    want = oracle(
-        merger, base.double().flatten().tolist(), taus.double().flatten(1).tolist(), weights.double().tolist(), shape
-    )
+    got = merger(base, taus, weights, keys=keys(3))
+    exact = base.double().flatten(), taus.double().flatten(1), weights.double()
+    want = oracle(merger, *(part.tolist() for part in exact))
     torch.testing.assert_close(got.double().flatten(), torch.tensor(want, dtype=torch.float64), rtol=1e-5, atol=1e-6)
 
 
@@ -90,19 +97,19 @@ def test_equals_oracle(merger: Merger, shape: tuple[int, ...]) -> None:
 def test_shared_properties(merger: Merger, shape: tuple[int, ...]) -> None:
     base, taus, weights = problem(shape)
     kept = base.clone(), taus.clone(), weights.clone()
-    got = merger(base, taus, weights, generators=generators(3))
+    got = merger(base, taus, weights, keys=keys(3))
 
     assert got.shape == base.shape
     assert got.dtype == torch.float32
     for before, after in zip(kept, (base, taus, weights), strict=True):
         assert torch.equal(before, after), "an argument was changed"
-    nothing = merger(base, torch.zeros_like(taus), weights, generators=generators(3))
+    nothing = merger(base, torch.zeros_like(taus), weights, keys=keys(3))
     assert torch.equal(nothing, base), "zero task vectors must give the base"
     order = [2, 0, 1]
-    again = [generators(3)[i] for i in order]
-    permuted = merger(base, taus[order], weights[order], generators=again)
+    again = [keys(3)[i] for i in order]
+    permuted = merger(base, taus[order], weights[order], keys=again)
     torch.testing.assert_close(permuted, got, rtol=1e-5, atol=1e-6)
-    flipped = merger(-base, -taus, weights, generators=generators(3))
+    flipped = merger(-base, -taus, weights, keys=keys(3))
     torch.testing.assert_close(flipped, -got, rtol=1e-6, atol=1e-6)
 
 
@@ -113,7 +120,7 @@ def test_shared_properties(merger: Merger, shape: tuple[int, ...]) -> None:
 )
 def test_one_expert_with_weight_one_is_the_expert(merger: Merger) -> None:
     base, taus, _ = problem((6, 4), k=1)
-    torch.testing.assert_close(merger(base, taus, torch.ones(1), generators=generators(1)), base + taus[0])
+    torch.testing.assert_close(merger(base, taus, torch.ones(1), keys=keys(1)), base + taus[0])
 
 
 # ---- by hand
@@ -168,25 +175,35 @@ def test_trim_keeps_exactly_k_even_among_ties(n: int, density: float) -> None:
 
 def test_dare_is_unbiased_and_keeps_its_share() -> None:
     tau = torch.ones(200_000)
-    dropped = drop_random(tau, 0.9, generator(0, "t", "w"))
+    dropped = drop_random(tau, 0.9, key(0, "t", "w"))
     assert (dropped != 0).float().mean().item() == pytest.approx(0.1, abs=0.003)
     assert dropped.max().item() == pytest.approx(10.0)
     assert dropped.mean().item() == pytest.approx(1.0, abs=0.03)
 
 
 def test_masks_belong_to_seed_task_and_name() -> None:
-    draws = {
-        names: torch.rand(4, generator=generator(*names)).tolist()
-        for names in [(0, "a", "w"), (1, "a", "w"), (0, "b", "w"), (0, "a", "v")]
-    }  # type: ignore[arg-type]
-    assert len({tuple(v) for v in draws.values()}) == 4
-    assert torch.rand(4, generator=generator(0, "a", "w")).tolist() == draws[(0, "a", "w")]
+    names = [(0, "a", "w"), (1, "a", "w"), (0, "b", "w"), (0, "a", "v")]
+    draws = [tuple(random_words(key(seed, task, name), 4).tolist()) for seed, task, name in names]
+    assert len(set(draws)) == 4
+    assert tuple(random_words(key(0, "a", "w"), 4).tolist()) == draws[0]
+
+
+def test_random_words_are_philox4x32_10() -> None:
+    """The generator's published known answers (Random123, kat_vectors), then ours against plain integers."""
+    answers = {
+        (0, 0): "6627e8d5 e169c58d bc57ac4c 9b00dbd8",
+        (2**128 - 1, 2**64 - 1): "408f276d 41c83b0e a20bc7c6 6d5451fd",
+    }
+    for (counter, number), words in answers.items():
+        assert [philox(i, number, counter) for i in range(4)] == [int(word, 16) for word in words.split()]
+    for number in (0, 0x8123456789ABCDEF, 2**64 - 1):
+        assert random_words(number, 1003).tolist() == [philox(i, number) for i in range(1003)]
 
 
 def test_dare_without_masks_for_every_expert_is_an_error() -> None:
     base, taus, weights = problem((4,))
     with pytest.raises(ValueError, match="one mask per expert"):
-        Dare()(base, taus, weights, generators=generators(2))
+        Dare()(base, taus, weights, keys=keys(2))
 
 
 @pytest.mark.parametrize(

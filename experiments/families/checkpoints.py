@@ -22,8 +22,9 @@ from torch import Tensor
 
 from evaluation.data import Pairs
 from experiments.families import Members
-from sensmerge.checkpoint import Entry, Reader, Writer
+from sensmerge.checkpoint import Entry, Reader
 from sensmerge.store import digest
+from sensmerge.writer import Writer
 
 log = logging.getLogger(__name__)
 

@@ -1,8 +1,8 @@
 """Base mergers: how K task vectors of one tensor become one. A family of methods a file."""
 
 from sensmerge.mergers.arithmetic import Average, TaskArithmetic
-from sensmerge.mergers.base import Merger
+from sensmerge.mergers.base import Merger, Steps
 from sensmerge.mergers.dare import Dare
 from sensmerge.mergers.ties import Ties
 
-__all__ = ["Average", "Dare", "Merger", "TaskArithmetic", "Ties"]
+__all__ = ["Average", "Dare", "Merger", "Steps", "TaskArithmetic", "Ties"]

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from sensmerge.mergers.base import Merger, weighted
+from sensmerge.mergers.base import Merger, Steps, total, weighted
 
 
 @dataclass(frozen=True, config={"extra": "forbid"})
@@ -19,10 +18,11 @@ class Average(Merger):
     Base 1, experts 3 and 2, weights 1: taus are 2 and 1, so 1 + (2 + 1) / 2 = 2.5.
     """
 
-    def __call__(
-        self, base: Tensor, taus: Tensor, weights: Tensor, *, generators: Sequence[torch.Generator] | None = None
-    ) -> Tensor:
-        return base + weighted(taus, weights).mean(0)
+    def __call__(self, base: Tensor, taus: Tensor, weights: Tensor, *, keys: Sequence[int] | None = None) -> Tensor:
+        return base + total(weighted(taus, weights)) / len(taus)
+
+    def steps(self) -> Steps:
+        return Steps("mean")
 
 
 @dataclass(frozen=True, config={"extra": "forbid"})
@@ -34,7 +34,8 @@ class TaskArithmetic(Merger):
 
     scale: float = Field(default=0.3, gt=0)
 
-    def __call__(
-        self, base: Tensor, taus: Tensor, weights: Tensor, *, generators: Sequence[torch.Generator] | None = None
-    ) -> Tensor:
-        return base + self.scale * weighted(taus, weights).sum(0)
+    def __call__(self, base: Tensor, taus: Tensor, weights: Tensor, *, keys: Sequence[int] | None = None) -> Tensor:
+        return base + self.scale * total(weighted(taus, weights))
+
+    def steps(self) -> Steps:
+        return Steps("sum", self.scale)

@@ -4,10 +4,25 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Steps:
+    """A merger in the terms that the compiled engine knows: drop, then trim, then weigh, then combine.
+
+    combine: "sum" and "mean" of the weighted task vectors, or "disjoint", TIES's mean over the elected sign. scale
+    multiplies what comes out. drop: DARE's share, 0 for none. density: share kept of each task vector, 1 for all.
+    """
+
+    combine: Literal["sum", "mean", "disjoint"]
+    scale: float = 1.0
+    density: float = 1.0
+    drop: float = 0.0
+    cancelled: Literal["majority", "drop"] = "majority"
 
 
 class Merger(ABC):
@@ -16,20 +31,33 @@ class Merger(ABC):
     A merger is a frozen dataclass of its own parameters. It knows no names, files or devices, leaves its arguments
     untouched, and does not depend on the order of the experts beyond floating-point summation (merge.py always passes
     them sorted by task). The uniform weight of an expert is 1: coefficients say how much more or less it counts.
+
+    The call is the definition, and runs on any device. On a CPU the engine takes compiled loops for a merger that can
+    be written as `Steps`; they must give the same bits.
     """
 
-    stochastic: ClassVar[bool] = False  # True: `generators` are used, and the result depends on the seed
+    stochastic: ClassVar[bool] = False  # True: `keys` are used, and the result depends on the seed
 
     @abstractmethod
-    def __call__(
-        self, base: Tensor, taus: Tensor, weights: Tensor, *, generators: Sequence[torch.Generator] | None = None
-    ) -> Tensor:
+    def __call__(self, base: Tensor, taus: Tensor, weights: Tensor, *, keys: Sequence[int] | None = None) -> Tensor:
         """base [*s], taus [K, *s] = experts - base, weights [K], all fp32 on one device -> merged [*s] fp32.
 
-        generators: one per expert, for mergers that draw random numbers (see seeds.generator).
+        keys: one per expert, for mergers that draw random numbers (see seeds.key).
         """
+
+    def steps(self) -> Steps | None:
+        """The merger in the engine's terms; None: only the definition itself can compute it."""
+        return None
 
 
 def weighted(taus: Tensor, weights: Tensor) -> Tensor:
     """taus [K, *s] each times its weight [K]."""
     return taus * weights.view(-1, *[1] * (taus.dim() - 1))
+
+
+def total(taus: Tensor) -> Tensor:
+    """Sum over the first dimension, one after the other: torch's own order of summation depends on K and the device."""
+    found = taus[0].clone()
+    for tau in taus[1:]:
+        found += tau
+    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import field
+from dataclasses import field, replace
 from typing import ClassVar
 
 import torch
@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from sensmerge.mergers.arithmetic import TaskArithmetic
-from sensmerge.mergers.base import Merger
+from sensmerge.mergers.base import Merger, Steps
 from sensmerge.sparsify import drop_random
 
 
@@ -23,16 +23,17 @@ class Dare(Merger):
     inner = task arithmetic is the paper's "DARE"; inner = TIES (with density 1: one sparsifier is enough) "DARE-TIES".
     """
 
+    VERSION: ClassVar[int] = 2  # 2: masks by Philox4x32-10; 1: by torch's Mersenne twister
     stochastic: ClassVar[bool] = True
     drop: float = Field(default=0.5, ge=0, lt=1)
     inner: Merger = field(default_factory=TaskArithmetic)
 
-    def __call__(
-        self, base: Tensor, taus: Tensor, weights: Tensor, *, generators: Sequence[torch.Generator] | None = None
-    ) -> Tensor:
-        if generators is None or len(generators) != len(taus):
-            raise ValueError(
-                f"DARE draws one mask per expert: got {generators and len(generators)} generators for {len(taus)}"
-            )
-        dropped = torch.stack([drop_random(tau, self.drop, g) for tau, g in zip(taus, generators, strict=True)])
-        return self.inner(base, dropped, weights, generators=generators)
+    def __call__(self, base: Tensor, taus: Tensor, weights: Tensor, *, keys: Sequence[int] | None = None) -> Tensor:
+        if keys is None or len(keys) != len(taus):
+            raise ValueError(f"DARE draws one mask per expert: got {keys and len(keys)} keys for {len(taus)}")
+        dropped = torch.stack([drop_random(tau, self.drop, key) for tau, key in zip(taus, keys, strict=True)])
+        return self.inner(base, dropped, weights, keys=keys)
+
+    def steps(self) -> Steps | None:
+        inner = self.inner.steps()
+        return None if inner is None or inner.drop else replace(inner, drop=self.drop)

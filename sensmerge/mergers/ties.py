@@ -10,7 +10,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from sensmerge.mergers.base import Merger, weighted
+from sensmerge.mergers.base import Merger, Steps, total, weighted
 from sensmerge.sparsify import keep_largest
 
 
@@ -25,7 +25,7 @@ def elect(taus: Tensor, cancelled: Literal["majority", "drop"] = "majority") -> 
     >>> elect(torch.tensor([[1.0, -2.0, 3.0], [-1.0, -1.0, -4.0]]))
     tensor([-1., -1., -1.])
     """
-    sign = taus.sum(0).sign()
+    sign = total(taus).sign()
     if cancelled == "drop":
         return sign
     majority = 1.0 if sign.sum() >= 0 else -1.0
@@ -38,14 +38,12 @@ def disjoint_mean(taus: Tensor, sign: Tensor) -> Tensor:
     A trimmed zero never agrees. The divisor is the plain count of agreeing experts: a weighted count would cancel the
     coefficients' common factor and leave only their ratios.
     """
-    total, count = torch.zeros_like(sign), torch.zeros_like(sign)
-    for (
-        tau
-    ) in taus:  # expert by expert: several times faster than over [K, *s] at once, whose temporaries leave the cache
+    summed, count = torch.zeros_like(sign), torch.zeros_like(sign)
+    for tau in taus:  # not [K, *s] at once, whose temporaries leave the cache
         agree = tau * sign > 0
-        total += torch.where(agree, tau, 0.0)
+        summed += torch.where(agree, tau, 0.0)
         count += agree
-    return total / count.clamp_(min=1)
+    return summed / count.clamp_(min=1)
 
 
 @dataclass(frozen=True, config={"extra": "forbid"})
@@ -63,9 +61,10 @@ class Ties(Merger):
     scale: float = Field(default=1.0, gt=0)
     cancelled: Literal["majority", "drop"] = "majority"
 
-    def __call__(
-        self, base: Tensor, taus: Tensor, weights: Tensor, *, generators: Sequence[torch.Generator] | None = None
-    ) -> Tensor:
+    def __call__(self, base: Tensor, taus: Tensor, weights: Tensor, *, keys: Sequence[int] | None = None) -> Tensor:
         trimmed = torch.stack([keep_largest(tau, self.density) for tau in taus])
         scaled = weighted(trimmed, weights)
         return base + self.scale * disjoint_mean(scaled, elect(scaled, self.cancelled))
+
+    def steps(self) -> Steps:
+        return Steps("disjoint", self.scale, self.density, cancelled=self.cancelled)

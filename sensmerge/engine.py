@@ -1,0 +1,257 @@
+"""One tensor of every model in, the merged tensor out, in as many threads as asked, within a few megabytes.
+
+On a CPU, mergers that can be written as `Steps` run as compiled loops over pieces of the tensor (sensmerge/kernels.py);
+everything else runs the merger's definition on the whole tensor. The result is the same to the bit: for any number of
+threads, any cut into pieces, either way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sensmerge.mergers import Merger, Steps
+from sensmerge.sparsify import mask_numbers
+
+T = TypeVar("T")
+_STEP = 1 << 20  # numbers a piece: long enough that Python between two pieces does not show
+_INFINITE = 0x7F800000  # bits of fp32 infinity; larger ones are NaN
+_LIMITS = {  # bits of the smallest fp32 that becomes infinite in a narrower type
+    torch.bfloat16: 0x7F7F8000,
+    torch.float16: 0x477FF000,
+}
+
+
+class NotFinite(ValueError):
+    """An input of a merge, or its result in the output's dtype, is infinite or NaN."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What trimming keeps of one task vector: magnitudes above `threshold`, and those equal to it up to `last`.
+
+    threshold: bits of an fp32 number, which order like magnitudes. last: position in the flattened tensor.
+    """
+
+    threshold: int
+    last: int
+
+
+EVERYTHING = Cut(0, -1)  # all but zeros, which are as good as dropped
+
+
+@dataclass
+class Engine:
+    """Merges tensors one after the other.
+
+    threads: workers, each with its own pieces; None: as many as torch uses. device: where definitions run.
+    step: numbers a piece, a multiple of 4. compiled: False runs every merger's definition.
+    """
+
+    device: torch.device | str = "cpu"
+    threads: int | None = None
+    step: int = _STEP
+    compiled: bool = True
+    _pool: ThreadPoolExecutor | None = field(default=None, init=False, repr=False)
+
+    def __enter__(self) -> Engine:
+        self._pool = ThreadPoolExecutor(self.threads or torch.get_num_threads())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._pool is not None
+        self._pool.shutdown(cancel_futures=True)
+        self._pool = None
+
+    def merge(
+        self,
+        merger: Merger,
+        base: Tensor,
+        experts: Sequence[Tensor],
+        weights: Tensor,
+        out: Tensor,
+        *,
+        keys: Sequence[int] | None = None,
+        cuts: dict[int, Cut] | None = None,
+    ) -> None:
+        """Write the merge of `base` [*s] and `experts` K x [*s] into `out` [*s], all in dtypes of their own.
+
+        Everything is upcast to fp32 once and cast back once. weights [K] fp32. keys: see `Merger`.
+        cuts: expert number -> what trimming keeps of it, read where it is known and filled in where it is not; it
+        depends on base, expert and density (and DARE's key) alone, so a sweep over anything else can pass it on.
+        Raises NotFinite.
+        """
+        steps = merger.steps()
+        if (
+            self.compiled
+            and steps is not None
+            and _on_cpu([base, *experts, out])
+            and torch.device(self.device).type == "cpu"
+        ):
+            self._compiled(steps, _Inputs(base, experts, keys), weights, out, cuts if cuts is not None else {})
+        else:
+            self._defined(merger, base, experts, weights, out, keys)
+
+    def _defined(
+        self, merger: Merger, base: Tensor, experts: Sequence[Tensor], weights: Tensor, out: Tensor, keys: Any
+    ) -> None:
+        origin = base.to(self.device, torch.float32)
+        taus = torch.stack([expert.to(self.device, torch.float32) for expert in experts]).sub_(origin)
+        merged = merger(origin, taus, weights.to(self.device), keys=keys).to(out.dtype)
+        if not (torch.isfinite(merged).all() and torch.isfinite(taus).all()):
+            raise NotFinite
+        out.copy_(merged)
+
+    def _compiled(self, steps: Steps, inputs: _Inputs, weights: Tensor, out: Tensor, cuts: dict[int, Cut]) -> None:
+        from sensmerge import kernels
+
+        mask = _mask(steps, inputs)
+        known = self._cuts(steps, inputs, mask, cuts) if steps.combine == "disjoint" else [EVERYTHING] * len(inputs)
+        thresholds = np.array([cut.threshold for cut in known], np.uint32)
+        lasts = np.array([cut.last for cut in known], np.int64)
+        divisor = np.float32(len(inputs) if steps.combine == "mean" else 1)
+        flat = out.view(-1)
+
+        def run(piece: slice, mode: int, majority: float) -> tuple[int, int, int]:
+            base, experts, _hold = inputs.piece(piece, flat.dtype)
+            target = flat[piece]
+            direct = flat.dtype == torch.float32 or (flat.dtype == torch.bfloat16 and base.dtype == np.uint16)
+            made = _numbers(target) if direct else np.empty(len(base), np.float32)
+            peak, largest, votes = kernels.merge(
+                base, experts, piece.start, weights.numpy(), *mask, thresholds, lasts,
+                mode, np.float32(steps.scale), divisor, np.float32(majority), made,
+            )  # fmt: skip
+            if peak >= _INFINITE or largest >= _LIMITS.get(flat.dtype, _INFINITE):
+                raise NotFinite
+            if not direct and mode != kernels.VOTE:
+                target.copy_(torch.from_numpy(made))
+            return peak, largest, votes
+
+        mode, majority = kernels.LINEAR, 0.0
+        if steps.combine == "disjoint":
+            mode = kernels.DISJOINT
+            if steps.cancelled == "majority":
+                votes = sum(found[2] for found in self._each(inputs, lambda piece: run(piece, kernels.VOTE, 0.0)))
+                majority = 1.0 if votes >= 0 else -1.0
+        self._each(inputs, lambda piece: run(piece, mode, majority))
+
+    def _each(self, inputs: _Inputs, work: Callable[[slice], T]) -> list[T]:
+        """`work` on every piece of a tensor, in the pool if there is more than one piece; results in order."""
+        n = inputs.n
+        pieces = [slice(start, min(start + self.step, n)) for start in range(0, n, self.step)]
+        if self._pool is None or len(pieces) == 1:
+            return [work(piece) for piece in pieces]
+        return list(self._pool.map(work, pieces))
+
+    def _cuts(self, steps: Steps, inputs: _Inputs, mask: tuple[Any, Any, Any], known: dict[int, Cut]) -> list[Cut]:
+        """For each task vector, what keeps exactly k = max(1, round(density n)) entries of it: those largest in
+        magnitude, equal ones in order of position (sparsify.keep_largest says the same)."""
+        n, k = inputs.n, max(1, round(steps.density * inputs.n))
+        if k >= n:
+            return [EVERYTHING] * len(inputs)
+        wanted = [number for number in range(len(inputs)) if number not in known]
+        if wanted:
+            some, their_mask = inputs.only(wanted), (*mask[:2], mask[2][wanted])
+            upper, rank = self._ranked(some, their_mask, np.full(len(wanted), -1), np.full(len(wanted), k))
+            lower, rank = self._ranked(some, their_mask, upper, rank)
+            thresholds = ((upper << 16) | lower).astype(np.uint32)
+            lasts = self._places(some, their_mask, thresholds, rank)
+            for number, threshold, last in zip(wanted, thresholds.tolist(), lasts, strict=True):
+                known[number] = Cut(threshold, last) if threshold else EVERYTHING
+        return [known[number] for number in range(len(inputs))]
+
+    def _ranked(self, inputs: _Inputs, mask: tuple[Any, Any, Any], upper: Any, rank: Any) -> tuple[Any, Any]:
+        """The half of the bits of the magnitude of rank `rank` [K] from the top, and its rank among its equals.
+
+        Magnitudes order like their bits, so two passes of counting halves find any rank exactly, whatever repeats.
+        """
+        from sensmerge import kernels
+
+        def count(piece: slice) -> Any:
+            base, experts, _hold = inputs.piece(piece)
+            found = np.zeros((len(inputs), 1 << 16), np.int64)
+            kernels.histogram(base, experts, piece.start, *mask, upper, found)
+            return found
+
+        counts: Any = sum(self._each(inputs, count))
+        at_least = counts[:, ::-1].cumsum(1)
+        half = np.array([np.searchsorted(row, r) for row, r in zip(at_least, rank, strict=True)])
+        before = np.array([row[h - 1] if h else 0 for row, h in zip(at_least, half, strict=True)])
+        return (1 << 16) - 1 - half, rank - before
+
+    def _places(self, inputs: _Inputs, mask: tuple[Any, Any, Any], thresholds: Any, rank: Any) -> list[int]:
+        """Position of the rank-th entry [K] whose magnitude is exactly the threshold."""
+        from sensmerge import kernels
+
+        def look(piece: slice, nth: Any) -> Any:
+            base, experts, _hold = inputs.piece(piece)
+            found = np.zeros(len(inputs), np.int64)
+            kernels.equals(base, experts, piece.start, *mask, thresholds, nth, found)
+            return found
+
+        nobody = np.zeros(len(inputs), np.int64)
+        before = np.cumsum(self._each(inputs, lambda piece: look(piece, nobody)), axis=0)
+        places = []
+        for number, nth in enumerate(rank):
+            index = int(np.searchsorted(before[:, number], nth))
+            piece = slice(index * self.step, min((index + 1) * self.step, inputs.n))
+            left = nobody.copy()
+            left[number] = nth - (before[index - 1, number] if index else 0)
+            places.append(int(look(piece, left)[number]))
+        return places
+
+
+class _Inputs:
+    """The flattened tensors of base and experts, piece by piece as the kernels read them."""
+
+    def __init__(self, base: Tensor, experts: Sequence[Tensor], keys: Sequence[int] | None) -> None:
+        self.n, self.keys = base.numel(), keys
+        self._base, self._experts = _flat(base), [_flat(expert) for expert in experts]
+
+    def __len__(self) -> int:
+        return len(self._experts)
+
+    def only(self, numbers: Sequence[int]) -> _Inputs:
+        return _Inputs(self._base, [self._experts[number] for number in numbers], None)
+
+    def piece(self, piece: slice, out: torch.dtype | None = None) -> tuple[Any, Any, Any]:
+        """Base as an array, the experts' addresses, and what must be kept alive while they are used.
+
+        Without a copy if all are bf16 (and so is `out`), or all fp32; otherwise each is cast to fp32.
+        """
+        parts = [self._base[piece], *(expert[piece] for expert in self._experts)]
+        dtypes = {part.dtype for part in parts} | ({out} if out is not None else set())
+        if dtypes != {torch.bfloat16} and {part.dtype for part in parts} != {torch.float32}:
+            parts = [part.to(torch.float32) for part in parts]
+        arrays = [_numbers(part) for part in parts]
+        return arrays[0], np.array([part.data_ptr() for part in parts[1:]], np.int64), parts
+
+
+def _mask(steps: Steps, inputs: _Inputs) -> tuple[Any, Any, Any]:
+    """DARE's numbers for the kernels: words below the first are dropped, the rest times the second, and the keys."""
+    below, rescale = mask_numbers(steps.drop)
+    if below and (inputs.keys is None or len(inputs.keys) != len(inputs)):
+        raise ValueError(
+            f"DARE draws one mask per expert: got {inputs.keys and len(inputs.keys)} keys for {len(inputs)}"
+        )
+    keys = np.array(inputs.keys if below else [0] * len(inputs), np.uint64)
+    return np.uint32(below), np.float32(rescale), keys
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    return tensor.reshape(-1)
+
+
+def _numbers(tensor: Tensor) -> Any:
+    """A flat CPU tensor as an array on the same memory; bf16, which numpy does not know, as its bits."""
+    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def _on_cpu(tensors: Sequence[Tensor]) -> bool:
+    return all(tensor.device.type == "cpu" and tensor.is_contiguous() for tensor in tensors)
