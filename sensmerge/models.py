@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,56 @@ def load(path: Path, *, dtype: str = "auto", device: torch.device | str = "cpu")
     )
     model.requires_grad_(False)
     return model.eval().to(device)
+
+
+def shell(path: Path, *, dtype: str = "auto", device: torch.device | str = "cpu") -> Any:
+    """The causal LM at `path` without its weights, in eval mode: what `load` gives, with every parameter on "meta".
+
+    Buffers that a checkpoint does not hold (rotary frequencies) are computed as `load` computes them, and real, on
+    `device`. No weight is read or allocated.
+
+    Raises ValueError where dtype is "auto" and config.json names none.
+    """
+    import transformers
+
+    _quiet()
+    config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
+    if dtype == "auto" and config.dtype is None:
+        raise ValueError(f"{path}/config.json names no dtype: ask for float32 or bfloat16 instead of auto")
+    with torch.device("meta"):
+        model: Any = transformers.AutoModelForCausalLM.from_config(config, dtype=DTYPES.get(dtype, config.dtype))
+    for module in model.modules():
+        computed = [name for name in module._buffers if name in module._non_persistent_buffers_set]
+        if not computed:
+            continue
+        for name in computed:
+            module._buffers[name] = torch.empty_like(module._buffers[name], device="cpu")
+        model._init_weights(module)  # transformers' own way to fill what a checkpoint lacks; meta parameters stay meta
+        for name in computed:
+            module._buffers[name] = module._buffers[name].to(device)
+    return model.eval().requires_grad_(False)
+
+
+def stored_names(model: Any, stored: Iterable[str]) -> dict[str, str]:
+    """The model's name of a tensor -> the name in a checkpoint that stores `stored`, where loading takes it as it is.
+
+    Loading renames some tensors and computes others (experts stacked, halves of a rotation swapped): transformers' own
+    rules are asked, and what is computed is left out, as is what the model has no place for.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+    rules = get_model_conversion_mapping(model)
+    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+    places, found = model.state_dict(), {}
+    for name in sorted(stored):
+        own, converter = rename_source_key(name, renamings, converters, model.base_model_prefix, places)
+        if own not in places and name in places:  # a rule for older checkpoints that caught a newer one
+            own, converter = name, None
+        if own in places and converter is None:
+            found[own] = name
+    return found
 
 
 def save(model: Any, tokenizer: Any, path: Path, *, dtype: str = "bfloat16") -> None:
