@@ -149,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = measure(given, arguments)
     out = [
         f"`python -m experiments.bench_sensitivity {shlex.join(arguments)}`",
-        f"{date.today()}, {_processor()}, {given.device}, {given.dtype}, {torch.get_num_threads()} threads, "
+        f"{date.today()}, {processor()}, {given.device}, {given.dtype}, {torch.get_num_threads()} threads, "
         + ", ".join(f"{package} {version(package)}" for package in ("torch", "transformers")),
         "",
         "| shape | samples x tokens | rounds | resident, s | GiB (anonymous) | streamed, s | GiB (anonymous) "
@@ -178,7 +178,8 @@ def _checkpoint(given: argparse.Namespace) -> Iterator[Path]:
         yield path
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The machine in words: processor and cores this process may use."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     name = next((line.partition(":")[2].strip() for line in lines if "model name" in line), "unknown processor")
     return f"{name}, {len(os.sched_getaffinity(0))} cores"

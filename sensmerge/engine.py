@@ -61,8 +61,12 @@ class Engine:
     _pool: ThreadPoolExecutor | None = field(default=None, init=False, repr=False)
 
     def __enter__(self) -> Engine:
-        self._pool = ThreadPoolExecutor(self.threads or torch.get_num_threads())
+        self._pool = ThreadPoolExecutor(self._workers)
         return self
+
+    @property
+    def _workers(self) -> int:
+        return self.threads or torch.get_num_threads()
 
     def __exit__(self, *_: object) -> None:
         assert self._pool is not None
@@ -141,10 +145,10 @@ class Engine:
                 majority = 1.0 if votes >= 0 else -1.0
         self._each(inputs, lambda piece: run(piece, mode, majority))
 
-    def _each(self, inputs: _Inputs, work: Callable[[slice], T]) -> list[T]:
+    def _each(self, inputs: _Inputs, work: Callable[[slice], T], step: int | None = None) -> list[T]:
         """`work` on every piece of a tensor, in the pool if there is more than one piece; results in order."""
-        n = inputs.n
-        pieces = [slice(start, min(start + self.step, n)) for start in range(0, n, self.step)]
+        n, step = inputs.n, step or self.step
+        pieces = [slice(start, min(start + step, n)) for start in range(0, n, step)]
         if self._pool is None or len(pieces) == 1:
             return [work(piece) for piece in pieces]
         return list(self._pool.map(work, pieces))
@@ -158,32 +162,39 @@ class Engine:
         wanted = [number for number in range(len(inputs)) if number not in known]
         if wanted:
             some, their_mask = inputs.only(wanted), (*mask[:2], mask[2][wanted])
-            upper, rank = self._ranked(some, their_mask, np.full(len(wanted), -1), np.full(len(wanted), k))
-            lower, rank = self._ranked(some, their_mask, upper, rank)
+            upper, rank, _ = self._ranked(some, their_mask, np.full(len(wanted), -1), np.full(len(wanted), k), 1 << 15)
+            lower, rank, equals = self._ranked(some, their_mask, upper, rank, 1 << 16)
             thresholds = ((upper << 16) | lower).astype(np.uint32)
-            lasts = self._places(some, their_mask, thresholds, rank)
+            all_of_them = bool((rank == equals).all())  # as good as always, unless numbers are coarse
+            lasts = [n] * len(wanted) if all_of_them else self._places(some, their_mask, thresholds, rank)
             for number, threshold, last in zip(wanted, thresholds.tolist(), lasts, strict=True):
                 known[number] = Cut(threshold, last) if threshold else EVERYTHING
         return [known[number] for number in range(len(inputs))]
 
-    def _ranked(self, inputs: _Inputs, mask: tuple[Any, Any, Any], upper: Any, rank: Any) -> tuple[Any, Any]:
-        """The half of the bits of the magnitude of rank `rank` [K] from the top, and its rank among its equals.
+    def _ranked(
+        self, inputs: _Inputs, mask: tuple[Any, Any, Any], upper: Any, rank: Any, values: int
+    ) -> tuple[Any, Any, Any]:
+        """Half the bits of the magnitude of rank `rank` [K] from the top; its rank among its equals, and their number.
 
         Magnitudes order like their bits, so two passes of counting halves find any rank exactly, whatever repeats.
+        upper: see kernels.histogram. values: how many a half can have; an upper half has no sign.
         """
         from sensmerge import kernels
 
         def count(piece: slice) -> Any:
             base, experts, _hold = inputs.piece(piece)
-            found = np.zeros((len(inputs), 1 << 16), np.int64)
+            found = np.zeros((len(inputs), values), np.int64)
             kernels.histogram(base, experts, piece.start, *mask, upper, found)
             return found
 
-        counts: Any = sum(self._each(inputs, count))
-        at_least = counts[:, ::-1].cumsum(1)
-        half = np.array([np.searchsorted(row, r) for row, r in zip(at_least, rank, strict=True)])
-        before = np.array([row[h - 1] if h else 0 for row, h in zip(at_least, half, strict=True)])
-        return (1 << 16) - 1 - half, rank - before
+        # As few and as long pieces as there are workers, for each has a table of its own.
+        share = -(-inputs.n // (4 * self._workers)) * 4
+        counts, *more = self._each(inputs, count, max(self.step, share))
+        for other in more:
+            counts += other
+        found = [_from_the_top(row, r) for row, r in zip(counts, rank, strict=True)]
+        half, rank = (np.array(column) for column in zip(*found, strict=True))
+        return half, rank, counts[np.arange(len(counts)), half]
 
     def _places(self, inputs: _Inputs, mask: tuple[Any, Any, Any], thresholds: Any, rank: Any) -> list[int]:
         """Position of the rank-th entry [K] whose magnitude is exactly the threshold."""
@@ -205,6 +216,25 @@ class Engine:
             left[number] = nth - (before[index - 1, number] if index else 0)
             places.append(int(look(piece, left)[number]))
         return places
+
+
+def _from_the_top(counts: Any, rank: int, group: int = 256) -> tuple[int, int]:
+    """Of things counted by value [a multiple of `group`]: the value of the one of rank `rank` from the largest value
+    down, and its rank among its equals. By groups first, for the table is long and this is asked for every tensor.
+
+    >>> _from_the_top(np.array([5, 0, 2, 3]), 4, group=2)
+    (2, 1)
+    """
+    groups = counts.reshape(-1, group)
+    row, rank = _step_down(groups.sum(1), rank)
+    column, rank = _step_down(groups[row], rank)
+    return row * group + column, rank
+
+
+def _step_down(counts: Any, rank: int) -> tuple[int, int]:
+    at_least = counts[::-1].cumsum()
+    above = int(np.searchsorted(at_least, rank))
+    return len(counts) - 1 - above, int(rank) - (int(at_least[above - 1]) if above else 0)
 
 
 class _Inputs:

@@ -225,8 +225,8 @@ def merge(
 def histogram(
     base: Any, experts: Any, origin: int, below: Any, rescale: Any, keys: Any, upper: Any, counts: Any
 ) -> None:
-    """Add to `counts` [K, 65536] how often each half of a magnitude's bits occurs: the upper half where upper[k] < 0,
-    else the lower half, of magnitudes whose upper half is upper[k]."""
+    """Add to `counts` how often each half of a magnitude's bits occurs: where upper[k] < 0 the upper half, counts being
+    [K, 2^15]; elsewhere the lower half, of magnitudes whose upper half is upper[k], counts being [K, 2^16]."""
     origin_tile, row, words = np.empty(_TILE, np.float32), np.empty(_TILE, np.float32), np.empty(_TILE, np.uint32)
     for start in range(0, len(base), _TILE):
         m = min(_TILE, len(base) - start)
