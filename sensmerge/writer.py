@@ -103,7 +103,13 @@ class Writer:
         size = 8 + len(text) + offset
         path = self.staging / self._shard_name(number)
         file = path.open("r+b" if path.exists() else "w+b")
-        _reserve(file, size)
+        try:
+            _reserve(file, size)
+        except OSError as error:
+            file.close()
+            raise OSError(
+                f"{path} cannot have its {size / 1e9:.2f} GB ({error.strerror}): free some, or write elsewhere"
+            ) from error
         file.write(struct.pack("<Q", len(text)) + text)
         file.flush()
         self._shards.append(_Shard(file, mmap.mmap(file.fileno(), size)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import json
 import os
@@ -103,6 +104,16 @@ def test_views_are_the_files_own_memory(tmp_path: Path) -> None:
         writer.done("none")
     with Reader(tmp_path / "x") as reader:
         assert torch.equal(reader.tensor("c"), VALUES["c"])
+
+
+def test_a_disk_that_fills_up_is_said_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int, offset: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match=r"model\.safetensors cannot have its .* \(No space left on device\)"):
+        Writer(tmp_path / "x", ENTRIES).__enter__()
+    assert list(tmp_path.iterdir()) == []
 
 
 MERGES = """
