@@ -50,6 +50,7 @@ def verify(spec: RunSpec, family: Prepared) -> None:
     """What only the family itself can tell, before anything long: experts that fit their base, usable samples."""
     if isinstance(spec.merger, Member):
         return
+    spec.merger.check(len(family.tasks))
     with ExitStack() as stack:
         base, experts = readers(family, stack)
         merge.check_compatible(base, experts)

@@ -62,7 +62,7 @@ class Merge:
     cuts: what trimming keeps, by tensor and expert (see Engine.merge); merges of one family that differ in coefficients
     and scale only may share it.
 
-    Raises ValueError for experts that do not fit the base or the table.
+    Raises ValueError for experts that do not fit the base, the table, or the merger.
     """
 
     base: Reader
@@ -77,6 +77,7 @@ class Merge:
         self._tasks = sorted(self.experts)
         if tuple(self._tasks) != self.table.tasks:
             raise ValueError(f"coefficients are for tasks {list(self.table.tasks)}, the experts are {self._tasks}")
+        self.merger.check(len(self._tasks))
         check_compatible(self.base, self.experts)
 
     @torch.inference_mode()

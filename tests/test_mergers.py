@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import pytest
 import torch
 from pydantic import ValidationError
 
-from sensmerge.mergers import Average, Dare, Merger, TaskArithmetic, Ties
+from sensmerge.mergers import Average, Dare, Merger, Slerp, TaskArithmetic, Ties
 from sensmerge.seeds import key, random_words
 from sensmerge.sparsify import drop_random, keep_largest
 
@@ -20,6 +21,7 @@ MERGERS: list[Merger] = [
     Ties(density=1.0),
     Dare(drop=0.4, inner=TaskArithmetic(scale=0.7)),
     Dare(drop=0.4, inner=Ties(density=1.0)),
+    Dare(drop=0.4, inner=Ties(density=0.5)),
 ]
 SHAPES = [(7, 5), (96,), (1,), (3, 2, 4)]
 
@@ -121,6 +123,38 @@ def test_shared_properties(merger: Merger, shape: tuple[int, ...]) -> None:
 def test_one_expert_with_weight_one_is_the_expert(merger: Merger) -> None:
     base, taus, _ = problem((6, 4), k=1)
     torch.testing.assert_close(merger(base, taus, torch.ones(1), keys=keys(1)), base + taus[0])
+
+
+# ---- SLERP, which two models define
+
+
+def test_slerp_by_hand_and_by_its_formula() -> None:
+    base, corners = torch.zeros(2), torch.eye(2)
+    assert Slerp()(base, corners, torch.ones(2)).tolist() == pytest.approx([0.5**0.5, 0.5**0.5])
+    third = [math.sin(math.pi / 3), math.sin(math.pi / 6)]
+    assert Slerp(t=1 / 3)(base, corners, torch.ones(2)).tolist() == pytest.approx(third)
+    assert Slerp(t=0.0)(base, corners, torch.tensor([2.0, 5.0])).tolist() == [2.0, 0.0]
+    assert Slerp(t=1.0)(base, corners, torch.tensor([2.0, 5.0])).tolist() == pytest.approx([0.0, 5.0])
+    origin, taus, weights = problem((7, 5), k=2)
+    a, b = ((origin + w * tau).double().flatten().tolist() for w, tau in zip(weights, taus, strict=True))
+    angle = math.acos(sum(x * y for x, y in zip(a, b, strict=True)) / math.hypot(*a) / math.hypot(*b))
+    one, other = math.sin(0.7 * angle) / math.sin(angle), math.sin(0.3 * angle) / math.sin(angle)
+    want = [one * x + other * y for x, y in zip(a, b, strict=True)]
+    assert Slerp(t=0.3)(origin, taus, weights).flatten().tolist() == pytest.approx(want, rel=1e-5)
+
+
+def test_slerp_of_parallel_tensors_is_a_line() -> None:
+    base = torch.tensor([1.0, 2.0])
+    assert Slerp(t=0.25)(base, base[None], torch.ones(1)).tolist() == [1.25, 2.5]  # from the base to its double
+    assert Slerp()(torch.zeros(2), torch.stack([base, -base]), torch.ones(2)).tolist() == [0.0, 0.0]
+    assert Slerp()(torch.zeros(2), torch.zeros(2, 2), torch.ones(2)).tolist() == [0.0, 0.0]
+    close = torch.tensor([[1.0, 0.0], [1.0, 1e-3]])
+    assert Slerp()(torch.zeros(2), close, torch.ones(2)).tolist() == pytest.approx([1.0, 5e-4])
+
+
+def test_slerp_of_three_is_refused() -> None:
+    with pytest.raises(ValueError, match="Slerp is defined for at most 2 experts, 3 were given"):
+        Slerp()(torch.zeros(2), torch.zeros(3, 2), torch.ones(3))
 
 
 # ---- by hand

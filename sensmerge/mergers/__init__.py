@@ -3,6 +3,7 @@
 from sensmerge.mergers.arithmetic import Average, TaskArithmetic
 from sensmerge.mergers.base import Merger, Steps
 from sensmerge.mergers.dare import Dare
+from sensmerge.mergers.slerp import Slerp
 from sensmerge.mergers.ties import Ties
 
-__all__ = ["Average", "Dare", "Merger", "Steps", "TaskArithmetic", "Ties"]
+__all__ = ["Average", "Dare", "Merger", "Slerp", "Steps", "TaskArithmetic", "Ties"]

@@ -37,6 +37,7 @@ class Merger(ABC):
     """
 
     stochastic: ClassVar[bool] = False  # True: `keys` are used, and the result depends on the seed
+    most_experts: ClassVar[int | None] = None  # how many it is defined for; None: any number
 
     @abstractmethod
     def __call__(self, base: Tensor, taus: Tensor, weights: Tensor, *, keys: Sequence[int] | None = None) -> Tensor:
@@ -44,6 +45,14 @@ class Merger(ABC):
 
         keys: one per expert, for mergers that draw random numbers (see seeds.key).
         """
+
+    def check(self, experts: int) -> None:
+        """Raise ValueError if the merger is not defined for so many experts."""
+        if self.most_experts is not None and experts > self.most_experts:
+            raise ValueError(
+                f"{type(self).__name__} is defined for at most {self.most_experts} experts, {experts} were given: take "
+                "fewer, or another merger"
+            )
 
     def steps(self) -> Steps | None:
         """The merger in the engine's terms; None: only the definition itself can compute it."""
