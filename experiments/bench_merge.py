@@ -58,7 +58,7 @@ _THEIRS: dict[str, tuple[str, dict[str, Any]]] = {
     "ties": ("ties", {"weight": 1.0, "density": 0.2}),
     "dare_ties": ("dare_ties", {"weight": 1.0, "density": 0.5}),
 }
-_THEIR_SIDE = """
+THEIR_SIDE = """
 import sys, time, yaml
 from mergekit.config import MergeConfiguration
 from mergekit.merge import run_merge
@@ -184,7 +184,7 @@ def measure(given: argparse.Namespace, family: Path, python: Path | None) -> dic
         if python is not None:
             path = given.work / f"{name}.yml"
             path.write_text(yaml.safe_dump(their_config(family, name)))
-            sides[f"mergekit {name}"] = [str(python), "-c", _THEIR_SIDE, str(path), str(out)]
+            sides[f"mergekit {name}"] = [str(python), "-c", THEIR_SIDE, str(path), str(out)]
     found: dict[str, list[Pass]] = {side: [] for side in sides}
     for turn in range(given.rounds + 1):
         for side, command in sides.items():
