@@ -11,7 +11,7 @@ import torch
 import yaml
 from conftest import weights
 
-from experiments import bench_families, bench_merge
+from experiments import bench, bench_families, bench_merge
 from experiments.bench_families import Shape, write_checkpoint
 from experiments.bench_merge import TASKS, Pass, rows, their_config, watched
 
@@ -90,3 +90,10 @@ def test_the_whole_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     assert told[0] == f"`python -m experiments.bench_merge --work {tmp_path} --no-mergekit --mergers ties --rounds 1`"
     assert told[-1] == "| ties | ours | 1.00 (1.00 .. 1.00) | 2.0 | 0 | 0 | 1.00 |  |"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_one_name_for_all_benches(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit, match=r"(?s)merge +What a merge costs.*sensitivity.*overhead.*parity"):
+        bench.main(["speed"])
+    monkeypatch.setattr(bench_merge, "main", lambda argv: len(argv))
+    assert bench.main(["merge", "--work", "x"]) == 2
