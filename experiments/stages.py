@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from evaluation.harness import Harness
 from evaluation.record import Result
-from experiments import provenance
+from experiments import cuts, provenance
 from experiments.prepare import Prepared, draw_samples, readers, say
 from experiments.spec import Member, RunSpec
 from sensmerge import alignment, calibration, checkpoint, coefficients, merge, models, sensitivity
@@ -153,7 +153,7 @@ def merge_recipe(spec: RunSpec, family: Prepared, calibrated: Calibrated) -> Sub
     def opened(stack: ExitStack) -> merge.Merge:
         base, experts = readers(family, stack)
         engine = stack.enter_context(Engine(models.resolve_device(spec.device), spec.threads))
-        return merge.Merge(base, experts, merger, calibrated.table, engine, spec.seed)
+        return merge.Merge(base, experts, merger, calibrated.table, engine, spec.seed, cuts.known(family, merger))
 
     return Subject(digest(recipe), family.members.base, opened, recipe)
 
@@ -205,7 +205,9 @@ def _harness(spec: RunSpec, family: Prepared, subject: Subject) -> Harness:
     model = models.load(subject.shell, dtype=_evaluation_dtype(spec), device=device)
     if subject.merge is not None:
         with ExitStack() as stack:
-            merge.load_into(model, subject.merge(stack), _bar("merge"))
+            merged = subject.merge(stack)
+            merge.load_into(model, merged, _bar("merge"))
+            cuts.keep(family, merged.merger, merged.cuts)
         say(f"merged {models.n_parameters(model) / 1e6:.2f} M parameters", start, "in memory")
     tokenizer = models.load_tokenizer(family.members.base)
     return Harness(model, tokenizer, batch_size=spec.evaluation.batch_size, max_length=spec.evaluation.max_length)
@@ -221,6 +223,7 @@ def write_checkpoint(spec: RunSpec, family: Prepared, subject: Subject) -> None:
         with ExitStack() as stack:
             merged = subject.merge(stack)
             merge.write(target, merged, card=_card(spec, subject), recipe=subject.recipe, progress=_bar("merge"))
+            cuts.keep(family, merged.merger, merged.cuts)
     say("checkpoint", start, target, reused=done)
 
 

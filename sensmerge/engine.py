@@ -158,7 +158,7 @@ class Engine:
         magnitude, equal ones in order of position (sparsify.keep_largest says the same)."""
         n, k = inputs.n, max(1, round(steps.density * inputs.n))
         if k >= n:
-            return [EVERYTHING] * len(inputs)
+            known.update(dict.fromkeys(range(len(inputs)), EVERYTHING))
         wanted = [number for number in range(len(inputs)) if number not in known]
         if wanted:
             some, their_mask = inputs.only(wanted), (*mask[:2], mask[2][wanted])

@@ -31,7 +31,8 @@ from experiments.tracking import Tracking
 from sensmerge import models
 from sensmerge.calibration import Calibration
 from sensmerge.coefficients import Sens, Shuffled, Uniform
-from sensmerge.mergers import Dare, TaskArithmetic
+from sensmerge.engine import Engine
+from sensmerge.mergers import Dare, TaskArithmetic, Ties
 
 WORDS = ["[eos]", *(f"w{n}" for n in range(39))]
 
@@ -210,9 +211,23 @@ def test_coefficients_and_seeds_reach_the_weights(spec: RunSpec) -> None:
     digests = {name: pipeline.run(variant)["digests"]["subject"] for name, variant in variants.items()}
     assert len(set(digests.values())) == len(digests), digests
     again = pipeline.run(dataclasses.replace(variants["uniform"], seed=1))
-    assert again["digests"]["subject"] == digests["uniform"], (
-        "no seed enters a deterministic merger with uniform weights"
-    )
+    assert again["digests"]["subject"] == digests["uniform"], "no seed enters TaskArithmetic with uniform weights"
+
+
+def test_what_trimming_keeps_is_found_once_for_all_coefficients(spec: RunSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = dataclasses.replace(spec, references=False, merger=Ties(density=0.3))
+    family = prepare(spec)
+
+    def weights() -> dict[str, torch.Tensor]:
+        uniform = dataclasses.replace(spec, scaling=Uniform())
+        subject = stages.merge_recipe(uniform, family, stages.calibrate(uniform, family))
+        return stages._harness(uniform, family, subject)._model.state_dict()
+
+    anew = weights()
+    shutil.rmtree(family.store.root / "cuts")
+    pipeline.run(spec)  # other coefficients
+    monkeypatch.setattr(Engine, "_ranked", None)
+    assert all(torch.equal(again, anew[name]) for name, again in weights().items())
 
 
 def test_checkpoint_on_disk_answers_like_the_model_in_memory(spec: RunSpec) -> None:
