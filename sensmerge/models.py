@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+
+if TYPE_CHECKING:
+    from sensmerge.sources import Source
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -70,6 +73,56 @@ def shell(path: Path, *, dtype: str = "auto", device: torch.device | str = "cpu"
     return model.eval().requires_grad_(False)
 
 
+@torch.no_grad()
+def load_source(source: Source, shell_path: Path, *, dtype: str = "auto", device: torch.device | str = "cpu") -> Any:
+    """The causal LM of `shell_path`'s config.json with the weights of `source`, as `load` would give it.
+
+    For what transformers cannot load by itself: an adapter on its base, rows for tokens in the base's order. As a
+    rule shell_path is the base's directory. Tensors are poured in one at a time, cast to the model's dtype.
+
+    Raises ValueError for tensors that either side lacks or has in another shape, for two that the model ties and the
+    source holds apart, and for architectures whose weights transformers computes as it loads them, or keeps in fp32.
+    """
+    model = shell(shell_path, dtype=dtype, device=device)
+    kept = model._keep_in_fp32_modules_strict | (model._keep_in_fp32_modules if model.dtype == torch.float16 else set())
+    if kept and model.dtype != torch.float32:
+        raise ValueError(f"{type(model).__name__} keeps {sorted(kept)} in fp32 whatever the dtype: use dtype=float32")
+    stored = stored_names(model, source.names)
+    places: dict[int, list[tuple[str, dict[str, Any], str]]] = {}
+    for path, module in model.named_modules():
+        for held in (module._parameters, module._buffers):
+            for key, empty in held.items():
+                if empty is not None and key not in module._non_persistent_buffers_set:
+                    places.setdefault(id(empty), []).append((f"{path}.{key}".lstrip("."), held, key))
+    strange = sorted(set(source.names) - set(stored.values()))
+    lacking = [names[0][0] for names in places.values() if not any(name in stored for name, _, _ in names)]
+    if strange or lacking:
+        raise ValueError(
+            f"{source.path} does not fill a {type(model).__name__} of {shell_path}/config.json: "
+            f"without a place {strange[:3]}, lacking {lacking[:3]}, as they are named there or as they are stored"
+        )
+    for names in places.values():
+        _pour(source, [stored[name] for name, _, _ in names if name in stored], [place[1:] for place in names], device)
+    return model
+
+
+def _pour(source: Source, stored: list[str], places: list[tuple[dict[str, Any], str]], device: Any) -> None:
+    """Put one tensor into all the places that share it."""
+    empty = places[0][0][places[0][1]]
+    value = source.tensor(stored[0])
+    if value.shape != empty.shape:
+        raise ValueError(
+            f"{stored[0]} has shape {list(value.shape)} in {source.path}, config.json makes it {list(empty.shape)} (a "
+            "resized vocabulary? sensmerge.vocabulary.align brings it to the base's rows)"
+        )
+    if any(not torch.equal(value, source.tensor(other)) for other in stored[1:]):
+        raise ValueError(f"the model ties {stored[0]} to {stored[1]}, but {source.path} holds two tensors")
+    value = value.to(device=device, dtype=empty.dtype, copy=True)  # a view of a file could not be written to
+    filled = nn.Parameter(value, requires_grad=False) if isinstance(empty, nn.Parameter) else value
+    for held, key in places:
+        held[key] = filled
+
+
 def stored_names(model: Any, stored: Iterable[str]) -> dict[str, str]:
     """The model's name of a tensor -> the name in a checkpoint that stores `stored`, where loading takes it as it is.
 
@@ -110,6 +163,12 @@ def load_tokenizer(path: Path) -> Any:
     import transformers
 
     return transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
+
+
+def load_vocabulary(path: Path) -> dict[str, int] | None:
+    """Token -> id of the tokenizer in directory `path`, added tokens included; None where there is no tokenizer."""
+    files = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+    return load_tokenizer(path).get_vocab() if any((path / name).is_file() for name in files) else None
 
 
 def parameter_names(path: Path) -> set[str]:

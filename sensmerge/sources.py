@@ -1,0 +1,93 @@
+"""Any of the forms that a model comes in, as one thing to read tensors from: what a merge asks of its inputs."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor
+
+from sensmerge import adapters, checkpoint, pickled
+from sensmerge.adapters import Adapter
+from sensmerge.checkpoint import Entry, Reader
+from sensmerge.pickled import Pickled
+
+UNDERSTOOD = (
+    f"{checkpoint.SINGLE} or {checkpoint.INDEX} with its shards, {pickled.SINGLE} or pytorch_model-*.bin, "
+    f"a LoRA adapter ({adapters.CONFIG} with {' or '.join(adapters.WEIGHTS)}), or one .safetensors file"
+)
+
+
+class Source(Protocol):
+    """A model as a mapping from tensor name to tensor, on the CPU, read when asked for.
+
+    path: where it lies, for messages and for the files beside the weights. entries: name -> shape and dtype of what
+    `tensor` gives, in the order that reads fastest.
+    """
+
+    path: Path
+    entries: dict[str, Entry]
+
+    @property
+    def names(self) -> list[str]: ...
+    @property
+    def nbytes(self) -> int: ...
+    def tensor(self, name: str) -> Tensor:
+        """Contiguous, and not to be written to: it may be a view of a file. KeyError names the source."""
+        ...
+
+    def prefetch(self, name: str) -> None:
+        """Ask for a tensor's bytes ahead of its use; may do nothing."""
+        ...
+
+    def __enter__(self) -> Source: ...
+    def __exit__(self, *_: object) -> None: ...
+
+
+class File(Reader):
+    """One .safetensors file with all of a model in it, wherever it lies and whatever it is called.
+
+    It serves as an expert; a merge takes its base's configuration and tokenizer from a directory.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.entries = {n: e for n, e in checkpoint._read_header(path).items() if not checkpoint.is_derived(n)}
+        self._shard = dict.fromkeys(self.entries, path)
+        self._open, self._handles, self._files = ExitStack(), {}, {}
+
+
+def open_source(path: Path, base: Source | None = None) -> Source:
+    """What lies at `path`: whole weights, safetensors before .bin, or else an adapter.
+
+    base: what an adapter is on top of; it stays its owner's to close. The result is a context manager.
+
+    Raises FileNotFoundError where nothing understood is there, saying what is; ValueError for an adapter without base,
+    and whatever opening a broken checkpoint raises.
+    """
+    if path.is_file() and path.suffix == ".safetensors":
+        if path.name.startswith("adapter_"):
+            raise ValueError(f"{path} holds only an adapter's factors: give its directory, with {adapters.CONFIG}")
+        return File(path)
+    if not path.is_dir():
+        what = f"{path} is no directory" if path.exists() else f"nothing is at {path}"
+        raise FileNotFoundError(f"{what}; what can be read is a directory with {UNDERSTOOD}")
+    if (path / checkpoint.INDEX).is_file() or (path / checkpoint.SINGLE).is_file():
+        return Reader(path)
+    if (path / pickled.INDEX).is_file() or next(path.glob("pytorch_model*.bin"), None):
+        return Pickled(path)
+    if is_adapter(path):
+        if base is None:
+            raise ValueError(f"{path} holds a LoRA adapter, and no base is given to put it on; a base is a whole model")
+        return Adapter(path, base)
+    found = sorted(entry.name for entry in path.iterdir())
+    more = f" and {len(found) - 8} more" if len(found) > 8 else ""
+    raise FileNotFoundError(f"no weights in {path} (found {found[:8]}{more}); what can be read is {UNDERSTOOD}")
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether the directory holds an adapter and no whole weights: its tensors then depend on its base, too."""
+    if not path.is_dir() or next(path.glob("model*.safetensors"), None) or next(path.glob("pytorch_model*.bin"), None):
+        return False
+    return any((path / name).is_file() for name in (adapters.CONFIG, *adapters.WEIGHTS))
