@@ -15,8 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
-def main(config: DictConfig) -> float:
-    from experiments import pipeline  # torch and transformers load only once there is something to run
+def main(config: DictConfig) -> float | None:
+    from experiments import pipeline, plan  # torch and transformers load only once there is something to run
 
     hydra_config = HydraConfig.get()
     if hydra_config.mode == RunMode.RUN and hydra_config.sweeper.get("params"):
@@ -25,6 +25,11 @@ def main(config: DictConfig) -> float:
     # A yaml in a folder, such as merger=smollm2_135m/ties, goes by its own name.
     labels = {key: str(choices[key]).rpartition("/")[2] for key in ("model", "merger", "scaling", "suite")}
     spec = hydra.utils.instantiate(config, labels=labels, overrides=list(hydra_config.overrides.task), _convert_="all")
+    if spec.plan:
+        planned = plan.of(spec, deep=spec.plan == "deep")
+        print(planned.text(), flush=True)
+        planned.check()
+        return None
     resolved = OmegaConf.to_container(config, resolve=True)
     assert isinstance(resolved, dict)
     return pipeline.run(spec, {str(key): value for key, value in resolved.items()})["score"]

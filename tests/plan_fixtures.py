@@ -1,0 +1,72 @@
+"""Runs to plan: a tiny shape that can be counted by hand, machines that are not this one, sparse checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import struct
+from pathlib import Path
+from typing import Any
+
+from evaluation.data import Pairs, Rows
+from evaluation.multiple_choice import MultipleChoice
+from evaluation.suites import Suite
+from experiments.bench_families import Shape
+from experiments.families.checkpoints import Checkpoints, Source
+from experiments.rates import Machine
+from experiments.spec import Evaluation, Output, RunSpec
+from experiments.tracking import Tracking
+from sensmerge.calibration import Calibration
+from sensmerge.coefficients import Sens
+from sensmerge.mergers import TaskArithmetic
+
+GB = 10**9
+LLAMA_13B = Shape(5120, 40, 40, 40, 13824, 32000, tied=False)
+TINY = Shape(hidden=16, layers=2, heads=4, kv_heads=2, intermediate=24, vocabulary=40, tied=True, positions=64)
+# q, k, v, o, gate, up, down of one block, and its two norms; at the ends the embedding (which is the head) and a norm.
+MATRICES = 256 + 128 + 128 + 256 + 3 * 384
+BLOCK, ENDS = MATRICES + 32, 640 + 16
+PARAMETERS = 2 * BLOCK + ENDS
+
+
+def here(**changes: Any) -> Machine:
+    """A machine that reads a kB and multiplies a thousand times in a second."""
+    machine = Machine(100 * GB, "free memory", 1000, 1, "cpu", None, flops=1e3, reading=1e3)
+    return dataclasses.replace(machine, **changes)
+
+
+def spec(tmp_path: Path, members: dict[str, Source], **changes: Any) -> RunSpec:
+    pairs = Pairs((Rows("pairs.jsonl"),), prompt="{{prompt}}", answer="{{answer}}")
+    experts = {member: source for member, source in members.items() if member != "base"}
+    choice = MultipleChoice(name="choice", rows=Rows("choice.jsonl"), prompt="{{question}}")
+    settings = {
+        "model": Checkpoints("given", members["base"], experts, dict.fromkeys(experts, pairs)),
+        "merger": TaskArithmetic(),
+        "scaling": Sens(),
+        "calibration": Calibration(samples=3, max_length=512),
+        "suite": Suite("s", {"choice": choice}),
+        "evaluation": Evaluation(),
+        "tracking": Tracking(mode="disabled"),
+        "output": Output(runs=tmp_path / "runs", cache=tmp_path / "cache", data=tmp_path / "data"),
+    }
+    return RunSpec(**{**settings, **changes})
+
+
+def local(paths: dict[str, Path]) -> dict[str, Source]:
+    return {member: Source(path=path) for member, path in paths.items()}
+
+
+def headers(path: Path, shape: Shape) -> Path:
+    """A checkpoint of the right size whose weights were never written: a sparse file."""
+    header, offset = {}, 0
+    for entry in shape.entries():
+        span = [offset, offset + entry.nbytes]
+        header[entry.name] = {"dtype": "BF16", "shape": list(entry.shape), "data_offsets": span}
+        offset = span[1]
+    text = json.dumps(header).encode()
+    path.mkdir()
+    (path / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
+    os.truncate(path / "model.safetensors", 8 + len(text) + offset)
+    (path / "config.json").write_text(json.dumps(shape.config()))
+    return path
