@@ -35,8 +35,8 @@ import numpy as np
 import torch
 import yaml
 
+from experiments import provenance
 from experiments.bench_families import SHAPES, write_checkpoint
-from experiments.bench_sensitivity import processor
 from sensmerge import merge
 from sensmerge.checkpoint import Reader
 from sensmerge.coefficients import Evidence, Uniform
@@ -239,7 +239,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     found = measure(given, family, None if given.no_mergekit else mergekit(given.work))
     head = [
         f"`python -m experiments.bench_merge {shlex.join(arguments)}`",
-        f"{date.today()}, {processor()}, {given.threads} threads, base and three experts, bf16, {given.rounds} rounds",
+        f"{date.today()}, {provenance.bench_machine()}, {given.threads} threads, base and three experts, bf16, "
+        f"{given.rounds} rounds",
         "",
         "| merger | who | s (range) | whole command, s | anonymous, MiB | file pages, MiB | s / floor | times faster |",
         "|---|---|--:|--:|--:|--:|--:|--:|",

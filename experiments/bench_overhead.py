@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shlex
 import statistics
 import subprocess
@@ -32,6 +31,7 @@ from evaluation.doctor import available, data_argument, missing
 from evaluation.export import export
 from evaluation.harness import Harness
 from evaluation.stock import StockTask
+from experiments import provenance
 from sensmerge.models import DTYPES, load, load_tokenizer, resolve_device
 
 TARGET = 1.05  # of lm-eval's own time
@@ -173,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     harness = Harness(model, load_tokenizer(given.model), batch_size=given.batch_size)
     out = [
         f"`python -m experiments.bench_overhead {shlex.join(arguments)}`",
-        f"{date.today()}, {_machine()}, {device}, {given.dtype}, batches of {given.batch_size}, "
+        f"{date.today()}, {provenance.bench_machine()}, {device}, {given.dtype}, batches of {given.batch_size}, "
         + ", ".join(f"{package} {version(package)}" for package in ("torch", "transformers", "lm_eval")),
         "",
         "| benchmark | items | rounds | ours, median s | lm-eval, median s | median ratio | min .. max | <= 5 % |",
@@ -200,15 +200,6 @@ def _chosen(known: dict[str, Any], name: str, given: argparse.Namespace) -> Stoc
         sys.exit(f"{name!r} is no task of lm-eval's; there are {', '.join(stock)}")
     tokens = benchmark.max_new_tokens and (given.max_new_tokens or benchmark.max_new_tokens)
     return replace(benchmark, limit=given.items, items=None, max_new_tokens=tokens, last_number=False)
-
-
-def _machine() -> str:
-    """The processor by name where Linux tells it, and how many of its cores may be used."""
-    info, name = Path("/proc/cpuinfo"), platform.processor() or platform.machine()
-    if info.is_file():
-        named = (line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line)
-        name = next(named, name)
-    return f"{name}, {len(os.sched_getaffinity(0))} cores"
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -31,6 +31,7 @@ from typing import Any
 
 import torch
 
+from experiments import provenance
 from experiments.bench_families import SHAPES, Shape, write_checkpoint
 from sensmerge import models, sensitivity, streamed
 from sensmerge.calibration import Sample
@@ -149,7 +150,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = measure(given, arguments)
     out = [
         f"`python -m experiments.bench_sensitivity {shlex.join(arguments)}`",
-        f"{date.today()}, {processor()}, {given.device}, {given.dtype}, {torch.get_num_threads()} threads, "
+        f"{date.today()}, {provenance.bench_machine()}, {given.device}, {given.dtype}, "
+        f"{torch.get_num_threads()} threads, "
         + ", ".join(f"{package} {version(package)}" for package in ("torch", "transformers")),
         "",
         "| shape | samples x tokens | rounds | resident, s | GiB (anonymous) | streamed, s | GiB (anonymous) "
@@ -176,13 +178,6 @@ def _checkpoint(given: argparse.Namespace) -> Iterator[Path]:
         path = Path(work).resolve() / given.shape
         write_checkpoint(path, SHAPES[given.shape], seed=0)
         yield path
-
-
-def processor() -> str:
-    """The machine in words: processor and cores this process may use."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    name = next((line.partition(":")[2].strip() for line in lines if "model name" in line), "unknown processor")
-    return f"{name}, {len(os.sched_getaffinity(0))} cores"
 
 
 def _parser() -> argparse.ArgumentParser:

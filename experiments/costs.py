@@ -12,11 +12,11 @@ from typing import Literal
 
 from sensmerge.blocks import block_of, count_blocks
 from sensmerge.checkpoint import Entry
+from sensmerge.engine import STEP
 from sensmerge.mergers import Merger
+from sensmerge.streamed import HEAD_ROWS
 
 Mode = Literal["resident", "streamed"]
-_ROWS = 4096  # of the head whose gradient exists at once (sensmerge/streamed.py)
-_PIECE = 1 << 20  # numbers a worker of the engine holds of each model (sensmerge/engine.py)
 _SAVED = 4 / 3  # numbers autograd keeps for each that a block's matrices take or give; see `_activations`
 
 
@@ -111,6 +111,30 @@ def choose(resident: int, available: int) -> Mode:
     return "resident" if resident <= available else "streamed"
 
 
+@dataclass(frozen=True)
+class Fit:
+    """How a pass is done, and what it holds, in bytes: on the host, on the device, and in files (hidden states)."""
+
+    mode: Mode
+    host: int
+    device: int
+    spilled: int
+
+
+def fit(weights: Weights, peaks: Peaks, itemsize: int, *, cpu: bool, space: int, memory: int) -> Fit:
+    """The mode that `space` bytes where the model computes allow, and whether hidden states fit `memory` on the host.
+
+    On an accelerator, weights come by way of the CPU, and hidden states between blocks stay there.
+    """
+    mode = choose(peaks.resident, space)
+    peak = peaks.resident if mode == "resident" else peaks.streamed
+    through = itemsize * (weights.parameters if mode == "resident" else 2 * weights.block)
+    host, device = (peak, 0) if cpu else (through, peak)
+    states = peaks.states if mode == "streamed" else 0
+    spilled = states if host + states > memory else 0
+    return Fit(mode, host + states - spilled, device, spilled)
+
+
 def sensitivity_peaks(weights: Weights, lengths: Sequence[int], itemsize: int) -> Peaks:
     """Of one expert's sensitivities on samples of `lengths` tokens, one at a time, weights of `itemsize` bytes.
 
@@ -125,7 +149,7 @@ def sensitivity_peaks(weights: Weights, lengths: Sequence[int], itemsize: int) -
     gradient = itemsize + _fp32_copies(itemsize)
     logits = _logits(weights, longest, itemsize)
     block = 2 * weights.block * itemsize + kept + min(weights.largest, weights.block) * gradient
-    ends = weights.ends * itemsize + logits + min(_ROWS, weights.vocabulary) * weights.hidden * gradient
+    ends = weights.ends * itemsize + logits + min(HEAD_ROWS, weights.vocabulary) * weights.hidden * gradient
     return Peaks(
         resident=weights.parameters * itemsize + weights.layers * kept + logits + weights.largest * gradient,
         streamed=max(block, ends),
@@ -136,7 +160,7 @@ def sensitivity_peaks(weights: Weights, lengths: Sequence[int], itemsize: int) -
 def alignment_peaks(weights: Weights, lengths: Sequence[int], itemsize: int, experts: int) -> Peaks:
     """Of all experts' predictions on all samples: every expert leaves its head and final hidden states behind.
 
-    Resident: an expert is still there while the next is loaded, and the first logits are compared with the head's own.
+    Resident: one expert at a time, its first logits compared with the head's own.
     Measured on a Llama of 135 M in fp32: 1.03 GB for one expert, here 1.05.
     """
     longest = max(lengths)
@@ -146,11 +170,10 @@ def alignment_peaks(weights: Weights, lengths: Sequence[int], itemsize: int, exp
     one = weights.width * longest * itemsize
     logits = _logits(weights, longest, itemsize)
     compared = longest * weights.vocabulary * (2 * itemsize + (0 if itemsize == 4 else 8) + 16)
-    loading = min(2, experts) * model + max(0, experts - 2) * heads
     computing = model + (experts - 1) * heads + one + compared
     part = max(2 * weights.block * itemsize + one, weights.ends * itemsize + logits)
     return Peaks(
-        resident=left + max(loading, computing),
+        resident=left + computing,
         streamed=left + experts * heads + part,
         states=sum(lengths) * weights.hidden * itemsize,
     )
@@ -175,7 +198,7 @@ def merge_scratch(merger: Merger, weights: Weights, experts: int, device: str, t
     steps = merger.steps()
     if steps is not None and device == "cpu":
         tables = experts * (1 << 16) * 8 * 4 if steps.density < 1 else 0
-        return threads * ((experts + 2) * 4 * _PIECE + tables)
+        return threads * ((experts + 2) * 4 * STEP + tables)
     if steps is None:
         copies = 2 * experts + 13
     else:

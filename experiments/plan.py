@@ -11,20 +11,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import pydantic.dataclasses
 
-from experiments import costs, lineage, rates, workload
-from experiments.costs import Mode, Weights
+from experiments import lineage, rates, workload
 from experiments.lineage import Lineage
 from experiments.rates import Machine
 from experiments.spec import RunSpec
 from experiments.workload import Disk, Stage, Workload
 from sensmerge import models
-from sensmerge.checkpoint import Entry
 
 _PREFIXES = (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1))
 
@@ -155,18 +153,6 @@ def of(spec: RunSpec, *, deep: bool = False, machine: Machine | None = None) -> 
     work = Workload(spec, found, data, here)
     stages = work.stages()
     return Plan(spec.title, members, tuple(stages), tuple(work.disks(stages)), here, tuple(work.notes()))
-
-
-def sensitivity_mode(
-    entries: Mapping[str, Entry], lengths: Sequence[int], dtype: str, available: int | None = None
-) -> Mode:
-    """Whether one expert's sensitivities on samples of `lengths` tokens are taken with the whole model in memory.
-
-    entries: the checkpoint's. dtype: calibration.dtype. available: bytes left where the model computes; None: on this
-    machine's CPU. ValueError as `Weights.of`.
-    """
-    peaks = costs.sensitivity_peaks(Weights.of(entries), lengths, workload.dtype(dtype, entries).itemsize)
-    return costs.choose(peaks.resident, rates.memory()[0] - rates.own() if available is None else available)
 
 
 def _device(name: str) -> str:

@@ -64,7 +64,7 @@ def verify(spec: RunSpec, family: Prepared) -> None:
                 f"{free / 1e9:.1f} GB are free; free some, or choose another output.runs"
             )
     if spec.scaling.needs:
-        _check_unseen(spec, family, draw_samples(spec, family))
+        _check_unseen(spec, family, draw_samples(spec, family.members.base, family.data))
 
 
 def readers(family: Prepared, stack: ExitStack) -> tuple[checkpoint.Reader, dict[str, checkpoint.Reader]]:
@@ -72,12 +72,12 @@ def readers(family: Prepared, stack: ExitStack) -> tuple[checkpoint.Reader, dict
     return base, {t: stack.enter_context(checkpoint.Reader(path)) for t, path in family.members.experts.items()}
 
 
-def draw_samples(spec: RunSpec, family: Prepared) -> dict[str, list[calibration.Sample]]:
-    """Every task's calibration set, in the base's tokens."""
-    tokenizer = models.load_tokenizer(family.members.base)
-    context = models.context_length(family.members.base)
+def draw_samples(spec: RunSpec, base: Path, data: Path | None) -> dict[str, list[calibration.Sample]]:
+    """Every task's calibration set, in the tokens of the base at `base`."""
+    tokenizer = models.load_tokenizer(base)
+    context = models.context_length(base)
     return {
-        task: calibration.draw(pairs.load(family.data), tokenizer, spec.calibration, task, context=context)
+        task: calibration.draw(pairs.load(data), tokenizer, spec.calibration, task, context=context)
         for task, pairs in spec.model.calibration.items()
     }
 

@@ -71,6 +71,19 @@ def machine() -> dict[str, Any]:
     return {"platform": platform.platform(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpu": gpu}
 
 
+def processor() -> str:
+    """The processor by name, where Linux tells it."""
+    listing = Path("/proc/cpuinfo")
+    lines = listing.read_text().splitlines() if listing.is_file() else []
+    named = (line.partition(":")[2].strip() for line in lines if "model name" in line)
+    return next(named, platform.processor() or platform.machine())
+
+
+def bench_machine() -> str:
+    """Processor and cores that this process may use, for the head of a bench's table."""
+    return f"{processor()}, {len(os.sched_getaffinity(0))} cores"
+
+
 def peak_memory_mb() -> float:
     """Largest resident size of this process so far, in MB (10^6 bytes)."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

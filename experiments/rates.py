@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -46,8 +45,13 @@ def machine(device: str, dtype: torch.dtype, threads: int | None, cache: Path) -
     speed: tuple[float | None, float | None] = (None, None)
     if kind == "cpu" or (kind == "cuda" and torch.cuda.is_available()):
         speed = rates(device, dtype, threads, cache)
-        free = torch.cuda.mem_get_info(device)[0] if kind == "cuda" else None
+        free = device_memory(device) if kind == "cuda" else None
     return Machine(total, limit, max(own(), _LIBRARIES), threads, kind, free, *speed)
+
+
+def device_memory(device: torch.device | str) -> int:
+    """Free bytes of an accelerator."""
+    return torch.cuda.mem_get_info(device)[0]
 
 
 def memory(root: Path = Path("/"), environment: Mapping[str, str] = os.environ) -> tuple[int, str]:
@@ -94,7 +98,7 @@ def own(root: Path = Path("/")) -> int:
 def rates(device: str, dtype: torch.dtype, threads: int, cache: Path) -> tuple[float, float]:
     """FLOP/s and bytes/s of this machine (see `Machine`), measured unless `cache`/rates.json has them."""
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu"
-    key = " | ".join([_processor(), f"{threads} threads", name, str(dtype), f"torch {torch.__version__}"])
+    key = " | ".join([provenance.processor(), f"{threads} threads", name, str(dtype), f"torch {torch.__version__}"])
     file = cache / "rates.json"
     known = json.loads(file.read_text()) if file.is_file() else {}
     if key not in known:
@@ -135,9 +139,3 @@ def _seconds(work: Callable[[], object], device: str) -> float:
             torch.cuda.synchronize(device)
         took.append(time.perf_counter() - start)
     return max(min(took), 1e-9)
-
-
-def _processor() -> str:
-    listing = Path("/proc/cpuinfo")
-    lines = listing.read_text().splitlines() if listing.is_file() else []
-    return next((line.partition(":")[2].strip() for line in lines if "model name" in line), platform.machine())

@@ -17,10 +17,10 @@ from tqdm import tqdm
 
 from evaluation.harness import Harness
 from evaluation.record import Result
-from experiments import cuts, provenance
+from experiments import costs, cuts, provenance, rates, workload
 from experiments.prepare import Prepared, draw_samples, readers, say
 from experiments.spec import Member, RunSpec
-from sensmerge import alignment, calibration, checkpoint, coefficients, merge, models, sensitivity
+from sensmerge import alignment, calibration, checkpoint, coefficients, merge, models, sensitivity, streamed
 from sensmerge.engine import Engine
 from sensmerge.mergers import Merger
 from sensmerge.store import describe, digest
@@ -68,7 +68,7 @@ def calibrate(spec: RunSpec, family: Prepared) -> Calibrated:
     sensitivities = distances = None
     digests: dict[str, str] = {}
     if spec.scaling.needs:
-        samples = draw_samples(spec, family)
+        samples = draw_samples(spec, family.members.base, family.data)
         digests = {task: calibration.digest(samples[task]) for task in family.tasks}
         if "sensitivity" in spec.scaling.needs:
             sensitivities = {task: _sensitivity(spec, family, task, samples[task]) for task in family.tasks}
@@ -89,12 +89,13 @@ def _sensitivity(spec: RunSpec, family: Prepared, task: str, samples: Sequence[c
     }
 
     def stage() -> dict[str, float]:
-        model = models.load(
-            family.members.experts[task], dtype=spec.calibration.dtype, device=models.resolve_device(spec.device)
-        )
-        return sensitivity.sensitivities(
-            model, samples, loss=spec.calibration.loss, progress=_bar(f"sensitivity {task}")
-        )
+        calibrated, path = spec.calibration, family.members.experts[task]
+        how: Any = {"loss": calibrated.loss, "progress": _bar(f"sensitivity {task}")}
+        fit = _fit(spec, path, lambda weights, size: costs.sensitivity_peaks(weights, _lengths(samples), size))
+        if fit.mode == "streamed":
+            return streamed.sensitivities(path, samples, **_streaming(spec, fit), **how)
+        model = models.load(path, dtype=calibrated.dtype, device=models.resolve_device(spec.device))
+        return sensitivity.sensitivities(model, samples, **how)
 
     value, computed = family.store.compute("sensitivity", key, stage)
     say(
@@ -117,17 +118,42 @@ def _alignment(
         **_circumstances(spec, "alignment"),
     }
 
+    def predict(task: str) -> alignment.Predictions:  # a function, so that one model is gone before the next comes
+        path, bar = family.members.experts[task], _bar(f"predictions {task}")
+        every = _lengths([sample for drawn in samples.values() for sample in drawn])
+        fit = _fit(spec, path, lambda weights, size: costs.alignment_peaks(weights, every, size, len(family.tasks)))
+        if fit.mode == "streamed":
+            return streamed.predict(path, samples, **_streaming(spec, fit), progress=bar)
+        model = models.load(path, dtype=spec.calibration.dtype, device=models.resolve_device(spec.device))
+        return alignment.predict(model, samples, progress=bar)
+
     def stage() -> dict[str, list[list[float]]]:
-        device = models.resolve_device(spec.device)
-        predictions = {}
-        for task in family.tasks:
-            model = models.load(family.members.experts[task], dtype=spec.calibration.dtype, device=device)
-            predictions[task] = alignment.predict(model, samples, progress=_bar(f"predictions {task}"))
-        return alignment.distances(predictions)
+        return alignment.distances({task: predict(task) for task in family.tasks})
 
     value, computed = family.store.compute("alignment", key, stage)
     say(f"alignment of {len(family.tasks)} experts", start, family.store.path("alignment", key), reused=not computed)
     return value
+
+
+def _fit(spec: RunSpec, path: Path, peaks: Callable[[costs.Weights, int], costs.Peaks]) -> costs.Fit:
+    """Whether a pass over the expert at `path` holds the whole model, by the memory that is free now."""
+    with checkpoint.Reader(path) as reader:
+        weights = costs.Weights.of(reader.entries)
+        size = workload.dtype(spec.calibration.dtype, reader.entries).itemsize
+    device = models.resolve_device(spec.device)
+    memory = rates.memory()[0] - rates.own()
+    space = memory if device.type == "cpu" else rates.device_memory(device)
+    return costs.fit(weights, peaks(weights, size), size, cpu=device.type == "cpu", space=space, memory=memory)
+
+
+def _streaming(spec: RunSpec, fit: costs.Fit) -> dict[str, Any]:
+    log.info("  streamed block by block: the whole model does not fit the memory that is free")
+    spill = spec.output.cache / "spill" if fit.spilled else None
+    return {"dtype": spec.calibration.dtype, "device": models.resolve_device(spec.device), "spill": spill}
+
+
+def _lengths(samples: Sequence[calibration.Sample]) -> list[int]:
+    return [len(sample.ids) for sample in samples]
 
 
 def member(family: Prepared, which: Member) -> Subject:

@@ -17,17 +17,15 @@ import torch
 from evaluation import humaneval
 from evaluation.data import Rows
 from experiments import costs
-from experiments.costs import Peaks, Weights
-from experiments.families import Members
+from experiments.costs import Fit, Peaks, Weights
 from experiments.lineage import Found
 from experiments.preflight import nearest
-from experiments.prepare import Prepared, draw_samples
+from experiments.prepare import draw_samples
 from experiments.rates import Machine
 from experiments.spec import RunSpec
 from sensmerge import models
 from sensmerge.checkpoint import Entry
 from sensmerge.mergers import Merger
-from sensmerge.store import Store
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
@@ -150,8 +148,7 @@ class Workload:
         spec, path = self.spec, self._base.path
         if self._drawn:
             assert path is not None
-            family = Prepared(Members(path, {}, self.data), "", {}, self.data, Store(spec.output.cache / "stages"))
-            return {task: [len(one.ids) for one in drawn] for task, drawn in draw_samples(spec, family).items()}
+            return {t: [len(one.ids) for one in drawn] for t, drawn in draw_samples(spec, path, self.data).items()}
         context = models.context_length(path) if path and (path / "config.json").is_file() else None
         longest = min(spec.calibration.max_length, context or spec.calibration.max_length)
         return {task: [longest] * spec.calibration.samples for task in spec.model.calibration}
@@ -171,9 +168,9 @@ class Workload:
         size = self._size(self.spec.calibration.dtype)
         peaks = [costs.sensitivity_peaks(self.weights, lengths, size) for lengths in self.lengths.values()]
         worst = max(peaks, key=lambda one: (one.resident, one.states))
-        mode = costs.choose(worst.resident, self._space)
-        flops = sum(costs.sensitivity_flops(self.weights, lengths, mode) for lengths in self.lengths.values())
-        return self._pass("sensitivity", mode, worst, flops, size)
+        found = self._fit(worst, size)
+        flops = sum(costs.sensitivity_flops(self.weights, lengths, found.mode) for lengths in self.lengths.values())
+        return self._pass("sensitivity", found, worst, flops)
 
     def _alignment(self) -> Stage:
         size = self._size(self.spec.calibration.dtype)
@@ -181,19 +178,21 @@ class Workload:
         experts = len(self.lengths)
         peaks = costs.alignment_peaks(self.weights, lengths, size, experts)
         flops = experts * costs.forward_flops(self.weights, lengths)
-        return self._pass("alignment", costs.choose(peaks.resident, self._space), peaks, flops, size)
+        return self._pass("alignment", self._fit(peaks, size), peaks, flops)
 
-    def _pass(self, name: str, mode: costs.Mode, peaks: Peaks, flops: int, size: int) -> Stage:
-        """On an accelerator, weights come by way of the CPU, and hidden states between blocks stay there."""
-        through = self.weights.parameters * size if mode == "resident" else 2 * self.weights.block * size
-        peak = peaks.resident if mode == "resident" else peaks.streamed
-        host, device = (peak, 0) if self.machine.device == "cpu" else (through, peak)
-        states = peaks.states if mode == "streamed" else 0
-        spilled = states if host + states + self.machine.own > self.machine.memory else 0
-        note = f"{mode}; resident would hold {peaks.resident / 1e9:.1f} GB" if mode == "streamed" else mode
+    def _fit(self, peaks: Peaks, size: int) -> Fit:
+        here = self.machine
+        return costs.fit(
+            self.weights, peaks, size, cpu=here.device == "cpu", space=self._space, memory=here.memory - here.own
+        )
+
+    def _pass(self, name: str, found: Fit, peaks: Peaks, flops: int) -> Stage:
+        note = (
+            f"streamed; resident would hold {peaks.resident / 1e9:.1f} GB" if found.mode == "streamed" else found.mode
+        )
         seconds = flops / self.machine.flops if self.machine.flops else None
-        note += ", hidden states in files" if spilled else ""
-        return Stage(name, host + states - spilled, device, flops=flops, seconds=seconds, spilled=spilled, note=note)
+        note += ", hidden states in files" if found.spilled else ""
+        return Stage(name, found.host, found.device, flops=flops, seconds=seconds, spilled=found.spilled, note=note)
 
     # ---- the merge and its model
 

@@ -14,17 +14,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sensmerge.aligned import holds_tokens, is_head, is_input
-from sensmerge.checkpoint import DTYPES, Entry
+from sensmerge.checkpoint import DTYPES, Entry, Source
 from sensmerge.pickled import unpickle
-
-if TYPE_CHECKING:
-    from sensmerge.sources import Source
 
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -67,8 +64,8 @@ class _Change:
     product: _Product | None = None
 
 
-class Adapter:
-    """The PEFT LoRA adapter in directory `path` on top of `base`, with the interface of `checkpoint.Reader`.
+class Adapter(Source):
+    """The PEFT LoRA adapter in directory `path` on top of `base`.
 
     entries: the base's, with the adapter's shapes and dtypes where it changes a tensor (fp32 where a product is added;
     what modules_to_save, biases and resized embeddings replace, as the adapter stores it). `base` stays its owner's to
@@ -92,24 +89,13 @@ class Adapter:
                 entry = dataclasses.replace(entry, dtype=torch.float32)
             self.entries[name] = entry
 
-    def __enter__(self) -> Adapter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *error: object) -> None:
         self._changes.clear()
-
-    @property
-    def names(self) -> list[str]:
-        return list(self.entries)
 
     @property
     def changed(self) -> list[str]:
         """Names of the tensors that are not the base's own."""
         return [name for name in self.entries if name in self._changes]
-
-    @property
-    def nbytes(self) -> int:
-        return sum(entry.nbytes for entry in self.entries.values())
 
     def tensor(self, name: str) -> Tensor:
         """The base's tensor as stored if the adapter leaves it alone; else as adapted, computed in fp32. KeyError."""

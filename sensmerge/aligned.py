@@ -5,15 +5,12 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from sensmerge.checkpoint import Entry
-
-if TYPE_CHECKING:
-    from sensmerge.sources import Source
+from sensmerge.checkpoint import Entry, Source
 
 # Of the Llama, Mistral, Qwen, Gemma, Phi, GPT-2, GPT-NeoX, OPT, MPT and Falcon families, as in sensmerge/blocks.py.
 _INPUT = re.compile(r"(?:^|\.)(?:embed_tokens|wte|embed_in|word_embeddings)\.weight$")
@@ -51,7 +48,7 @@ class Filler(Protocol):
         ...
 
 
-class Aligned:
+class Aligned(Source):
     """`source` with row i of its tensors for tokens taken from row take[i] of its own, or from `filler` if that is -1.
 
     Everything else is the source's, `path` too. take [V'] int64. Rows that are lent keep their exact value, so that a
@@ -75,19 +72,8 @@ class Aligned:
         dtype = torch.promote_types(entry.dtype, lent) if self._lacks and lent is not None else entry.dtype
         return dataclasses.replace(entry, shape=(len(self._take), *entry.shape[1:]), dtype=dtype)
 
-    def __enter__(self) -> Aligned:
-        return self
-
     def __exit__(self, *error: object) -> None:
         self.source.__exit__(*error)
-
-    @property
-    def names(self) -> list[str]:
-        return list(self.entries)
-
-    @property
-    def nbytes(self) -> int:
-        return sum(entry.nbytes for entry in self.entries.values())
 
     def tensor(self, name: str) -> Tensor:
         """The source's tensor, its rows in their new places. KeyError names the checkpoint."""

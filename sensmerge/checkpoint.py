@@ -6,11 +6,12 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Iterable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Container, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 import torch
 from torch import Tensor
@@ -36,8 +37,41 @@ class Entry:
         return self.dtype.itemsize * torch.Size(self.shape).numel()
 
 
-class Reader:
-    """A checkpoint directory as a mapping from tensor name to tensor, read lazily by memory map.
+class Source(ABC):
+    """A model as a mapping from tensor name to tensor, on the CPU, read when asked for. A context manager.
+
+    path: where it lies, for messages and for the files beside the weights. entries: name -> shape and dtype of what
+    `tensor` gives, in the order that reads fastest.
+    """
+
+    path: Path
+    entries: dict[str, Entry]
+
+    def __enter__(self) -> Self:
+        return self
+
+    @abstractmethod
+    def __exit__(self, *error: object) -> None: ...
+
+    @property
+    def names(self) -> list[str]:
+        return list(self.entries)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(entry.nbytes for entry in self.entries.values())
+
+    @abstractmethod
+    def tensor(self, name: str) -> Tensor:
+        """Contiguous, and not to be written to: it may be a view of a file. KeyError names the source."""
+
+    def prefetch(self, name: str) -> None:
+        """Ask for a tensor's bytes ahead of its use; may do nothing."""
+        return
+
+
+class Reader(Source):
+    """A checkpoint directory, or one .safetensors file, read lazily by memory map.
 
     entries: name -> Entry, shard by shard in file order (the order that reads fastest); buffers that old checkpoints
     stored and the model recomputes (rotary frequencies) are left out.
@@ -53,32 +87,17 @@ class Reader:
         self._files: dict[Path, BinaryIO] = {}
         for shard, names in _shards(path).items():
             header = _read_header(shard)
-            absent = set(names or header) - set(header)
-            if absent:
-                raise ValueError(
-                    f"{path / INDEX} places {sorted(absent)[:3]} in {shard.name}, which does not hold them"
-                )
+            check_placed(path / INDEX, shard, names, header)
             for entry in header.values():
                 if is_derived(entry.name):
                     continue
                 self.entries[entry.name] = entry
                 self._shard[entry.name] = shard
 
-    def __enter__(self) -> Reader:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *error: object) -> None:
         self._handles.clear()
         self._files.clear()
         self._open.close()
-
-    @property
-    def names(self) -> list[str]:
-        return list(self.entries)
-
-    @property
-    def nbytes(self) -> int:
-        return sum(entry.nbytes for entry in self.entries.values())
 
     def tensor(self, name: str) -> Tensor:
         """The tensor as stored, on the CPU. KeyError names the checkpoint."""
@@ -100,29 +119,37 @@ class Reader:
             os.posix_fadvise(self._files[shard].fileno(), entry.offset, entry.nbytes, os.POSIX_FADV_WILLNEED)
 
 
-def _shards(path: Path) -> dict[Path, list[str] | None]:
+def _shards(path: Path) -> Mapping[Path, list[str] | None]:
     """Shard file -> names the index places in it (None: no index, a single file)."""
+    if path.is_file():
+        return {path: None}
     if not path.is_dir():
         raise FileNotFoundError(f"no checkpoint directory {path}")
     if (path / INDEX).is_file():
-        shards: dict[Path, list[str] | None] = {}
-        for name, file in json.loads((path / INDEX).read_text())["weight_map"].items():
-            names = shards.setdefault(path / file, [])
-            assert names is not None
-            names.append(name)
-        missing = [shard.name for shard in shards if not shard.is_file()]
-        if missing:
-            raise FileNotFoundError(
-                f"{path / INDEX} names shards that are not there: {missing}; download the checkpoint again"
-            )
-        return shards
+        return indexed(path / INDEX)
     if (path / SINGLE).is_file():
         return {path / SINGLE: None}
     found = sorted(p.name for p in path.iterdir())
     raise FileNotFoundError(
         f"no {SINGLE} or {INDEX} in {path} (found {found[:8]}); "
-        "convert other formats with save_pretrained, which writes safetensors"
+        "sensmerge.sources.open_source reads .bin shards and LoRA adapters too"
     )
+
+
+def indexed(index: Path) -> dict[Path, list[str]]:
+    """Shard file -> the names that a checkpoint's index places in it. FileNotFoundError if a shard is missing."""
+    shards: dict[Path, list[str]] = {}
+    for name, file in json.loads(index.read_text())["weight_map"].items():
+        shards.setdefault(index.parent / file, []).append(name)
+    if missing := [shard.name for shard in shards if not shard.is_file()]:
+        raise FileNotFoundError(f"{index} names shards that are not there: {missing}; download the checkpoint again")
+    return shards
+
+
+def check_placed(index: Path, shard: Path, placed: Sequence[str] | None, held: Container[str]) -> None:
+    """ValueError if the index places tensors in a shard that does not hold them. placed: None if there is no index."""
+    if absent := sorted(name for name in placed or () if name not in held):
+        raise ValueError(f"{index} places {absent[:3]} in {shard.name}, which does not hold them")
 
 
 def _read_header(shard: Path) -> dict[str, Entry]:

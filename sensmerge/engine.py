@@ -20,7 +20,7 @@ from sensmerge.mergers import Merger, Steps
 from sensmerge.sparsify import mask_numbers
 
 T = TypeVar("T")
-_STEP = 1 << 20  # numbers a piece: long enough that Python between two pieces does not show
+STEP = 1 << 20  # numbers a piece: long enough that Python between two pieces does not show
 _INFINITE = 0x7F800000  # bits of fp32 infinity; larger ones are NaN
 _LIMITS = {  # bits of the smallest fp32 that becomes infinite in a narrower type
     torch.bfloat16: 0x7F7F8000,
@@ -56,7 +56,7 @@ class Engine:
 
     device: torch.device | str = "cpu"
     threads: int | None = None
-    step: int = _STEP
+    step: int = STEP
     compiled: bool = True
     _pool: ThreadPoolExecutor | None = field(default=None, init=False, repr=False)
 

@@ -113,14 +113,29 @@ def _load(tile: Any, out: Any) -> None:
 
 
 @register_jitable
-def _task_vector(base: Any, expert: Any, place: Any, below: Any, rescale: Any, key: Any, words: Any, out: Any) -> Any:
-    """expert - base into `out`, masked if `below` > 0; the largest magnitude's bits, before the mask."""
+def _task_vector(
+    base: Any,
+    widened: Any,
+    address: Any,
+    origin: Any,
+    start: Any,
+    below: Any,
+    rescale: Any,
+    key: Any,
+    words: Any,
+    out: Any,
+) -> Any:
+    """expert - base from `start` on into `out` [m], masked if `below` > 0; bits of the largest magnitude before that.
+
+    base: the piece; widened: its tile [m] in fp32. address: of the expert's piece.
+    """
+    expert = carray(_pointer(address), (len(base),), base.dtype)[start : start + len(out)]
     peak = np.uint32(0)
     for i in range(len(out)):
-        out[i] = _widen(expert[i]) - base[i]
+        out[i] = _widen(expert[i]) - widened[i]
         peak = max(peak, _bits(out[i]) & _MAGNITUDE)
     if below > np.uint32(0):
-        _philox(place // 4, key, words[: (len(out) + 3) // 4 * 4])
+        _philox((origin + start) // 4, key, words[: (len(out) + 3) // 4 * 4])
         for i in range(len(out)):
             out[i] = out[i] * rescale if words[i] >= below else np.float32(0)
     return peak
@@ -191,9 +206,9 @@ def merge(
         b, total = origin_tile[:m], sums[:m]
         _load(base[start : start + m], b)
         for k in range(len(experts)):
-            expert = carray(_pointer(experts[k]), (len(base),), base.dtype)[start : start + m]
             row, w = weighted[k, :m], weights[k]
-            peak = max(peak, _task_vector(b, expert, origin + start, below, rescale, keys[k], words, row))
+            found = _task_vector(base, b, experts[k], origin, start, below, rescale, keys[k], words, row)
+            peak = max(peak, found)
             if mode != LINEAR:
                 _trim(row, origin + start, thresholds[k], lasts[k])
             if k == 0:
@@ -233,8 +248,7 @@ def histogram(
         b, tau = origin_tile[:m], row[:m]
         _load(base[start : start + m], b)
         for k in range(len(experts)):
-            expert = carray(_pointer(experts[k]), (len(base),), base.dtype)[start : start + m]
-            _task_vector(b, expert, origin + start, below, rescale, keys[k], words, tau)
+            _task_vector(base, b, experts[k], origin, start, below, rescale, keys[k], words, tau)
             found, high = counts[k], upper[k]
             if high < 0:
                 for i in range(m):
@@ -261,8 +275,7 @@ def equals(
         b, tau = origin_tile[:m], row[:m]
         _load(base[start : start + m], b)
         for k in range(len(experts)):
-            expert = carray(_pointer(experts[k]), (len(base),), base.dtype)[start : start + m]
-            _task_vector(b, expert, origin + start, below, rescale, keys[k], words, tau)
+            _task_vector(base, b, experts[k], origin, start, below, rescale, keys[k], words, tau)
             here, threshold = 0, thresholds[k]
             for i in range(m):
                 here += (_bits(tau[i]) & _MAGNITUDE) == threshold

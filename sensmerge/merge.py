@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sensmerge.checkpoint import Entry, Reader, differences
+from sensmerge.checkpoint import Entry, Source, differences
 from sensmerge.coefficients import Table
 from sensmerge.engine import Cut, Engine, NotFinite
 from sensmerge.mergers import Merger
@@ -27,7 +27,7 @@ _AHEAD = 256 * 2**20  # bytes of each checkpoint that are read before they are n
 Progress = Callable[[list[Entry]], Iterable[Entry]]
 
 
-def check_compatible(base: Reader, experts: Mapping[str, Reader]) -> None:
+def check_compatible(base: Source, experts: Mapping[str, Source]) -> None:
     """Raise ValueError naming every expert whose tensors do not match the base's in name and shape."""
     faults = []
     for task, expert in experts.items():
@@ -43,7 +43,7 @@ def check_compatible(base: Reader, experts: Mapping[str, Reader]) -> None:
         )
 
 
-def check_architecture(parameters: set[str], base: Reader) -> None:
+def check_architecture(parameters: set[str], base: Source) -> None:
     """Raise ValueError if the model calls its tensors otherwise than the checkpoint: no result could find its place."""
     strange = [name for name in base.names if name not in parameters]
     if strange:
@@ -65,8 +65,8 @@ class Merge:
     Raises ValueError for experts that do not fit the base, the table, or the merger.
     """
 
-    base: Reader
-    experts: Mapping[str, Reader]
+    base: Source
+    experts: Mapping[str, Source]
     merger: Merger
     table: Table
     engine: Engine
@@ -120,7 +120,7 @@ class Merge:
             ahead -= entry.nbytes
 
 
-def _blame(name: str, base: Reader, experts: Mapping[str, Reader], dtype: torch.dtype) -> str:
+def _blame(name: str, base: Source, experts: Mapping[str, Source], dtype: torch.dtype) -> str:
     for label, reader in {"base": base, **experts}.items():
         if not torch.isfinite(reader.tensor(name)).all():
             return (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 from collections.abc import Iterable, Mapping
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sensmerge.blocks import is_derived
-from sensmerge.checkpoint import DTYPES, Entry
+from sensmerge.checkpoint import DTYPES, Entry, Source, check_placed, indexed
 
 INDEX = "pytorch_model.bin.index.json"
 SINGLE = "pytorch_model.bin"
@@ -21,7 +20,7 @@ _NUMBERED = re.compile(r"-of-(\d+)\.bin$")
 _ZIP = b"PK\x03\x04"
 
 
-class Pickled:
+class Pickled(Source):
     """A directory of pytorch_model.bin, or of its shards, as `checkpoint.Reader` is one of safetensors.
 
     entries: name -> Entry, shard by shard in the order they were saved in, without the buffers that models recompute.
@@ -30,6 +29,8 @@ class Pickled:
 
     Shards are mapped into memory, and pages read when a tensor is used. A shard in the format that torch.save had
     before version 1.6 cannot be mapped: it is loaded whole, and at most one such is held at a time.
+
+    Nothing is prefetched: torch does not say where in the file a tensor lies.
 
     Raises FileNotFoundError for missing shards, ValueError naming the file for one that is cut short, holds anything
     but tensors, holds tensors of a dtype that merging does not know, or lacks what the index places in it.
@@ -43,39 +44,22 @@ class Pickled:
         self._whole: tuple[Path, dict[str, Tensor]] | None = None
         for shard, placed in _shards(path).items():
             tensors = self._tensors(shard)
-            if absent := set(placed or tensors) - set(tensors):
-                raise ValueError(
-                    f"{path / INDEX} places {sorted(absent)[:3]} in {shard.name}, which does not hold them"
-                )
+            check_placed(path / INDEX, shard, placed, tensors)
             for name in _kept(tensors):
                 if name in self._shard:
                     raise ValueError(f"{name} is in {self._shard[name].name} and in {shard.name} of {path}: which one?")
                 self._shard[name] = shard
                 self.entries[name] = _entry(shard, name, tensors[name])
 
-    def __enter__(self) -> Pickled:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *error: object) -> None:
         self._mapped.clear()
         self._whole = None
-
-    @property
-    def names(self) -> list[str]:
-        return list(self.entries)
-
-    @property
-    def nbytes(self) -> int:
-        return sum(entry.nbytes for entry in self.entries.values())
 
     def tensor(self, name: str) -> Tensor:
         """The tensor as stored, on the CPU, contiguous. KeyError names the checkpoint."""
         if name not in self.entries:
             raise KeyError(f"no tensor {name!r} in {self.path}")
         return self._tensors(self._shard[name])[name].contiguous()
-
-    def prefetch(self, name: str) -> None:
-        """Nothing: torch does not say where in the file a tensor lies, so its pages come when they are touched."""
 
     def _tensors(self, shard: Path) -> dict[str, Tensor]:
         if shard in self._mapped:
@@ -127,25 +111,18 @@ def _mappable(file: Path) -> bool:
         return content.read(len(_ZIP)) == _ZIP
 
 
-def _shards(path: Path) -> dict[Path, list[str] | None]:
+def _shards(path: Path) -> Mapping[Path, list[str] | None]:
     """Shard file -> names that the index places in it (None: there is no index)."""
     if not path.is_dir():
         raise FileNotFoundError(f"no checkpoint directory {path}")
     if (path / INDEX).is_file():
-        shards: dict[Path, list[str] | None] = {}
-        for name, file in json.loads((path / INDEX).read_text())["weight_map"].items():
-            names = shards.setdefault(path / file, [])
-            assert names is not None
-            names.append(name)
-        missing = [shard.name for shard in shards if not shard.is_file()]
-    elif (path / SINGLE).is_file():
+        return indexed(path / INDEX)
+    if (path / SINGLE).is_file():
         return {path / SINGLE: None}
-    else:
-        shards = dict.fromkeys(sorted(path.glob("pytorch_model-*.bin")))
-        counts = {int(found[1]) for shard in shards if (found := _NUMBERED.search(shard.name))}
-        missing = [f"{max(counts) - len(shards)} of {max(counts)}"] if counts and len(shards) < max(counts) else []
-    if missing:
-        raise FileNotFoundError(f"{path} lacks shards of its checkpoint: {missing}; download it again")
+    shards = dict.fromkeys(sorted(path.glob("pytorch_model-*.bin")))
+    count = max((int(found[1]) for shard in shards if (found := _NUMBERED.search(shard.name))), default=0)
+    if len(shards) < count:
+        raise FileNotFoundError(f"{path} lacks {count - len(shards)} of {count} shards; download it again")
     if not shards:
         found = sorted(p.name for p in path.iterdir())
         raise FileNotFoundError(f"no {SINGLE} or {INDEX} in {path} (found {found[:8]})")

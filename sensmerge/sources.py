@@ -2,60 +2,17 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Protocol
-
-from torch import Tensor
 
 from sensmerge import adapters, checkpoint, pickled
 from sensmerge.adapters import Adapter
-from sensmerge.checkpoint import Entry, Reader
+from sensmerge.checkpoint import Reader, Source
 from sensmerge.pickled import Pickled
 
 UNDERSTOOD = (
     f"{checkpoint.SINGLE} or {checkpoint.INDEX} with its shards, {pickled.SINGLE} or pytorch_model-*.bin, "
     f"a LoRA adapter ({adapters.CONFIG} with {' or '.join(adapters.WEIGHTS)}), or one .safetensors file"
 )
-
-
-class Source(Protocol):
-    """A model as a mapping from tensor name to tensor, on the CPU, read when asked for.
-
-    path: where it lies, for messages and for the files beside the weights. entries: name -> shape and dtype of what
-    `tensor` gives, in the order that reads fastest.
-    """
-
-    path: Path
-    entries: dict[str, Entry]
-
-    @property
-    def names(self) -> list[str]: ...
-    @property
-    def nbytes(self) -> int: ...
-    def tensor(self, name: str) -> Tensor:
-        """Contiguous, and not to be written to: it may be a view of a file. KeyError names the source."""
-        ...
-
-    def prefetch(self, name: str) -> None:
-        """Ask for a tensor's bytes ahead of its use; may do nothing."""
-        ...
-
-    def __enter__(self) -> Source: ...
-    def __exit__(self, *_: object) -> None: ...
-
-
-class File(Reader):
-    """One .safetensors file with all of a model in it, wherever it lies and whatever it is called.
-
-    It serves as an expert; a merge takes its base's configuration and tokenizer from a directory.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.entries = {n: e for n, e in checkpoint._read_header(path).items() if not checkpoint.is_derived(n)}
-        self._shard = dict.fromkeys(self.entries, path)
-        self._open, self._handles, self._files = ExitStack(), {}, {}
 
 
 def open_source(path: Path, base: Source | None = None) -> Source:
@@ -69,7 +26,7 @@ def open_source(path: Path, base: Source | None = None) -> Source:
     if path.is_file() and path.suffix == ".safetensors":
         if path.name.startswith("adapter_"):
             raise ValueError(f"{path} holds only an adapter's factors: give its directory, with {adapters.CONFIG}")
-        return File(path)
+        return Reader(path)
     if not path.is_dir():
         what = f"{path} is no directory" if path.exists() else f"nothing is at {path}"
         raise FileNotFoundError(f"{what}; what can be read is a directory with {UNDERSTOOD}")

@@ -24,7 +24,7 @@ from sensmerge.checkpoint import Reader
 from sensmerge.sensitivity import sample_loss
 from sensmerge.shell import Call, Shell
 
-_ROWS = 4096  # of the head, whose gradient exists at once: 4096 x 4096 fp32 = 67 MB
+HEAD_ROWS = 4096  # of the head, whose gradient exists at once: 4096 x 4096 fp32 = 67 MB
 Bar = Callable[[Sequence[int]], Iterable[int]]
 
 
@@ -246,7 +246,7 @@ def _importance(theta: Tensor, gradient: Tensor) -> Tensor:
 
 def _head_importance(weight: Tensor, to_logits: Tensor, rows: Tensor) -> Tensor:
     """`_importance` of the head, [V] fp64, its gradient to_logits.T @ rows (of [n, V] and [n, d]) in pieces."""
-    pieces = zip(weight.split(_ROWS), to_logits.split(_ROWS, dim=1), strict=True)
+    pieces = zip(weight.split(HEAD_ROWS), to_logits.split(HEAD_ROWS, dim=1), strict=True)
     return torch.cat([_importance(theta, part.T @ rows) for theta, part in pieces])
 
 

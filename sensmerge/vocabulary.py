@@ -22,15 +22,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from sensmerge.aligned import Aligned, Filler, Mean, Own, holds_tokens, is_input
-
-if TYPE_CHECKING:
-    from sensmerge.sources import Source
+from sensmerge.checkpoint import Source
 
 Policy = Literal["base", "union", "error"]
 Vocabulary = Mapping[str, int]

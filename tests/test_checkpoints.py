@@ -141,15 +141,15 @@ def empty_directory(path: Path) -> Path:
     ("make", "message"),
     [
         (lambda at: adapter(at, use_dora=True), "use_dora"),
-        (lambda at: adapter(at, bias="all"), "bias"),
+        (lambda at: adapter(at, bias="some"), "bias"),
         (lambda at: adapter(at, peft_type="IA3"), "IA3"),
-        (empty_directory, "neither safetensors"),
+        (empty_directory, "no weights in"),
     ],
 )
 def test_what_cannot_be_read_is_refused(
     family: dict[str, Path], tmp_path: Path, make: Callable[[Path], Path], message: str
 ) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
         checkpoints.readable(make(tmp_path / "odd"), family["base"], tmp_path / "made" / "code")
     assert not any(path.is_dir() for path in (tmp_path / "made").glob("*"))
 

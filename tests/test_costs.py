@@ -10,8 +10,8 @@ import pytest
 import torch
 from plan_fixtures import BLOCK, ENDS, MATRICES, PARAMETERS, TINY
 
-from experiments import costs, plan, rates
-from experiments.costs import Weights
+from experiments import costs, rates
+from experiments.costs import Fit, Weights
 from sensmerge import kernels
 from sensmerge.engine import Engine
 from sensmerge.mergers import Average, Dare, Merger, Slerp, Ties
@@ -43,20 +43,24 @@ def test_peaks_by_hand() -> None:
     assert peaks.states == 3 * (3 + 5) * 16 * 4
     half = costs.sensitivity_peaks(weights, [3, 5], 2)
     assert half.resident == PARAMETERS * 2 + 2 * round(5 * (4 / 3 * 232 * 2 + 12 * 16)) + 5 * 40 * 14 + 640 * 14
-    # Three experts: two whole ones and the head of a third while the last is loaded; all leave hidden states behind.
+    # Three experts: a whole one and the heads of two, its first logits compared; all leave hidden states behind.
     three = costs.alignment_peaks(weights, [3, 5], 4, experts=3)
-    assert three.resident == 3 * 8 * 16 * 4 + 2 * PARAMETERS * 4 + 640 * 4
+    assert three.resident == 3 * 8 * 16 * 4 + PARAMETERS * 4 + 2 * 640 * 4 + 5 * 232 * 4 + 5 * 40 * (8 + 16)
     assert three.streamed == 3 * 8 * 16 * 4 + 3 * 640 * 4 + 2 * BLOCK * 4 + 5 * 232 * 4
     assert three.states == 8 * 16 * 4
 
 
 def test_the_mode_changes_where_the_model_no_longer_fits() -> None:
-    entries = {entry.name: entry for entry in TINY.entries()}
-    need = costs.sensitivity_peaks(Weights.of(entries), [3, 5], 4).resident
-    assert plan.sensitivity_mode(entries, [3, 5], "float32", need) == "resident"
-    assert plan.sensitivity_mode(entries, [3, 5], "float32", need - 1) == "streamed"
-    assert plan.sensitivity_mode(entries, [3, 5], "auto", need - 1) == "resident", "stored in bf16"
-    assert plan.sensitivity_mode(entries, [3, 5], "float32") == "resident", "a few kB fit on this machine"
+    weights = Weights.of({entry.name: entry for entry in TINY.entries()})
+    peaks = costs.sensitivity_peaks(weights, [3, 5], 4)
+    need, states = peaks.resident, peaks.states
+    assert costs.fit(weights, peaks, 4, cpu=True, space=need, memory=need) == Fit("resident", need, 0, 0)
+    small = costs.fit(weights, peaks, 4, cpu=True, space=need - 1, memory=peaks.streamed + states)
+    assert small == Fit("streamed", peaks.streamed + states, 0, 0)
+    smaller = costs.fit(weights, peaks, 4, cpu=True, space=need - 1, memory=peaks.streamed + states - 1)
+    assert smaller == Fit("streamed", peaks.streamed, 0, states)
+    accelerated = costs.fit(weights, peaks, 4, cpu=False, space=need - 1, memory=10**9)
+    assert accelerated == Fit("streamed", 2 * BLOCK * 4 + states, peaks.streamed, 0)
 
 
 @pytest.mark.parametrize(

@@ -6,91 +6,27 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
-from conftest import llama
 from filelock import FileLock
-from pydantic.dataclasses import dataclass as validated
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
+from pipeline_fixtures import root, spec  # noqa: F401
 
 from evaluation.data import Pairs, Rows
 from evaluation.harness import Harness
 from evaluation.multiple_choice import MultipleChoice
 from evaluation.record import Result
 from evaluation.suites import Suite
-from experiments import pipeline, stages
-from experiments.families import Members
+from experiments import costs, pipeline, rates, stages
 from experiments.prepare import prepare
 from experiments.records import load, of_study
-from experiments.spec import Evaluation, Member, Output, RunSpec
-from experiments.tracking import Tracking
+from experiments.spec import Member, RunSpec
 from sensmerge import models
 from sensmerge.calibration import Calibration
 from sensmerge.coefficients import Sens, Shuffled, Uniform
 from sensmerge.engine import Engine
-from sensmerge.mergers import Dare, TaskArithmetic, Ties
-
-WORDS = ["[eos]", *(f"w{n}" for n in range(39))]
-
-
-@validated(frozen=True, config={"extra": "forbid"})
-class Given:
-    """A family that is simply there."""
-
-    root: Path
-    calibration: dict[str, Pairs]
-    name: str = "given"
-    brings_data: ClassVar[bool] = False
-
-    def problems(self, cache: Path, data: Path | None) -> list[str]:
-        return []
-
-    def prepare(self, cache: Path, data: Path | None) -> Members:
-        return Members(self.root / "base", {t: self.root / t for t in self.calibration}, None)
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Checkpoints with a word-level tokenizer, and data for one multiple-choice benchmark."""
-    from transformers import PreTrainedTokenizerFast
-
-    root = tmp_path_factory.mktemp("given")
-    tokenizer = Tokenizer(WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="[eos]"))
-    tokenizer.pre_tokenizer = Whitespace()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="[eos]", pad_token="[eos]", unk_token="[eos]")
-    for seed, name in enumerate(["base", "code", "general", "math"]):
-        llama(seed, dtype=torch.bfloat16).save_pretrained(root / name)
-        fast.save_pretrained(root / name)
-    data = root / "data"
-    data.mkdir()
-    pairs = [{"prompt": f"w{n} w{n + 1}", "answer": f" w{n + 2} w{n + 3}"} for n in range(20)]
-    (data / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
-    items = [
-        {"id": f"q{n}", "question": f"w{n}", "choices": [f"w{n + k}" for k in range(4)], "gold": n % 4}
-        for n in range(12)
-    ]
-    (data / "choice.jsonl").write_text("\n".join(map(json.dumps, items)))
-    return root
-
-
-@pytest.fixture
-def spec(root: Path, tmp_path: Path) -> RunSpec:
-    pairs = Pairs((Rows("pairs.jsonl"),), prompt="{{prompt}}", answer="{{answer}}")
-    choice = MultipleChoice(name="choice", rows=Rows("choice.jsonl"), prompt="{{question}}", chance=0.25)
-    return RunSpec(
-        model=Given(root, dict.fromkeys(("code", "general", "math"), pairs)),
-        merger=TaskArithmetic(scale=0.5),
-        scaling=Sens(temperature=0.02),
-        calibration=Calibration(samples=4, max_length=32),
-        suite=Suite("s", {"choice": choice}),
-        evaluation=Evaluation(batch_size=8),
-        tracking=Tracking(mode="disabled"),
-        output=Output(runs=tmp_path / "runs", cache=tmp_path / "cache", data=root / "data"),
-    )
+from sensmerge.mergers import Dare, Ties
 
 
 def stable(record: dict[str, Any]) -> dict[str, Any]:
@@ -228,6 +164,25 @@ def test_what_trimming_keeps_is_found_once_for_all_coefficients(spec: RunSpec, m
     pipeline.run(spec)  # other coefficients
     monkeypatch.setattr(Engine, "_ranked", None)
     assert all(torch.equal(again, anew[name]) for name, again in weights().items())
+
+
+@pytest.mark.parametrize("memory", [10**6, 0])
+def test_without_room_for_a_model_the_same_numbers_come_block_by_block(
+    memory: int, spec: RunSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """First with room for the hidden states between blocks, then without: they go into files and are removed."""
+    spec = dataclasses.replace(spec, references=False, scaling=Sens(temperature=0.1))
+    family = prepare(spec)
+    want = stages.calibrate(spec, family).evidence
+    for kind in ("sensitivity", "alignment"):
+        shutil.rmtree(family.store.root / kind)
+    monkeypatch.setattr(costs, "choose", lambda resident, available: "streamed")
+    monkeypatch.setattr(rates, "memory", lambda: (memory + rates.own(), "test"))
+    monkeypatch.setattr(models, "load", None)
+    got = stages.calibrate(spec, family).evidence
+    assert (got.sensitivities, got.distances) == (want.sensitivities, want.distances)
+    assert (spec.output.cache / "spill").is_dir() == (memory == 0)
+    assert not list((spec.output.cache / "spill").glob("*"))
 
 
 def test_checkpoint_on_disk_answers_like_the_model_in_memory(spec: RunSpec) -> None:

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from sensmerge import merge, models, vocabulary
 from sensmerge.adapters import Adapter
-from sensmerge.checkpoint import Reader
+from sensmerge.checkpoint import Reader, Source
 from sensmerge.coefficients import Evidence, Uniform
 from sensmerge.engine import Engine
 from sensmerge.mergers import TaskArithmetic, Ties
-from sensmerge.sources import File, Source, is_adapter, open_source
+from sensmerge.sources import is_adapter, open_source
 
 EMBED = "model.embed_tokens.weight"
 QUERY = "model.layers.1.self_attn.q_proj"
@@ -56,7 +56,7 @@ def test_what_lies_there_is_opened(family: dict[str, Path], tmp_path: Path) -> N
         single = tmp_path / "anything.safetensors"
         save_file({**weights(family["math"]), "h.0.attn.bias": torch.ones(1)}, single)
         with open_source(single) as source:
-            assert (type(source), source.path) == (File, single)
+            assert (type(source), source.path) == (Reader, single)
             same(source, weights(family["math"]))
         with pytest.raises(ValueError, match="give its directory"):
             open_source(tmp_path / "lora" / "adapter_model.safetensors", base)

@@ -99,7 +99,7 @@ def test_a_head_in_pieces_is_the_same(tied: Path, untied: Path, monkeypatch: pyt
     for path in (tied, untied):
         whole = streamed.sensitivities(path, samples())
         with monkeypatch.context() as patch:
-            patch.setattr(streamed, "_ROWS", 7)  # 40 rows: five pieces and a rest
+            patch.setattr(streamed, "HEAD_ROWS", 7)  # 40 rows: five pieces and a rest
             assert worst(streamed.sensitivities(path, samples()), whole) < 1e-6
 
 

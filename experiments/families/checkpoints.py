@@ -6,23 +6,21 @@ cache/families/<name>/<member>-<digest>: .bin shards are rewritten, a LoRA adapt
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 import shutil
 import time
-from collections.abc import Iterator
-from functools import partial
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
 from filelock import FileLock
 from pydantic.dataclasses import dataclass
-from torch import Tensor
 
 from evaluation.data import Pairs
 from experiments.families import Members
-from sensmerge.checkpoint import Entry, Reader
+from sensmerge.checkpoint import Reader
+from sensmerge.sources import is_adapter, open_source
 from sensmerge.store import digest
 from sensmerge.writer import Writer
 
@@ -31,7 +29,6 @@ log = logging.getLogger(__name__)
 _COMPANIONS = ("*.json", "*.model", "*.jinja", "tokenizer*.txt", "merges.txt", "vocab.txt")
 _WEIGHTS = ("model*.safetensors", "adapter_model.safetensors")
 _OLD_WEIGHTS = ("pytorch_model*.bin", "adapter_model.bin")
-_UNSUPPORTED = ("use_dora", "fan_in_fan_out", "rank_pattern", "alpha_pattern", "modules_to_save", "lora_bias")
 
 
 @dataclass(frozen=True, config={"extra": "forbid"})
@@ -130,19 +127,11 @@ class Checkpoints:
 def readable(folder: Path, base: Path | None, target: Path) -> Path:
     """`folder` if it holds safetensors of a whole model; otherwise `target`-<digest>, made from it on first use.
 
-    base: what a LoRA adapter is folded into (None: an adapter is an error). ValueError says what cannot be read.
+    base: what a LoRA adapter is folded into (None: an adapter is an error). Raises what `sensmerge.sources.open_source`
+    raises for what cannot be read.
     """
     if _has(folder, ("model*.safetensors",)):
         return folder
-    if _has(folder, ("pytorch_model*.bin",)):
-        make = partial(rewrite, folder)
-    elif not (folder / "adapter_config.json").is_file():
-        found = sorted(path.name for path in folder.iterdir())[:8]
-        raise ValueError(f"{folder} holds neither safetensors nor .bin weights nor a LoRA adapter (found {found})")
-    elif base is None:
-        raise ValueError(f"{folder} holds a LoRA adapter; the base of a family is a whole model")
-    else:
-        make = partial(fold, folder, base)
     files = [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in sorted(folder.iterdir()) if p.is_file()]
     key = {"folder": folder.resolve(), "files": files, "base": base and base.resolve()}
     made = target.with_name(f"{target.name}-{digest(key)[:12]}")
@@ -150,65 +139,27 @@ def readable(folder: Path, base: Path | None, target: Path) -> Path:
     with FileLock(made.with_name(f".{made.name}.lock")):
         if not made.is_dir():
             start = time.perf_counter()
-            make(made)
+            convert(folder, base, made)
             log.info("  %6.1fs  safetensors from %s  %s", time.perf_counter() - start, folder, made)
     return made
 
 
-def rewrite(folder: Path, target: Path) -> None:
-    """The .bin shards of `folder` as safetensors at `target`; values unchanged. Only tensors are ever unpickled."""
-    shards = sorted(folder.glob("pytorch_model*.bin"))
-    entries = [Entry(name, tuple(tensor.shape), tensor.dtype) for shard in shards for name, tensor in _unpickled(shard)]
-    with Writer(target, entries) as writer:
-        for shard in shards:
-            for name, tensor in _unpickled(shard):
-                writer.put(name, tensor)
-        _copy_companions(folder, writer.staging)
+def convert(folder: Path, base: Path | None, target: Path) -> None:
+    """What lies in `folder`, .bin shards or an adapter on `base`, as a whole model in safetensors at `target`.
 
-
-def fold(adapter: Path, base: Path, target: Path) -> None:
-    """`base` plus a LoRA adapter as a whole model at `target`: W + (alpha / r) B A, in fp32, cast once.
-
-    With `use_rslora` the factor is alpha / sqrt(r). ValueError on variants that are more than that, and on adapter
-    tensors that fit nothing in the base.
+    Values of shards are unchanged; an adapted tensor is computed in fp32 and rounded once to the base's dtype.
     """
-    config = json.loads((adapter / "adapter_config.json").read_text())
-    beyond = [key for key in _UNSUPPORTED if config.get(key)]
-    if config.get("peft_type") != "LORA" or beyond or config.get("bias", "none") != "none":
-        raise ValueError(
-            f"{adapter} is a {config.get('peft_type')} adapter with {beyond or 'bias'}, which is not folded here; "
-            "fold it with peft's merge_and_unload and give the result as path"
-        )
-    rank = config["r"]
-    factor = config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    factors = _adapter_tensors(adapter)
-    with Reader(base) as reader, Writer(target, list(reader.entries.values())) as writer:
-        for name in reader.names:
-            tensor = reader.tensor(name)
-            stem = f"base_model.model.{name.removesuffix('.weight')}"
-            down, up = factors.pop(f"{stem}.lora_A.weight", None), factors.pop(f"{stem}.lora_B.weight", None)
-            if down is not None and up is not None:
-                tensor = (tensor.float() + factor * (up.float() @ down.float())).to(tensor.dtype)
-            elif down is not None or up is not None:
-                raise ValueError(f"{adapter} holds only one of the two factors of {name}")
-            writer.put(name, tensor)
-        if factors:
-            raise ValueError(f"{adapter}: {sorted(factors)[:3]} belong to no tensor of {base}")
-        _copy_companions(base, writer.staging)
-
-
-def _adapter_tensors(adapter: Path) -> dict[str, Tensor]:
-    if not (adapter / "adapter_model.safetensors").is_file():
-        return dict(_unpickled(adapter / "adapter_model.bin"))
-    from safetensors.torch import load_file
-
-    return load_file(adapter / "adapter_model.safetensors")
-
-
-def _unpickled(shard: Path) -> Iterator[tuple[str, Tensor]]:
-    import torch
-
-    yield from torch.load(shard, map_location="cpu", mmap=True, weights_only=True).items()
+    with ExitStack() as stack:
+        under = stack.enter_context(Reader(base)) if base is not None else None
+        source = stack.enter_context(open_source(folder, under))
+        adapter = is_adapter(folder)
+        entries = list(source.entries.values())
+        if adapter and under is not None:
+            entries = [replace(entry, dtype=under.entries[entry.name].dtype) for entry in entries]
+        writer = stack.enter_context(Writer(target, entries))
+        for entry in entries:
+            writer.put(entry.name, source.tensor(entry.name).to(entry.dtype))
+        _copy_companions(base if adapter and base is not None else folder, writer.staging)
 
 
 def _has(folder: Path, patterns: tuple[str, ...]) -> bool:
