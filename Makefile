@@ -1,6 +1,7 @@
 # make run: environment, then the main job on the embedded family.   make test: environment, then all tests.
 PYTHON ?= python3
 BIN := .venv/bin
+PARALLEL ?= -n 2 --dist loadfile
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
@@ -19,10 +20,10 @@ run: setup
 	$(BIN)/python -m experiments.report --study quickstart
 
 test: setup
-	$(BIN)/python -m pytest -m "not gpu and not network and not slurm"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not gpu and not network and not slurm"
 
 unit: setup
-	$(BIN)/python -m pytest -m "not slow and not gpu and not network and not slurm"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not gpu and not network and not slurm"
 
 lint: setup
 	$(BIN)/ruff check .
