@@ -2,20 +2,17 @@
 
     python -m experiments.bench_overhead --model CHECKPOINT --data DIR [--items 64] [--rounds 5]
 
-Ours is `StockTask.run` on a resident model. The other side is a process that holds the same checkpoint in lm-eval's
-`HFLM` and calls `lm_eval.evaluate`, with no code of this project, on the same rows (`evaluation.export`). While one
-works the other waits on a pipe. Both begin a round from a loaded model and end it with every item's score; a first
-round of each is thrown away. The side that goes first changes from round to round, so that drift cancels.
+Ours is `StockTask.run` on a resident model. The other side is lm-eval's `HFLM` and `lm_eval.evaluate` on that very
+model (evaluation/direct.py): one process, so that both work in the same memory, on the same rows (`evaluation.export`).
+Both begin a round from a loaded model and end it with every item's score; a first round of each is thrown away. The
+side that goes first changes from round to round, so that drift cancels.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import shlex
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,9 +21,9 @@ from dataclasses import dataclass, replace
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
+from evaluation.direct import Direct
 from evaluation.doctor import available, data_argument, missing
 from evaluation.export import export
 from evaluation.harness import Harness
@@ -35,80 +32,6 @@ from experiments import provenance
 from sensmerge.models import DTYPES, load, load_tokenizer, resolve_device
 
 TARGET = 1.05  # of lm-eval's own time
-
-# Only the evaluation package may import lm-eval, and this side has to do without that package: a program of its own.
-_DIRECT = """
-import json, os, sys, time
-replies, sys.stdout = sys.stdout, sys.stderr
-given = json.loads(sys.stdin.readline())
-import torch
-import lm_eval
-from lm_eval.models.huggingface import HFLM
-from lm_eval.tasks import TaskManager
-torch.set_num_threads(given.pop("threads"))
-lm = HFLM(softmax_dtype="float32", **given)
-def say(what):
-    print(json.dumps(what), file=replies, flush=True)
-say("ready")
-for line in sys.stdin:
-    job = json.loads(line)
-    started = time.perf_counter()
-    manager = TaskManager(include_path=job["folder"], include_defaults=False)
-    loaded = manager.load(job["tasks"])
-    for task in loaded["tasks"].values():
-        task.set_fewshot_seed(job["seed"])
-    found = lm_eval.evaluate(lm=lm, task_dict=loaded, bootstrap_iters=0, log_samples=True)
-    seconds = time.perf_counter() - started
-    items = sum(len({one["doc_id"] for one in logged}) for logged in found["samples"].values())
-    say({"seconds": seconds, "items": items})
-"""
-
-
-class Direct:
-    """The process on lm-eval's side; a context manager. RuntimeError with its last words if it ends early."""
-
-    def __init__(self, checkpoint: Path, *, dtype: str, batch_size: int, max_length: int, device: str) -> None:
-        import torch
-
-        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
-        self._cache = tempfile.TemporaryDirectory(prefix="overhead-cache-")  # not the user's: the rows are throw-away
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", _DIRECT],
-            env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-            | {"HF_DATASETS_CACHE": self._cache.name},
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True,
-        )  # fmt: skip
-        given = {"pretrained": str(checkpoint.resolve()), "dtype": dtype, "batch_size": batch_size, "device": device}
-        self._ask({**given, "max_length": max_length, "threads": torch.get_num_threads()})
-
-    def seconds(self, folder: Path, tasks: Sequence[str], *, seed: int, items: int) -> float:
-        """How long the tasks of an exported folder took. ValueError if they did not have that many items."""
-        told = self._ask({"folder": str(folder), "tasks": list(tasks), "seed": seed})
-        if told["items"] != items:
-            raise ValueError(f"lm-eval evaluated {told['items']} items, this project {items}")
-        return told["seconds"]
-
-    def __enter__(self) -> Direct:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._process.kill()
-        self._process.communicate()
-        self._errors.close()
-        self._cache.cleanup()
-
-    def _ask(self, what: dict[str, Any]) -> Any:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(what) + "\n")
-        self._process.stdin.flush()
-        reply = self._process.stdout.readline()
-        if not reply:
-            self._errors.seek(0)
-            raise RuntimeError(f"lm-eval's side ended:\n{self._errors.read()[-3000:]}")
-        return json.loads(reply)
 
 
 @dataclass(frozen=True)
@@ -169,8 +92,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if lacking := [f"{one.name}: {why}" for one in benchmarks for why in missing(one, given.data)]:
         sys.exit("missing:\n" + "\n".join(lacking))
     device = resolve_device(given.device)
-    model = load(given.model, dtype=given.dtype, device=device)
-    harness = Harness(model, load_tokenizer(given.model), batch_size=given.batch_size)
+    model, tokenizer = load(given.model, dtype=given.dtype, device=device), load_tokenizer(given.model)
+    harness = Harness(model, tokenizer, batch_size=given.batch_size)
     out = [
         f"`python -m experiments.bench_overhead {shlex.join(arguments)}`",
         f"{date.today()}, {provenance.bench_machine()}, {device}, {given.dtype}, batches of {given.batch_size}, "
@@ -180,13 +103,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "|---|--:|--:|--:|--:|--:|--:|---|",
     ]
     sys.stdout.write("\n".join(out) + "\n")
-    with Direct(
-        given.model,
-        dtype=given.dtype,
-        batch_size=given.batch_size,
-        max_length=harness.max_length,
-        device=str(device),
-    ) as direct:
+    with tempfile.TemporaryDirectory(prefix="overhead-cache-") as cache:
+        direct = Direct(model, tokenizer, batch_size=given.batch_size, max_length=harness.max_length, cache=Path(cache))
         for benchmark in benchmarks:
             sys.stdout.write(measure(benchmark, harness, direct, given.data, given.rounds).row() + "\n")
             sys.stdout.flush()

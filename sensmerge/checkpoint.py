@@ -69,6 +69,11 @@ class Source(ABC):
         """Ask for a tensor's bytes ahead of its use; may do nothing."""
         return
 
+    def release(self) -> None:
+        """Let go of what was read: pages of mapped files count as this process's memory until then. May do nothing;
+        tensors that somebody still holds stay good."""
+        return
+
 
 class Reader(Source):
     """A checkpoint directory, or one .safetensors file, read lazily by memory map.
@@ -95,9 +100,13 @@ class Reader(Source):
                 self._shard[entry.name] = shard
 
     def __exit__(self, *error: object) -> None:
-        self._handles.clear()
+        self.release()
         self._files.clear()
         self._open.close()
+
+    def release(self) -> None:
+        """Unmap the files, as soon as no tensor of theirs is left; they are mapped again when one is asked for."""
+        self._handles.clear()
 
     def tensor(self, name: str) -> Tensor:
         """The tensor as stored, on the CPU. KeyError names the checkpoint."""
@@ -107,7 +116,7 @@ class Reader(Source):
         if shard not in self._handles:
             from safetensors import safe_open
 
-            self._handles[shard] = self._open.enter_context(safe_open(shard, framework="pt"))
+            self._handles[shard] = safe_open(shard, framework="pt")
         return self._handles[shard].get_tensor(name)
 
     def prefetch(self, name: str) -> None:

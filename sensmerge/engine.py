@@ -21,6 +21,7 @@ from sensmerge.sparsify import mask_numbers
 
 T = TypeVar("T")
 STEP = 1 << 20  # numbers a piece: long enough that Python between two pieces does not show
+_SHARED_STEP = 1 << 16  # where several merges take turns at a piece: what they all read stays in the cache
 _INFINITE = 0x7F800000  # bits of fp32 infinity; larger ones are NaN
 _LIMITS = {  # bits of the smallest fp32 that becomes infinite in a narrower type
     torch.bfloat16: 0x7F7F8000,
@@ -44,6 +45,22 @@ class Cut:
 
 
 EVERYTHING = Cut(0, -1)  # all but zeros, which are as good as dropped
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One of the merges that are made of the same tensors.
+
+    weights [K] fp32. out [*s]: where the result goes. keys: see `Merger`.
+    cuts: expert number -> what trimming keeps of it, read where it is known and filled in where it is not; it depends
+    on base, expert and density (and DARE's key) alone, so settings that differ otherwise can share it.
+    """
+
+    merger: Merger
+    weights: Tensor
+    out: Tensor
+    keys: Sequence[int] | None = None
+    cuts: dict[int, Cut] = field(default_factory=dict)
 
 
 @dataclass
@@ -73,77 +90,43 @@ class Engine:
         self._pool.shutdown(cancel_futures=True)
         self._pool = None
 
-    def merge(
-        self,
-        merger: Merger,
-        base: Tensor,
-        experts: Sequence[Tensor],
-        weights: Tensor,
-        out: Tensor,
-        *,
-        keys: Sequence[int] | None = None,
-        cuts: dict[int, Cut] | None = None,
-    ) -> None:
-        """Write the merge of `base` [*s] and `experts` K x [*s] into `out` [*s], all in dtypes of their own.
+    def merge(self, base: Tensor, experts: Sequence[Tensor], settings: Sequence[Setting]) -> None:
+        """Write the merges of `base` [*s] and `experts` K x [*s] into the settings' outs, reading every piece once.
 
-        Everything is upcast to fp32 once and cast back once. weights [K] fp32. keys: see `Merger`.
-        cuts: expert number -> what trimming keeps of it, read where it is known and filled in where it is not; it
-        depends on base, expert and density (and DARE's key) alone, so a sweep over anything else can pass it on.
-        Raises NotFinite.
+        Everything is upcast to fp32 once and cast back once, whatever the dtypes; outs are alike. Raises NotFinite.
         """
-        steps = merger.steps()
-        if (
-            self.compiled
-            and steps is not None
-            and _on_cpu([base, *experts, out])
-            and torch.device(self.device).type == "cpu"
-        ):
-            self._compiled(steps, _Inputs(base, experts, keys), weights, out, cuts if cuts is not None else {})
-        else:
-            self._defined(merger, base, experts, weights, out, keys)
+        loops = []
+        inputs = _Inputs(base, experts)
+        here = self.compiled and torch.device(self.device).type == "cpu"
+        for setting in settings:
+            steps = setting.merger.steps()
+            if here and steps is not None and _on_cpu([base, *experts, setting.out]):
+                mask = _mask(steps, setting.keys, len(experts))
+                cuts = [EVERYTHING] * len(experts)
+                if steps.combine == "disjoint":
+                    cuts = self._cuts(steps, inputs, mask, setting.cuts)
+                loops.append(_Loop(steps, inputs, mask, cuts, setting))
+            else:
+                self._defined(base, experts, setting)
+        if loops:
+            step = self.step if len(loops) == 1 else min(self.step, _SHARED_STEP)
+            self._compiled(inputs, loops, step)
 
-    def _defined(
-        self, merger: Merger, base: Tensor, experts: Sequence[Tensor], weights: Tensor, out: Tensor, keys: Any
-    ) -> None:
+    def _defined(self, base: Tensor, experts: Sequence[Tensor], setting: Setting) -> None:
         origin = base.to(self.device, torch.float32)
         taus = torch.stack([expert.to(self.device, torch.float32) for expert in experts]).sub_(origin)
-        merged = merger(origin, taus, weights.to(self.device), keys=keys).to(out.dtype)
-        if not (torch.isfinite(merged).all() and torch.isfinite(taus).all()):
+        made = setting.merger(origin, taus, setting.weights.to(self.device), keys=setting.keys).to(setting.out.dtype)
+        if not (torch.isfinite(made).all() and torch.isfinite(taus).all()):
             raise NotFinite
-        out.copy_(merged)
+        setting.out.copy_(made)
 
-    def _compiled(self, steps: Steps, inputs: _Inputs, weights: Tensor, out: Tensor, cuts: dict[int, Cut]) -> None:
-        from sensmerge import kernels
-
-        mask = _mask(steps, inputs)
-        known = self._cuts(steps, inputs, mask, cuts) if steps.combine == "disjoint" else [EVERYTHING] * len(inputs)
-        thresholds = np.array([cut.threshold for cut in known], np.uint32)
-        lasts = np.array([cut.last for cut in known], np.int64)
-        divisor = np.float32(len(inputs) if steps.combine == "mean" else 1)
-        flat = out.view(-1)
-
-        def run(piece: slice, mode: int, majority: float) -> tuple[int, int, int]:
-            base, experts, _hold = inputs.piece(piece, flat.dtype)
-            target = flat[piece]
-            direct = flat.dtype == torch.float32 or (flat.dtype == torch.bfloat16 and base.dtype == np.uint16)
-            made = _numbers(target) if direct else np.empty(len(base), np.float32)
-            peak, largest, votes = kernels.merge(
-                base, experts, piece.start, weights.numpy(), *mask, thresholds, lasts,
-                mode, np.float32(steps.scale), divisor, np.float32(majority), made,
-            )  # fmt: skip
-            if peak >= _INFINITE or largest >= _LIMITS.get(flat.dtype, _INFINITE):
-                raise NotFinite
-            if not direct and mode != kernels.VOTE:
-                target.copy_(torch.from_numpy(made))
-            return peak, largest, votes
-
-        mode, majority = kernels.LINEAR, 0.0
-        if steps.combine == "disjoint":
-            mode = kernels.DISJOINT
-            if steps.cancelled == "majority":
-                votes = sum(found[2] for found in self._each(inputs, lambda piece: run(piece, kernels.VOTE, 0.0)))
-                majority = 1.0 if votes >= 0 else -1.0
-        self._each(inputs, lambda piece: run(piece, mode, majority))
+    def _compiled(self, inputs: _Inputs, loops: Sequence[_Loop], step: int) -> None:
+        voting = [loop for loop in loops if loop.votes]
+        if voting:
+            found = self._each(inputs, lambda piece: [loop.run(piece, vote=True) for loop in voting], step)
+            for loop, votes in zip(voting, map(sum, zip(*found, strict=True)), strict=True):
+                loop.majority = 1.0 if votes >= 0 else -1.0
+        self._each(inputs, lambda piece: [loop.run(piece) for loop in loops], step)
 
     def _each(self, inputs: _Inputs, work: Callable[[slice], T], step: int | None = None) -> list[T]:
         """`work` on every piece of a tensor, in the pool if there is more than one piece; results in order."""
@@ -237,18 +220,55 @@ def _step_down(counts: Any, rank: int) -> tuple[int, int]:
     return len(counts) - 1 - above, int(rank) - (int(at_least[above - 1]) if above else 0)
 
 
+class _Loop:
+    """A setting as the kernels take it. votes: whether a majority of signs has to be known first."""
+
+    def __init__(
+        self, steps: Steps, inputs: _Inputs, mask: tuple[Any, Any, Any], cuts: Sequence[Cut], setting: Setting
+    ) -> None:
+        self._inputs, self._mask, self._out = inputs, mask, setting.out.view(-1)
+        self._weights = setting.weights.numpy()
+        self._thresholds = np.array([cut.threshold for cut in cuts], np.uint32)
+        self._lasts = np.array([cut.last for cut in cuts], np.int64)
+        self._scale = np.float32(steps.scale)
+        self._divisor = np.float32(len(inputs) if steps.combine == "mean" else 1)
+        self._disjoint = steps.combine == "disjoint"
+        self.votes = self._disjoint and steps.cancelled == "majority"
+        self.majority = 0.0
+
+    def run(self, piece: slice, *, vote: bool = False) -> int:
+        """Write a piece of the result; or only count votes in it: the sum of the signs of the sums."""
+        from sensmerge import kernels
+
+        mode = kernels.VOTE if vote else kernels.DISJOINT if self._disjoint else kernels.LINEAR
+        dtype = self._out.dtype
+        base, experts, _hold = self._inputs.piece(piece, dtype)
+        target = self._out[piece]
+        direct = dtype == torch.float32 or (dtype == torch.bfloat16 and base.dtype == np.uint16)
+        made = _numbers(target) if direct else np.empty(len(base), np.float32)
+        peak, largest, votes = kernels.merge(
+            base, experts, piece.start, self._weights, *self._mask, self._thresholds, self._lasts,
+            mode, self._scale, self._divisor, np.float32(self.majority), made,
+        )  # fmt: skip
+        if peak >= _INFINITE or largest >= _LIMITS.get(dtype, _INFINITE):
+            raise NotFinite
+        if not direct and not vote:
+            target.copy_(torch.from_numpy(made))
+        return votes
+
+
 class _Inputs:
     """The flattened tensors of base and experts, piece by piece as the kernels read them."""
 
-    def __init__(self, base: Tensor, experts: Sequence[Tensor], keys: Sequence[int] | None) -> None:
-        self.n, self.keys = base.numel(), keys
-        self._base, self._experts = _flat(base), [_flat(expert) for expert in experts]
+    def __init__(self, base: Tensor, experts: Sequence[Tensor]) -> None:
+        self.n = base.numel()
+        self._base, self._experts = base.reshape(-1), [expert.reshape(-1) for expert in experts]
 
     def __len__(self) -> int:
         return len(self._experts)
 
     def only(self, numbers: Sequence[int]) -> _Inputs:
-        return _Inputs(self._base, [self._experts[number] for number in numbers], None)
+        return _Inputs(self._base, [self._experts[number] for number in numbers])
 
     def piece(self, piece: slice, out: torch.dtype | None = None) -> tuple[Any, Any, Any]:
         """Base as an array, the experts' addresses, and what must be kept alive while they are used.
@@ -263,19 +283,12 @@ class _Inputs:
         return arrays[0], np.array([part.data_ptr() for part in parts[1:]], np.int64), parts
 
 
-def _mask(steps: Steps, inputs: _Inputs) -> tuple[Any, Any, Any]:
+def _mask(steps: Steps, keys: Sequence[int] | None, experts: int) -> tuple[Any, Any, Any]:
     """DARE's numbers for the kernels: words below the first are dropped, the rest times the second, and the keys."""
     below, rescale = mask_numbers(steps.drop)
-    if below and (inputs.keys is None or len(inputs.keys) != len(inputs)):
-        raise ValueError(
-            f"DARE draws one mask per expert: got {inputs.keys and len(inputs.keys)} keys for {len(inputs)}"
-        )
-    keys = np.array(inputs.keys if below else [0] * len(inputs), np.uint64)
-    return np.uint32(below), np.float32(rescale), keys
-
-
-def _flat(tensor: Tensor) -> Tensor:
-    return tensor.reshape(-1)
+    if below and (keys is None or len(keys) != experts):
+        raise ValueError(f"DARE draws one mask per expert: got {keys and len(keys)} keys for {experts}")
+    return np.uint32(below), np.float32(rescale), np.array(keys if below else [0] * experts, np.uint64)
 
 
 def _numbers(tensor: Tensor) -> Any:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from sensmerge.checkpoint import Entry, Source, differences
 from sensmerge.coefficients import Table
-from sensmerge.engine import Cut, Engine, NotFinite
+from sensmerge.engine import Cut, Engine, NotFinite, Setting
 from sensmerge.mergers import Merger
 from sensmerge.seeds import key
 from sensmerge.store import digest
@@ -80,24 +81,17 @@ class Merge:
         self.merger.check(len(self._tasks))
         check_compatible(self.base, self.experts)
 
-    @torch.inference_mode()
     def into(self, name: str, out: Tensor) -> None:
         """Write tensor `name`, merged, into `out`, which has the base's shape and dtype.
 
         Raises ValueError, naming the tensor, where an input, or the result after the cast, is not finite.
         """
-        try:
-            self.engine.merge(
-                self.merger,
-                self.base.tensor(name),
-                [self.experts[task].tensor(name) for task in self._tasks],
-                self.table.weights(name),
-                out,
-                keys=[key(self.seed, task, name) for task in self._tasks] if self.merger.stochastic else None,
-                cuts=self.cuts.setdefault(name, {}),
-            )
-        except NotFinite:
-            raise ValueError(_blame(name, self.base, self.experts, out.dtype)) from None
+        into_all([self], name, [out])
+
+    def setting(self, name: str, out: Tensor) -> Setting:
+        """What is this merge's own of tensor `name`, to go into `out`."""
+        keys = [key(self.seed, task, name) for task in self._tasks] if self.merger.stochastic else None
+        return Setting(self.merger, self.table.weights(name), out, keys, self.cuts.setdefault(name, {}))
 
     def tensors(self, progress: Progress = iter) -> Iterator[tuple[str, Tensor]]:
         """Every tensor of the base, merged, in file order, each in memory of its own."""
@@ -109,15 +103,33 @@ class Merge:
     def entries(self, progress: Progress = iter, skip: Container[str] = ()) -> Iterator[Entry]:
         """The base's entries in file order, the next ones' bytes on their way while one is worked at."""
         entries = [entry for entry in self.base.entries.values() if entry.name not in skip]
-        ahead, asked = 0, 0
+        sources = (self.base, *self.experts.values())
+        ahead, asked, behind = 0, 0, 0
         for entry in progress(entries):
             while asked < len(entries) and ahead < _AHEAD:
-                for reader in (self.base, *self.experts.values()):
-                    reader.prefetch(entries[asked].name)
+                for source in sources:
+                    source.prefetch(entries[asked].name)
                 ahead += entries[asked].nbytes
                 asked += 1
             yield entry
             ahead -= entry.nbytes
+            behind += entry.nbytes
+            if behind >= _AHEAD:
+                behind = 0
+                for source in sources:
+                    source.release()
+
+
+@torch.inference_mode()
+def into_all(merges: Sequence[Merge], name: str, outs: Sequence[Tensor]) -> None:
+    """`Merge.into` for several merges of the same sources on one engine, which reads their tensors once for all."""
+    first = merges[0]
+    inputs = [first.experts[task].tensor(name) for task in sorted(first.experts)]
+    settings = [merge.setting(name, out) for merge, out in zip(merges, outs, strict=True)]
+    try:
+        first.engine.merge(first.base.tensor(name), inputs, settings)
+    except NotFinite:
+        raise ValueError(_blame(name, first.base, first.experts, outs[0].dtype)) from None
 
 
 def _blame(name: str, base: Source, experts: Mapping[str, Source], dtype: torch.dtype) -> str:
@@ -129,23 +141,74 @@ def _blame(name: str, base: Source, experts: Mapping[str, Source], dtype: torch.
     return f"{name} overflows {dtype} when merged: lower the merger's scale"
 
 
+@dataclass(frozen=True)
+class Output:
+    """A checkpoint to come: its directory, and what goes into it.
+
+    card: README.md. recipe: merge.json, what made the weights; a merge of the same recipe that was killed is taken up
+    where it stood.
+    """
+
+    directory: Path
+    merge: Merge
+    card: str
+    recipe: Mapping[str, Any]
+
+
 def write(directory: Path, merge: Merge, *, card: str, recipe: Mapping[str, Any], progress: Progress = iter) -> None:
     """Write a merge as a plain Hugging Face checkpoint with the base's tokenizer and configuration.
 
-    card: README.md. recipe: merge.json, what made the weights; a merge of the same recipe that was killed is taken up
-    where it stood. The directory appears when all of it is complete.
+    The directory appears when all of it is complete. card, recipe: see `Output`.
     """
-    base = merge.base
-    with Writer(directory, list(base.entries.values()), key=digest(recipe)) as writer:
-        for entry in merge.entries(progress, skip=writer.finished):
-            merge.into(entry.name, writer.view(entry.name))
-            writer.done(entry.name)
-        for pattern in _COMPANIONS:
-            for file in sorted(base.path.glob(pattern)):
-                if not file.name.endswith(".index.json"):
-                    shutil.copyfile(file, writer.staging / file.name)
-        (writer.staging / "README.md").write_text(card)
-        (writer.staging / "merge.json").write_text(json.dumps(recipe, indent=2, sort_keys=True))
+    write_all([Output(directory, merge, card, recipe)], progress)
+
+
+def write_all(outputs: Sequence[Output], progress: Progress = iter) -> None:
+    """`write` for several merges of the same sources on one engine: a sweep's points for one reading of its inputs.
+
+    What trimming keeps is found once for all that agree on it. If one fails, none is left.
+
+    Raises ValueError for merges of other sources, and whatever `Writer` and `Merge.into` raise.
+    """
+    first = outputs[0].merge
+    if any(
+        one.merge.base is not first.base or one.merge.engine is not first.engine or one.merge.experts != first.experts
+        for one in outputs
+    ):
+        raise ValueError("merges that are written together must have the same base, experts and engine, opened once")
+    _share_cuts([one.merge for one in outputs])
+    with ExitStack() as stack:
+        writers = [
+            stack.enter_context(Writer(one.directory, list(first.base.entries.values()), key=digest(one.recipe)))
+            for one in outputs
+        ]
+        everywhere = set.intersection(*(writer.finished for writer in writers))
+        for entry in first.entries(progress, skip=everywhere):
+            left = [number for number, writer in enumerate(writers) if entry.name not in writer.finished]
+            outs = [writers[number].view(entry.name) for number in left]
+            into_all([outputs[number].merge for number in left], entry.name, outs)
+            for number in left:
+                writers[number].done(entry.name)
+        for one, writer in zip(outputs, writers, strict=True):
+            _accompany(one, writer.staging)
+
+
+def _share_cuts(merges: Sequence[Merge]) -> None:
+    shared: dict[Any, dict[str, dict[int, Cut]]] = {}
+    for merge in merges:
+        if (steps := merge.merger.steps()) is not None:
+            agreed = (steps.density, steps.drop, merge.seed if steps.drop else None)
+            merge.cuts = shared.setdefault(agreed, merge.cuts)
+
+
+def _accompany(output: Output, staging: Path) -> None:
+    """The files beside the weights."""
+    for pattern in _COMPANIONS:
+        for file in sorted(output.merge.base.path.glob(pattern)):
+            if not file.name.endswith(".index.json"):
+                shutil.copyfile(file, staging / file.name)
+    (staging / "README.md").write_text(output.card)
+    (staging / "merge.json").write_text(json.dumps(output.recipe, indent=2, sort_keys=True))
 
 
 @torch.inference_mode()

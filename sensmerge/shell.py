@@ -132,6 +132,7 @@ class Shell:
             for slot in slots:
                 setattr(slot.module, slot.attribute, slot.empty)
             held.clear()  # or the caller's variable would keep this part alive while the next is loaded
+            self._reader.release()
 
     def whole_head(self) -> nn.Linear:
         """The head with its weights, for good, gradients off; the module [n, d] -> [n, V] is no longer this shell's."""

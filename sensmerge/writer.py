@@ -169,6 +169,8 @@ class Writer:
         def work() -> None:
             for shard in self._shards:
                 os.fsync(shard.file.fileno())
+                if hasattr(mmap, "MADV_DONTNEED"):  # a shared map loses nothing, and its pages no longer count as ours
+                    shard.memory.madvise(mmap.MADV_DONTNEED)
             assert self._journal is not None
             self._note({"synced": finished})
             os.fsync(self._journal.fileno())

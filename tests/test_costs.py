@@ -13,7 +13,7 @@ from plan_fixtures import BLOCK, ENDS, MATRICES, PARAMETERS, TINY
 from experiments import costs, rates
 from experiments.costs import Fit, Weights
 from sensmerge import kernels
-from sensmerge.engine import Engine
+from sensmerge.engine import Engine, Setting
 from sensmerge.mergers import Average, Dare, Merger, Slerp, Ties
 
 
@@ -87,7 +87,7 @@ def test_passes_are_those_the_engine_makes(merger: Merger, times: int, monkeypat
     with Engine(threads=1) as engine:
         for known in (False, True):
             calls.clear()
-            engine.merge(merger, base, experts, torch.ones(2), torch.empty(64), keys=[1, 2], cuts=cuts)
+            engine.merge(base, experts, [Setting(merger, torch.ones(2), torch.empty(64), [1, 2], cuts)])
             made = calls.count("histogram") + ("equals" in calls) + calls.count("merge")
             assert made == costs.passes(merger, "cpu", known=known)
             if not known:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,8 +11,8 @@ import torch
 from test_mergers import oracle_trim, philox
 
 from sensmerge import kernels
-from sensmerge.engine import Cut, Engine, NotFinite
-from sensmerge.mergers import Average, Dare, Merger, Steps, TaskArithmetic, Ties
+from sensmerge.engine import Cut, Engine, NotFinite, Setting
+from sensmerge.mergers import Average, Dare, Merger, Slerp, Steps, TaskArithmetic, Ties
 from sensmerge.seeds import key
 
 MERGERS: list[Merger] = [
@@ -41,7 +42,7 @@ def merged(engine: Engine, merger: Merger, n: int, types: tuple[torch.dtype, ...
     out = torch.empty(n, dtype=types[4])
     base, experts = inputs(n, types)
     with engine:
-        engine.merge(merger, base, experts, WEIGHTS, out, keys=KEYS, **more)
+        engine.merge(base, experts, [Setting(merger, WEIGHTS, out, KEYS, **more)])
     return out
 
 
@@ -59,7 +60,8 @@ def test_shapes_and_places_in_larger_memory() -> None:
     base, experts = inputs(60, TYPES[0])
     memory = torch.full((80,), 7.0, dtype=B)
     with Engine() as engine:
-        engine.merge(Average(), base.view(12, 5), [e.view(12, 5) for e in experts], WEIGHTS, memory[10:70].view(12, 5))
+        window = Setting(Average(), WEIGHTS, memory[10:70].view(12, 5))
+        engine.merge(base.view(12, 5), [e.view(12, 5) for e in experts], [window])
     assert torch.equal(memory[10:70], merged(Engine(compiled=False), Average(), 60, TYPES[0]))
     assert (memory[:10] == 7).all()
     assert (memory[70:] == 7).all()
@@ -97,6 +99,31 @@ def test_cuts_keep_exactly_k_by_a_sort(merger: Merger, types: tuple[torch.dtype,
     assert not torch.equal(merged(Engine(), merger, n, types, cuts=other), first)
 
 
+@pytest.mark.parametrize("types", TYPES, ids=str)
+@pytest.mark.parametrize("compiled", [True, False])
+def test_many_settings_in_one_reading_are_the_same_as_one_by_one(
+    types: tuple[torch.dtype, ...], compiled: bool
+) -> None:
+    """Several pieces each, some settings sharing what trimming keeps, and one that only its definition can compute."""
+    n = (1 << 16) + 4097
+    base, experts = inputs(n, types)
+    cuts: dict[int, Cut] = {}
+    mergers = [*MERGERS, Slerp(t=0.3)]
+    weights = [WEIGHTS * (1 + 0.1 * number) for number in range(len(mergers))]
+    settings = [
+        Setting(merger, weight[:2], torch.empty(n, dtype=types[4]), KEYS[:2])
+        for merger, weight in zip(mergers, weights, strict=True)
+    ]
+    settings += [Setting(Ties(density=0.2, scale=0.5 * s), WEIGHTS[:2], torch.empty(n, dtype=types[4]), cuts=cuts)
+                 for s in (1, 2)]  # fmt: skip
+    with Engine(threads=2, compiled=compiled) as engine:
+        engine.merge(base, experts[:2], settings)
+        for setting in settings:
+            alone = replace(setting, out=torch.empty(n, dtype=types[4]), cuts={})
+            engine.merge(base, experts[:2], [alone])
+            assert torch.equal(setting.out, alone.out), setting.merger
+
+
 def test_words_of_any_stretch_are_the_counters_own() -> None:
     words = np.empty(8, np.uint32)
     kernels.random_words(3, np.uint64(2**64 - 77), words)
@@ -112,19 +139,19 @@ def test_what_is_not_finite_is_refused(engine: Engine, types: tuple[torch.dtype,
         experts[1][7] = value
         out = torch.empty(40, dtype=types[4])
         with engine, pytest.raises(NotFinite):
-            engine.merge(merger, base, experts, WEIGHTS, out)
+            engine.merge(base, experts, [Setting(merger, WEIGHTS, out)])
     big = torch.finfo(types[4]).max
     base = torch.zeros(1, dtype=types[0])
     largest = [torch.tensor([min(big, torch.finfo(dtype).max)], dtype=dtype) for dtype in types[1:4]]
     out = torch.empty(1, dtype=types[4])
     with engine, pytest.raises(NotFinite):
-        engine.merge(TaskArithmetic(scale=30000.0), base, largest, torch.full((3,), 0.25), out)
+        engine.merge(base, largest, [Setting(TaskArithmetic(scale=30000.0), torch.full((3,), 0.25), out)])
     with engine:
-        engine.merge(TaskArithmetic(scale=1.0), base, largest, torch.full((3,), 0.25), out)
+        engine.merge(base, largest, [Setting(TaskArithmetic(scale=1.0), torch.full((3,), 0.25), out)])
     assert torch.isfinite(out).all()
 
 
 def test_masks_need_a_key_for_each_expert() -> None:
     base, experts = inputs(8, TYPES[0])
     with Engine() as engine, pytest.raises(ValueError, match="one mask per expert"):
-        engine.merge(Dare(), base, experts, WEIGHTS, torch.empty(8, dtype=B), keys=KEYS[:2])
+        engine.merge(base, experts, [Setting(Dare(), WEIGHTS, torch.empty(8, dtype=B), KEYS[:2])])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -80,6 +82,71 @@ def test_stream_equals_memory_bit_for_bit_and_loads(family: dict[str, Path], mer
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "README.md", "config.json", "generation_config.json", "merge.json", "model.safetensors",
     ]  # fmt: skip
+
+
+def points(family: dict[str, Path], stack: ExitStack, directory: Path) -> list[merge.Output]:
+    """Four merges of one family: two that agree on what trimming keeps, one that does not, one that does not trim."""
+    base = stack.enter_context(Reader(family["base"]))
+    experts = {task: stack.enter_context(Reader(family[task])) for task in TASKS}
+    engine = stack.enter_context(Engine(threads=2))
+    mergers = [Ties(density=0.3), Ties(density=0.3, scale=0.5), Ties(density=0.6), Dare(drop=0.5)]
+    merges = [Merge(base, experts, merger, table(base.names), engine, seed=4) for merger in mergers]
+    return [merge.Output(directory / str(i), one, f"# {i}", {"point": i}) for i, one in enumerate(merges)]
+
+
+def test_points_written_together_are_those_written_alone(
+    family: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    tensor = Reader.tensor
+    monkeypatch.setattr(Reader, "tensor", lambda self, name: asked.append(name) or tensor(self, name))
+    with ExitStack() as stack:
+        together = points(family, stack, tmp_path / "together")
+        merge.write_all(together)
+        assert len(asked) == 4 * len(together[0].merge.base.names)  # base and three experts, once for all four points
+        assert together[0].merge.cuts is together[1].merge.cuts is not together[2].merge.cuts
+        for one in points(family, stack, tmp_path / "alone"):
+            merge.write(one.directory, one.merge, card=one.card, recipe=one.recipe)
+    for number in range(len(together)):
+        here, there = (tmp_path / side / str(number) for side in ("together", "alone"))
+        assert {p.name: p.read_bytes() for p in here.iterdir()} == {p.name: p.read_bytes() for p in there.iterdir()}
+
+
+def test_points_written_together_are_taken_up_and_share_their_sources(family: dict[str, Path], tmp_path: Path) -> None:
+    class Killed(BaseException):
+        pass
+
+    def stopped(entries: list[Entry]) -> Iterator[Entry]:
+        yield from entries[:3]
+        raise Killed
+
+    with ExitStack() as stack:
+        outputs = points(family, stack, tmp_path / "out")
+        with pytest.raises(Killed):
+            merge.write_all(outputs, stopped)
+        assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["0.part", "1.part", "2.part", "3.part"]
+        worked: list[str] = []
+        merge.write_all(outputs, lambda entries: worked.extend(entry.name for entry in entries) or entries)
+        assert len(worked) == len(outputs[0].merge.base.names) - 3
+        strangers = points(family, stack, tmp_path / "others")
+        with pytest.raises(ValueError, match="same base, experts and engine"):
+            merge.write_all([outputs[0], strangers[1]])
+        with pytest.raises(FileExistsError, match="0 is not empty"):
+            merge.write_all(outputs)
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["0", "1", "2", "3"]
+
+
+def test_a_released_file_is_not_mapped_and_can_be_read_again(family: dict[str, Path]) -> None:
+    with Reader(family["base"]) as reader:
+        name = reader.names[0]
+        first = reader.tensor(name)
+        copy = first.clone()
+        reader.release()
+        assert torch.equal(first, copy)
+        del first
+        maps = Path("/proc/self/maps")
+        assert not maps.exists() or str(family["base"]) not in maps.read_text()
+        assert torch.equal(reader.tensor(name), copy)
 
 
 def test_shards_do_not_matter(family: dict[str, Path], tmp_path: Path) -> None:
