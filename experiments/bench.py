@@ -1,4 +1,4 @@
-"""All benches under one name: `python -m experiments.bench merge|sensitivity|overhead|parity ...`, each with --help."""
+"""All benches under one name: `python -m experiments.bench merge|sweep|sensitivity|overhead|parity`; each has --help."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 BENCHES = {
     "merge": "experiments.bench_merge",
+    "sweep": "experiments.bench_sweep",
     "sensitivity": "experiments.bench_sensitivity",
     "overhead": "experiments.bench_overhead",
     "parity": "experiments.parity",

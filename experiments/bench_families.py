@@ -7,7 +7,7 @@ the numbers mean nothing. One tensor exists at a time, so the largest is made on
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,6 +106,13 @@ def write_checkpoint(path: Path, shape: Shape, *, seed: int, base: Path | None =
         for entry in shape.entries():
             writer.put(entry.name, _expert(entry, seed, source, spread) if source else _base(entry, seed))
         (writer.staging / "config.json").write_text(json.dumps(shape.config(), indent=2))
+
+
+def write_family(path: Path, shape: Shape, tasks: Sequence[str]) -> None:
+    """A base and one expert a task below `path`, but for those that are there."""
+    for number, part in enumerate(("base", *tasks)):
+        if not (path / part).is_dir():
+            write_checkpoint(path / part, shape, seed=number, base=path / "base" if number else None)
 
 
 def _base(entry: Entry, seed: int) -> Tensor:

@@ -36,7 +36,7 @@ import torch
 import yaml
 
 from experiments import provenance
-from experiments.bench_families import SHAPES, write_checkpoint
+from experiments.bench_families import SHAPES, write_family
 from sensmerge import merge
 from sensmerge.checkpoint import Reader
 from sensmerge.coefficients import Evidence, Uniform
@@ -233,9 +233,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     given.work = given.work.resolve()
     family = given.work / given.shape
-    for number, part in enumerate(("base", *TASKS)):
-        if not (family / part).is_dir():
-            write_checkpoint(family / part, SHAPES[given.shape], seed=number, base=family / "base" if number else None)
+    write_family(family, SHAPES[given.shape], TASKS)
     found = measure(given, family, None if given.no_mergekit else mergekit(given.work))
     head = [
         f"`python -m experiments.bench_merge {shlex.join(arguments)}`",

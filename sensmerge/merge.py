@@ -176,7 +176,7 @@ def write_all(outputs: Sequence[Output], progress: Progress = iter) -> None:
         for one in outputs
     ):
         raise ValueError("merges that are written together must have the same base, experts and engine, opened once")
-    _share_cuts([one.merge for one in outputs])
+    share_cuts([one.merge for one in outputs])
     with ExitStack() as stack:
         writers = [
             stack.enter_context(Writer(one.directory, list(first.base.entries.values()), key=digest(one.recipe)))
@@ -193,7 +193,8 @@ def write_all(outputs: Sequence[Output], progress: Progress = iter) -> None:
             _accompany(one, writer.staging)
 
 
-def _share_cuts(merges: Sequence[Merge]) -> None:
+def share_cuts(merges: Sequence[Merge]) -> None:
+    """Let merges of the same sources that agree on what trimming keeps find it once."""
     shared: dict[Any, dict[str, dict[int, Cut]]] = {}
     for merge in merges:
         if (steps := merge.merger.steps()) is not None:
