@@ -1,4 +1,4 @@
-"""All benches under one name: `python -m experiments.bench merge|sweep|sensitivity|overhead|parity`; each has --help."""
+"""All benches under one name: `python -m experiments.bench merge|sweep|sensitivity|overhead|parity` (--help)."""
 
 from __future__ import annotations
 

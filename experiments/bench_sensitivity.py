@@ -115,15 +115,16 @@ def row(given: argparse.Namespace, ours: Side, whole: Side | None) -> str:
     if whole is None:
         return f"{start} | | | {ours.cells()} | | | |"
     worst = max(abs(ours.found[name] - value) / value for name, value in whole.found.items())
-    ratios = f"{ours.seconds / whole.seconds:.2f} | {ours.anonymous / whole.anonymous:.2f}"
+    ratios = f"{ours.seconds / whole.seconds:.2f} | {ours.resident / whole.resident:.2f}"
+    ratios += f" ({ours.anonymous / whole.anonymous:.2f})"
     return f"{start} | {whole.cells()} | {ours.cells()} | {ratios} | {worst:.1e} |"
 
 
 def measure(given: argparse.Namespace, arguments: Sequence[str]) -> dict[str, Side]:
-    """Every side's rounds after one that is not counted, the first side changing with each round."""
+    """Every side's rounds after one that is not counted (unless cold), the first side changing with each round."""
     sides = ["streamed"] if given.streamed_only else ["resident", "streamed"]
     rounds: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
-    for turn in range(given.rounds + 1):
+    for turn in range(given.cold, given.rounds + 1):
         for side in sides if turn % 2 else sides[::-1]:
             command = [sys.executable, "-m", "experiments.bench_sensitivity", *arguments]
             command += ["--side", side, "--checkpoint", str(given.checkpoint)]
@@ -155,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         + ", ".join(f"{package} {version(package)}" for package in ("torch", "transformers")),
         "",
         "| shape | samples x tokens | rounds | resident, s | GiB (anonymous) | streamed, s | GiB (anonymous) "
-        "| ratio s | ratio anonymous | largest difference |",
+        "| ratio s | ratio GiB (anonymous) | largest difference |",
         "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
         row(given, found["streamed"], found.get("resident")),
     ]
@@ -191,6 +192,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=3, help="counted rounds of each side (default: %(default)s)")
     parser.add_argument("--dtype", choices=sorted(models.DTYPES), default="float32", help="default: %(default)s")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (default: %(default)s)")
+    parser.add_argument("--cold", action="store_true", help="no round that is thrown away: where one takes too long")
     parser.add_argument("--spill", action="store_true", help="hidden states in files beside the checkpoint")
     parser.add_argument("--streamed-only", action="store_true", help="where the whole model does not fit")
     parser.add_argument(
