@@ -4,7 +4,8 @@
 
 Base and three experts have random weights (experiments/bench_families.py). Every side is a process of its own and is
 timed from opened files to a checkpoint on the disk, imports not; the whole command's time is given beside it. A first
-round of each is thrown away (files are in the page cache then, compiled loops in theirs), and the sides take turns.
+round of each is thrown away (files are in the page cache then, compiled loops in theirs), and the sides take turns,
+every second time in reverse.
 Memory is read off /proc by this process: anonymous memory has to be there, the rest is pages of mapped files.
 The floor is the bytes of the inputs read once and those of the output written once, through mapped files and fsync, by
 as many threads, with nothing computed. mergekit lives in a virtual environment of its own below DIR, made if need be.
@@ -80,15 +81,20 @@ class Pass:
     file: int
 
 
+def experts_of(family: Path) -> list[str]:
+    return sorted(path.name for path in family.iterdir() if path.name != "base")
+
+
 def ours(family: Path, name: str, out: Path, threads: int) -> float:
     """Seconds from opened files to the checkpoint."""
     with ExitStack() as stack:
-        base, *experts = (stack.enter_context(Reader(family / part)) for part in ("base", *TASKS))
+        base, *experts = (stack.enter_context(Reader(family / part)) for part in ("base", *experts_of(family)))
         engine = stack.enter_context(Engine(threads=threads))
         importlib.import_module("sensmerge.kernels")
         start = time.perf_counter()
-        table = Uniform().table(Evidence(list(TASKS), base.names))
-        merged = merge.Merge(base, dict(zip(TASKS, experts, strict=True)), MERGERS[name], table, engine)
+        tasks = experts_of(family)
+        table = Uniform().table(Evidence(tasks, base.names))
+        merged = merge.Merge(base, dict(zip(tasks, experts, strict=True)), MERGERS[name], table, engine)
         merge.write(out, merged, card="", recipe={"merger": name})
         return time.perf_counter() - start
 
@@ -96,7 +102,7 @@ def ours(family: Path, name: str, out: Path, threads: int) -> float:
 def floor(family: Path, out: Path, threads: int) -> float:
     """Seconds to read every input once and write the output once, with nothing computed."""
     with ExitStack() as stack:
-        base, *experts = (stack.enter_context(Reader(family / part)) for part in ("base", *TASKS))
+        base, *experts = (stack.enter_context(Reader(family / part)) for part in ("base", *experts_of(family)))
         pool = stack.enter_context(ThreadPoolExecutor(threads))
         start = time.perf_counter()
         with Writer(out, list(base.entries.values())) as writer:
@@ -166,7 +172,7 @@ def mergekit(work: Path) -> Path | None:
 def their_config(family: Path, name: str) -> dict[str, Any]:
     """mergekit's YAML for the same merge of the same checkpoints."""
     method, parameters = _THEIRS[name]
-    models = [{"model": str(family / task), "parameters": parameters} for task in TASKS]
+    models = [{"model": str(family / task), "parameters": parameters} for task in experts_of(family)]
     config = {"merge_method": method, "models": models, "dtype": "bfloat16"}
     if method != "linear":
         config |= {"base_model": str(family / "base"), "parameters": {"normalize": False}}
@@ -174,7 +180,7 @@ def their_config(family: Path, name: str) -> dict[str, Any]:
 
 
 def measure(given: argparse.Namespace, family: Path, python: Path | None) -> dict[str, list[Pass]]:
-    """Passes by side: "floor", "ours ties", "mergekit ties", ...; the first of each is not counted."""
+    """Passes by side: "floor", "ours ties", "mergekit ties", ...; the first of each is not counted, unless cold."""
     out = given.work / "out"
     me = [sys.executable, "-m", "experiments.bench_merge", "--work", str(given.work), "--threads", str(given.threads)]
     me += ["--family", str(family)]
@@ -186,8 +192,8 @@ def measure(given: argparse.Namespace, family: Path, python: Path | None) -> dic
             path.write_text(yaml.safe_dump(their_config(family, name)))
             sides[f"mergekit {name}"] = [str(python), "-c", THEIR_SIDE, str(path), str(out)]
     found: dict[str, list[Pass]] = {side: [] for side in sides}
-    for turn in range(given.rounds + 1):
-        for side, command in sides.items():
+    for turn in range(given.cold, given.rounds + 1):
+        for side, command in list(sides.items())[:: 1 if turn % 2 else -1]:
             shutil.rmtree(out, ignore_errors=True)
             one = watched(command)
             sys.stderr.write(f"round {turn} {side}: {one.seconds:.2f} s, {one.anonymous / 2**20:.0f} MiB anonymous\n")
@@ -233,12 +239,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     given.work = given.work.resolve()
     family = given.work / given.shape
-    write_family(family, SHAPES[given.shape], TASKS)
+    write_family(family, SHAPES[given.shape], TASKS[: given.experts])
     found = measure(given, family, None if given.no_mergekit else mergekit(given.work))
     head = [
         f"`python -m experiments.bench_merge {shlex.join(arguments)}`",
-        f"{date.today()}, {provenance.bench_machine()}, {given.threads} threads, base and three experts, bf16, "
-        f"{given.rounds} rounds",
+        f"{date.today()}, {provenance.bench_machine()}, {given.threads} threads, base and {given.experts} "
+        f"experts, bf16, {given.rounds} rounds",
         "",
         "| merger | who | s (range) | whole command, s | anonymous, MiB | file pages, MiB | s / floor | times faster |",
         "|---|---|--:|--:|--:|--:|--:|--:|",
@@ -258,6 +264,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--shape", choices=sorted(SHAPES), default="0.13b", help="default: %(default)s")
     parser.add_argument("--mergers", default=",".join(MERGERS), help="default: %(default)s")
     parser.add_argument("--rounds", type=int, default=3, help="counted rounds of each side (default: %(default)s)")
+    parser.add_argument("--cold", action="store_true", help="no round that is thrown away: where one takes too long")
+    parser.add_argument("--experts", type=int, choices=range(1, 4), default=3, help="default: %(default)s")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: %(default)s")
     parser.add_argument("--no-mergekit", action="store_true", help="only our side and the floor")
     parser.add_argument("--keep", action="store_true", help="leave the checkpoints there")

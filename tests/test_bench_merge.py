@@ -63,10 +63,14 @@ def test_rounds_take_turns_and_the_first_does_not_count(
         return Pass(float(len(ran)), 0.0, 0, 0)
 
     monkeypatch.setattr(bench_merge, "watched", run)
-    given = argparse.Namespace(work=tmp_path, threads=1, mergers="ties", rounds=2)
+    given = argparse.Namespace(work=tmp_path, threads=1, mergers="ties", rounds=2, cold=False)
     found = bench_merge.measure(given, family, Path("python"))
-    assert ran == ["floor", "ties", "mergekit"] * 3
-    assert [one.seconds for one in found["mergekit ties"]] == [6.0, 9.0]
+    sides = ["floor", "ties", "mergekit"]
+    assert ran == [*sides[::-1], *sides, *sides[::-1]]
+    assert [one.seconds for one in found["mergekit ties"]] == [6.0, 7.0]
+    ran.clear()
+    given.cold = True
+    assert [len(passes) for passes in bench_merge.measure(given, family, None).values()] == [2, 2]
     config = yaml.safe_load((tmp_path / "ties.yml").read_text())
     assert config == their_config(family, "ties")
     assert config["models"][0] == {"model": str(family / "code"), "parameters": {"weight": 1.0, "density": 0.2}}
