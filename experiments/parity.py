@@ -29,7 +29,7 @@ from sensmerge.checkpoint import Entry, Reader
 from sensmerge.coefficients import Evidence, Uniform
 from sensmerge.engine import Engine
 from sensmerge.merge import Merge
-from sensmerge.mergers import Average, Merger, Slerp, TaskArithmetic, Ties
+from sensmerge.mergers import Average, Breadcrumbs, Merger, Slerp, TaskArithmetic, Ties
 from sensmerge.seeds import generator
 from sensmerge.writer import Writer
 
@@ -40,6 +40,11 @@ CASES: dict[str, tuple[Merger, tuple[str, ...], dict[str, Any]]] = {
     "average": (Average(), _TASKS, {"merge_method": "linear", "weight": 1.0}),
     "task_arithmetic": (TaskArithmetic(scale=0.3), _TASKS, {"merge_method": "task_arithmetic", "weight": 0.3}),
     "ties": (Ties(density=0.5), _TASKS, {"merge_method": "ties", "weight": 1.0, "density": 0.5, "normalize": True}),
+    "breadcrumbs": (
+        Breadcrumbs(density=0.5, gamma=0.25, inner=TaskArithmetic(scale=0.3)),
+        _TASKS,
+        {"merge_method": "breadcrumbs", "weight": 0.3, "density": 0.5, "gamma": 0.25, "normalize": False},
+    ),
     "slerp": (Slerp(t=0.3), ("math",), {"merge_method": "slerp", "t": 0.3}),
 }
 

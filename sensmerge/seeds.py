@@ -22,13 +22,14 @@ def generator(seed: int, *names: str) -> torch.Generator:
     return torch.Generator().manual_seed(state - (1 << 64) if state >> 63 else state)
 
 
-def random_words(key: int, n: int, device: torch.device | str = "cpu") -> Tensor:
-    """`n` random integers in 0 .. 2^32 - 1, int64 [n]: word i is word i % 4 of Philox4x32-10 at counter i // 4.
+def random_words(key: int, n: int, device: torch.device | str = "cpu", *, start: int = 0) -> Tensor:
+    """Words start .. start + n - 1, random integers in 0 .. 2^32 - 1, int64 [n]: word i is word i % 4 of Philox4x32-10
+    at counter i // 4.
 
     A word depends on the key and its position alone, so any piece of a tensor can be drawn anywhere, in any order.
     (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"; ten rounds, counter (i // 4, 0, 0, 0).)
     """
-    counter = torch.arange((n + 3) // 4, dtype=torch.int64, device=device)
+    counter = torch.arange(start // 4, (start + n + 3) // 4, dtype=torch.int64, device=device)
     zero = torch.zeros_like(counter)
     words = [counter & _WORD, counter >> 32, zero, zero]
     low, high = key & _WORD, key >> 32
@@ -41,4 +42,4 @@ def random_words(key: int, n: int, device: torch.device | str = "cpu") -> Tensor
             left & _WORD,
         ]
         low, high = (low + 0x9E3779B9) & _WORD, (high + 0xBB67AE85) & _WORD
-    return torch.stack(words, 1).flatten()[:n]
+    return torch.stack(words, 1).flatten()[start % 4 :][:n]

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from sensmerge.seeds import random_words
 
+_AT_ONCE = 1 << 22  # numbers whose ranks, probabilities and random words exist together
+
 
 def keep_largest(tau: Tensor, density: float) -> Tensor:
     """`tau` [*s] with exactly k = max(1, round(density * n)) entries kept, those largest in magnitude, the rest zero.
@@ -17,17 +19,39 @@ def keep_largest(tau: Tensor, density: float) -> Tensor:
     >>> keep_largest(torch.tensor([1.0, -3.0, 1.0, 2.0]), 0.75)
     tensor([ 1., -3.,  0.,  2.])
     """
+    return torch.where(_largest(tau, _share(density, tau.numel())), tau, 0.0)
+
+
+def drop_outliers(tau: Tensor, density: float, gamma: float) -> Tensor:
+    """`tau` [*s] without its round(gamma * n) largest magnitudes; of the others the k = max(1, round(density * n))
+    largest are kept, equal ones as in `keep_largest`, and the rest is zero. (Model Breadcrumbs, arXiv 2312.06795.)
+
+    Where gamma and density leave too little, fewer outliers go: what is kept is the share asked for, at any size.
+
+    >>> drop_outliers(torch.tensor([1.0, -3.0, 0.5, 2.0]), density=0.5, gamma=0.25)
+    tensor([1., 0., 0., 2.])
+    """
     n = tau.numel()
-    k = max(1, round(density * n))
-    if k >= n:
-        return tau
+    k = _share(density, n)
+    top = min(round(gamma * n), n - k)
+    return torch.where(_largest(tau, top + k) & ~_largest(tau, top), tau, 0.0)
+
+
+def _share(density: float, n: int) -> int:
+    return max(1, round(density * n))
+
+
+def _largest(tau: Tensor, k: int) -> Tensor:
+    """Which entries of `tau` [*s] are its k largest in magnitude, [*s] bool; zeros may be left out."""
+    n = tau.numel()
+    if k <= 0 or k >= n:
+        return torch.full_like(tau, k > 0, dtype=torch.bool)
     size = tau.abs().flatten()
     threshold = _kth_largest(size, k)
-    if threshold == 0:  # everything that is not zero already is kept
-        return tau
-    keep, equal = size > threshold, size == threshold
-    keep |= _first(equal, k - int(keep.sum()))
-    return torch.where(keep.view_as(tau), tau, 0.0)
+    keep = size > threshold
+    if threshold > 0:  # else everything that is not zero is kept
+        keep |= _first(size == threshold, k - int(keep.sum()))
+    return keep.view_as(tau)
 
 
 def _kth_largest(size: Tensor, k: int) -> Tensor:
@@ -84,3 +108,26 @@ def mask_numbers(drop: float) -> tuple[int, float]:
     True
     """
     return min(round(drop * 2**32), 2**32 - 1), 1.0 / (1.0 - drop)
+
+
+def drop_by_rank(tau: Tensor, density: float, epsilon: float, key: int) -> Tensor:
+    """`tau` [*s] with entries kept with probability p and then divided by it, p rising with magnitude within each row.
+
+    A row is what the last dimension holds, d entries. The one of rank r by magnitude (0 the smallest, equal ones in
+    order of position) has p = density - epsilon + 2 epsilon r / (d - 1); a row of one entry has p = density. The
+    expectation is `tau`. (DELLA's MAGPRUNE, arXiv 2406.11617, section 3.1.) The mask is drawn as in `drop_random`.
+    """
+    rows = tau.reshape(-1, tau.shape[-1] if tau.dim() else 1)
+    length, out = rows.shape[1], torch.empty_like(rows)
+    lowest, highest = (density - epsilon, density + epsilon) if length > 1 else (density, density)
+    by_rank = torch.linspace(lowest, highest, length, dtype=torch.float64).to(tau.device)
+    at_once = max(1, _AT_ONCE // length)
+    for start in range(0, len(rows), at_once):
+        some = rows[start : start + at_once]
+        order = some.abs().sort(stable=True).indices
+        p = torch.empty(some.shape, dtype=torch.float64, device=tau.device)
+        p.scatter_(1, order, by_rank.expand_as(some))
+        words = random_words(key, some.numel(), tau.device, start=start * length).view_as(some)
+        keep = words >= ((1 - p) * 2**32).round_().long()
+        out[start : start + at_once] = torch.where(keep, some / p.float(), 0.0)
+    return out.view_as(tau)

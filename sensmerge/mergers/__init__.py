@@ -2,8 +2,10 @@
 
 from sensmerge.mergers.arithmetic import Average, TaskArithmetic
 from sensmerge.mergers.base import Merger, Steps
+from sensmerge.mergers.breadcrumbs import Breadcrumbs
 from sensmerge.mergers.dare import Dare
+from sensmerge.mergers.della import Della
 from sensmerge.mergers.slerp import Slerp
 from sensmerge.mergers.ties import Ties
 
-__all__ = ["Average", "Dare", "Merger", "Slerp", "Steps", "TaskArithmetic", "Ties"]
+__all__ = ["Average", "Breadcrumbs", "Dare", "Della", "Merger", "Slerp", "Steps", "TaskArithmetic", "Ties"]
