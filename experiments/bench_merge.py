@@ -7,8 +7,8 @@ timed from opened files to a checkpoint on the disk, imports not; the whole comm
 round of each is thrown away (files are in the page cache then, compiled loops in theirs), and the sides take turns,
 every second time in reverse.
 Memory is read off /proc by this process: anonymous memory has to be there, the rest is pages of mapped files.
-The floor is the bytes of the inputs read once and those of the output written once, through mapped files and fsync, by
-as many threads, with nothing computed. mergekit lives in a virtual environment of its own below DIR, made if need be.
+The floor is the bytes of the inputs read once, through mapped files, and those of the output written once and synced,
+by as many threads, with nothing computed. mergekit lives in a virtual environment below DIR, made if need be.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
 
@@ -41,9 +40,9 @@ from experiments.bench_families import SHAPES, write_family
 from sensmerge import merge
 from sensmerge.checkpoint import Reader
 from sensmerge.coefficients import Evidence, Uniform
-from sensmerge.engine import Engine
+from sensmerge.engine import STEP, Engine
 from sensmerge.mergers import Average, Dare, Merger, TaskArithmetic, Ties
-from sensmerge.writer import Writer
+from sensmerge.writer import Place, Writer
 
 TASKS = ("code", "general", "math")
 MERGERS: dict[str, Merger] = {
@@ -107,24 +106,22 @@ def floor(family: Path, out: Path, threads: int) -> float:
         start = time.perf_counter()
         with Writer(out, list(base.entries.values())) as writer:
             for name in base.names:
-                source, target = _words(base.tensor(name)), _words(writer.view(name))
+                source, place = base.tensor(name).reshape(-1), writer.place(name)
                 others = [_words(expert.tensor(name)) for expert in experts]
-                step = -(-len(source) // threads)
-                pieces = [slice(at, at + step) for at in range(0, len(source), step)]
-                list(pool.map(lambda piece, s=source, t=target, o=others: _touch(piece, s, t, o), pieces))
+                pieces = [slice(at, min(at + STEP, len(source))) for at in range(0, len(source), STEP)]
+                list(pool.map(lambda piece, s=source, p=place, o=others: _touch(piece, s, p, o), pieces))
                 writer.done(name)
         return time.perf_counter() - start
 
 
-def _touch(piece: slice, source: Any, target: Any, others: Sequence[Any]) -> None:
-    np.copyto(target[piece], source[piece])
+def _touch(piece: slice, source: torch.Tensor, place: Place, others: Sequence[Any]) -> None:
+    place.put(piece, source[piece])
     for other in others:
         other[piece].max(initial=0)
 
 
 def _words(tensor: torch.Tensor) -> Any:
-    flat = tensor.reshape(-1).view(torch.uint8).numpy()
-    return flat.view(np.uint64) if len(flat) % 8 == 0 and flat.ctypes.data % 8 == 0 else flat
+    return tensor.reshape(-1).view(torch.int16).numpy()
 
 
 def watched(command: Sequence[str]) -> Pass:
