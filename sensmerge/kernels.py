@@ -142,6 +142,27 @@ def _task_vector(
 
 
 @register_jitable
+def _add_weighted(base: Any, widened: Any, address: Any, start: Any, weight: Any, first: Any, total: Any) -> Any:
+    """Add weight * (expert - base) to `total` [m], or put it there if it is the first; the rest as `_task_vector`.
+
+    One loop for what needs no second look at the task vector.
+    """
+    expert = carray(_pointer(address), (len(base),), base.dtype)[start : start + len(total)]
+    peak = np.uint32(0)
+    if first:
+        for i in range(len(total)):
+            tau = _widen(expert[i]) - widened[i]
+            peak = max(peak, _bits(tau) & _MAGNITUDE)
+            total[i] = tau * weight
+    else:
+        for i in range(len(total)):
+            tau = _widen(expert[i]) - widened[i]
+            peak = max(peak, _bits(tau) & _MAGNITUDE)
+            total[i] += tau * weight
+    return peak
+
+
+@register_jitable
 def _trim(row: Any, place: Any, threshold: Any, last: Any) -> None:
     """Zero what is smaller in magnitude than `threshold` (bits), or equal to it and behind position `last`."""
     if place + len(row) - 1 <= last:
@@ -206,6 +227,9 @@ def merge(
         b, total = origin_tile[:m], sums[:m]
         _load(base[start : start + m], b)
         for k in range(len(experts)):
+            if mode == LINEAR and below == np.uint32(0):
+                peak = max(peak, _add_weighted(base, b, experts[k], start, weights[k], k == 0, total))
+                continue
             row, w = weighted[k, :m], weights[k]
             found = _task_vector(base, b, experts[k], origin, start, below, rescale, keys[k], words, row)
             peak = max(peak, found)
@@ -225,12 +249,9 @@ def merge(
             continue
         if mode == DISJOINT:
             _disjoint_mean(weighted, majority, sign[:m], count[:m], total)
-        else:
-            for i in range(m):
-                total[i] /= divisor
         target = out[start : start + m]
         for i in range(m):
-            value = b[i] + scale * total[i]
+            value = b[i] + scale * (total[i] / divisor)
             largest = max(largest, _bits(value) & _MAGNITUDE)
             target[i] = _narrow(value, target[i])
     return peak, largest, votes
