@@ -21,7 +21,7 @@ from sensmerge.mergers import Steps
 
 T = TypeVar("T")
 STEP = 1 << 20  # numbers a piece: long enough that Python between two pieces does not show
-_SHARED_STEP = 1 << 16  # where several merges take turns at a piece: what they all read stays in the cache
+_SHARED_STEP = 1 << 18  # where several merges take turns at a piece: what they all read stays in the cache
 
 
 @dataclass
