@@ -129,11 +129,19 @@ def _blame(name: str, base: Source, experts: Mapping[str, Source], dtype: torch.
     return f"{name} overflows {dtype} when merged: lower the merger's scale"
 
 
-def write(directory: Path, merge: Merge, *, card: str, recipe: Mapping[str, Any], progress: Progress = iter) -> None:
-    """Write a merge as a plain Hugging Face checkpoint with the base's tokenizer and configuration.
+def write(
+    directory: Path,
+    merge: Merge,
+    *,
+    card: str,
+    recipe: Mapping[str, Any],
+    shell: Path | None = None,
+    progress: Progress = iter,
+) -> None:
+    """Write a merge as a plain Hugging Face checkpoint with the tokenizer and configuration in `shell`.
 
-    card: README.md. recipe: merge.json, what made the weights; a merge of the same recipe that was killed is taken up
-    where it stood. The directory appears when all of it is complete.
+    shell: None takes the base's directory. card: README.md. recipe: merge.json, what made the weights; a merge of the
+    same recipe that was killed is taken up where it stood. The directory appears when all of it is complete.
     """
     base = merge.base
     with Writer(directory, list(base.entries.values()), key=digest(recipe)) as writer:
@@ -141,7 +149,7 @@ def write(directory: Path, merge: Merge, *, card: str, recipe: Mapping[str, Any]
             merge.into(entry.name, writer.view(entry.name))
             writer.done(entry.name)
         for pattern in _COMPANIONS:
-            for file in sorted(base.path.glob(pattern)):
+            for file in sorted((shell or base.path).glob(pattern)):
                 if not file.name.endswith(".index.json"):
                     shutil.copyfile(file, writer.staging / file.name)
         (writer.staging / "README.md").write_text(card)
