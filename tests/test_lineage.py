@@ -125,6 +125,12 @@ def test_adapters_and_bin_shards_are_planned_as_they_are(spec: RunSpec, world: P
     assert stages["merge"].host == plain["merge"].host + 3 * 4 * 256, "the one tensor that is made, and its parts"
     assert stages["merge"].note == "5 passes over 3 checkpoints, 1 of them made from the base and an adapter"
     assert made.disks == whole.disks == ()
+    streamed = [
+        plan.of(one, machine=here(memory=2000)).stages[0]
+        for one in (asked, of(spec, world, code="folded", math="math"))
+    ]
+    assert [stage.note.partition(";")[0] for stage in streamed] == ["streamed"] * 2
+    assert streamed[0].host == streamed[1].host + 3 * 4 * 256
     assert (lora.mismatches, old.mismatches) == ((), ())
 
 
