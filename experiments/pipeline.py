@@ -157,6 +157,7 @@ def _record(
             "samples": {} if calibrated is None else calibrated.samples,
             "data": provenance.data_digests(spec.suite, family.data),
         },
+        "vocabulary": family.layout and family.layout.report.to_json(),  # null: every row is where it is stored
         "coefficients": None if calibrated is None else calibrated.to_json(),
         "results": {
             name: {

@@ -147,21 +147,30 @@ class Output:
     """A checkpoint to come: its directory, and what goes into it.
 
     card: README.md. recipe: merge.json, what made the weights; a merge of the same recipe that was killed is taken up
-    where it stood.
+    where it stood. shell: the directory of its tokenizer and configuration; None is the base's.
     """
 
     directory: Path
     merge: Merge
     card: str
     recipe: Mapping[str, Any]
+    shell: Path | None = None
 
 
-def write(directory: Path, merge: Merge, *, card: str, recipe: Mapping[str, Any], progress: Progress = iter) -> None:
-    """Write a merge as a plain Hugging Face checkpoint with the base's tokenizer and configuration.
+def write(
+    directory: Path,
+    merge: Merge,
+    *,
+    card: str,
+    recipe: Mapping[str, Any],
+    shell: Path | None = None,
+    progress: Progress = iter,
+) -> None:
+    """Write a merge as a plain Hugging Face checkpoint, with a tokenizer and configuration.
 
-    The directory appears when all of it is complete. card, recipe: see `Output`.
+    The directory appears when all of it is complete. card, recipe, shell: see `Output`.
     """
-    write_all([Output(directory, merge, card, recipe)], progress)
+    write_all([Output(directory, merge, card, recipe, shell)], progress)
 
 
 def write_all(outputs: Sequence[Output], progress: Progress = iter) -> None:
@@ -206,7 +215,7 @@ def share_cuts(merges: Sequence[Merge]) -> None:
 def _accompany(output: Output, staging: Path) -> None:
     """The files beside the weights."""
     for pattern in _COMPANIONS:
-        for file in sorted(output.merge.base.path.glob(pattern)):
+        for file in sorted((output.shell or output.merge.base.path).glob(pattern)):
             if not file.name.endswith(".index.json"):
                 shutil.copyfile(file, staging / file.name)
     (staging / "README.md").write_text(output.card)
