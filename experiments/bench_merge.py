@@ -4,8 +4,8 @@
 
 Base and three experts have random weights (experiments/bench_families.py). Every side is a process of its own and is
 timed from opened files to a checkpoint on the disk, imports not; the whole command's time is given beside it. A first
-round of each is thrown away (files are in the page cache then, compiled loops in theirs), and the sides take turns,
-every second time in reverse.
+round of each is thrown away, the files are read before every pass, and the sides take turns, every second time in
+reverse.
 Memory is read off /proc by this process: anonymous memory has to be there, the rest is pages of mapped files.
 The floor is the bytes of the inputs read once, through mapped files, and those of the output written once and synced,
 by as many threads, with nothing computed. mergekit lives in a virtual environment below DIR, made if need be.
@@ -192,12 +192,21 @@ def measure(given: argparse.Namespace, family: Path, python: Path | None) -> dic
     for turn in range(given.cold, given.rounds + 1):
         for side, command in list(sides.items())[:: 1 if turn % 2 else -1]:
             shutil.rmtree(out, ignore_errors=True)
+            _warm(family)
             one = watched(command)
             sys.stderr.write(f"round {turn} {side}: {one.seconds:.2f} s, {one.anonymous / 2**20:.0f} MiB anonymous\n")
             if turn:
                 found[side].append(one)
     shutil.rmtree(out, ignore_errors=True)
     return found
+
+
+def _warm(family: Path) -> None:
+    """Read every file, so that each side finds them in the page cache whatever the one before it pushed out."""
+    for path in family.glob("*/*.safetensors"):
+        with path.open("rb", buffering=0) as file:
+            while file.read(2**24):
+                pass
 
 
 def rows(found: dict[str, list[Pass]]) -> list[str]:
