@@ -144,7 +144,7 @@ def _send(directory: Path, shown: mirrors.Mirror, tracking: Tracking, mode: Lite
             entity=tracking.entity,
             group=tracking.group or shown.group,
             job_type=shown.job_type,
-            id=shown.id,  # with `resume` left out, what the server has under it is replaced, not continued
+            id=shown.id,  # `resume` is left out: what the server has under it is to be replaced, not continued
             name=shown.name,
             dir=staging,
             config=shown.config,
