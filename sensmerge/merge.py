@@ -176,7 +176,7 @@ def write(
 def write_all(outputs: Sequence[Output], progress: Progress = iter) -> None:
     """`write` for several merges of the same sources on one engine: a sweep's points for one reading of its inputs.
 
-    What trimming keeps is found once for all that agree on it. If one fails, none is left.
+    What trimming keeps is found once for all that agree on it. If one fails before all are computed, none is left.
 
     Raises ValueError for merges of other sources, and whatever `Writer` and `Merge.into` raise.
     """

@@ -30,7 +30,7 @@ _SYNC_BYTES = 512 * 2**20  # of finished tensors, then they are sent to the disk
 
 
 class Place:
-    """One tensor's bytes in a file, as `engine.Setting` takes them: written piece by piece, from any thread."""
+    """One tensor's bytes in a file, as `loops.Setting` takes them: written piece by piece, from any thread."""
 
     _scratch = threading.local()  # a piece's memory for each thread, kept: fresh pages would have to be cleared
 

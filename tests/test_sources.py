@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import weights
+from input_fixtures import EMBED, QUERY, adapter
 from safetensors.torch import load_file, save_file
 from test_pickled import pickled, same
 from torch import Tensor
@@ -23,20 +23,6 @@ from sensmerge.engine import Engine
 from sensmerge.mergers import TaskArithmetic, Ties
 from sensmerge.sources import is_adapter, open_source
 
-EMBED = "model.embed_tokens.weight"
-QUERY = "model.layers.1.self_attn.q_proj"
-
-
-def lora(folder: Path) -> Path:
-    """Rank 2, alpha 6, on one query projection (16 x 16)."""
-    folder.mkdir()
-    draw = torch.Generator().manual_seed(1)
-    factors = {"lora_A.weight": torch.randn(2, 16, generator=draw), "lora_B.weight": torch.randn(16, 2, generator=draw)}
-    named = {f"base_model.model.{QUERY}.{part}": factor for part, factor in factors.items()}
-    save_file(named, folder / "adapter_model.safetensors")
-    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 6}))
-    return folder
-
 
 def whole(folder: Path, family: dict[str, Path], state: Mapping[str, Tensor]) -> Path:
     """A checkpoint of `state` with the base's configuration."""
@@ -47,7 +33,7 @@ def whole(folder: Path, family: dict[str, Path], state: Mapping[str, Tensor]) ->
 
 
 def test_what_lies_there_is_opened(family: dict[str, Path], tmp_path: Path) -> None:
-    with open_source(family["base"]) as base, open_source(lora(tmp_path / "lora"), base) as adapted:
+    with open_source(family["base"]) as base, open_source(adapter(tmp_path / "lora"), base) as adapted:
         assert type(base) is Reader
         assert isinstance(adapted, Adapter)
         assert is_adapter(tmp_path / "lora")
@@ -107,7 +93,7 @@ def test_dtypes_may_differ(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", ["auto", "float32"])
 def test_load_source_is_load(family: dict[str, Path], tmp_path: Path, dtype: str) -> None:
     """Of a whole checkpoint, what transformers makes of it; of an adapter, what it makes of the folded weights."""
-    with Reader(family["base"]) as base, Adapter(lora(tmp_path / "lora"), base) as adapted:
+    with Reader(family["base"]) as base, Adapter(adapter(tmp_path / "lora"), base) as adapted:
         folded = {name: adapted.tensor(name).to(torch.bfloat16) for name in adapted.names}
         pairs = [(models.load_source(base, family["base"], dtype=dtype), family["base"])]
         if dtype == "auto":  # a checkpoint of bf16 has rounded already what an adapter gives in fp32
@@ -163,7 +149,7 @@ def test_a_family_of_all_kinds_merges_as_if_materialised(
     tied = {**state["math"], "lm_head.weight": state["math"][EMBED]}
     pickled(tmp_path / "old", tied, 2)
     whole(tmp_path / "resized", family, {**state["code"], EMBED: torch.cat([state["code"][EMBED].flip(0), extra])})
-    paths = {"general": lora(tmp_path / "lora"), "math": tmp_path / "old", "code": tmp_path / "resized"}
+    paths = {"general": adapter(tmp_path / "lora"), "math": tmp_path / "old", "code": tmp_path / "resized"}
     tokenizer(family["base"], base_tokens)
     tokenizer(paths["code"], code_tokens)
 
