@@ -113,7 +113,7 @@ class Submitted:
         import submitit
 
         place = sweeps.read(self.directory).place(self.index)
-        sweeps.note(place, "requeued", {key: value for key, value in sweeps.noted(place).items() if key != "at"})
+        sweeps.note(place, "requeued", sweeps.noted(place))
         return submitit.helpers.DelayedSubmission(self)
 
 

@@ -23,6 +23,7 @@ from experiments.sweeps import Job, Sweep
 
 LIVE = ("running", "queued")
 _SETTLED = ("failed", "timed out")  # what a job says of itself that nothing else is asked about
+_TITLED = ("model", "merger", "scaling", "seed", "experiment", "study")  # what a run's title says already
 STATES = ("done", *LIVE, "failed", "timed out", "cancelled", "killed", "missing")
 
 
@@ -131,21 +132,28 @@ def last_line(path: Path) -> str:
 
 
 def table(found: Sequence[Row]) -> str:
-    """A line for each job and the counts. What all jobs' overrides share is left out."""
-    shared = set.intersection(*(set(row.job.overrides) for row in found)) if len(found) > 1 else set()
+    """A line for each job and the counts."""
+    apart = varied([row.job for row in found])
     lines = [("job", "state", "run", "took", "SLURM", "")]
-    for row in found:
-        name = row.job.directory or " ".join(o for o in row.job.overrides if o not in shared) or "-"
-        varied = " ".join(o for o in row.job.overrides if o not in shared and o.split("=")[0] not in _TITLED)
-        note = "; ".join(filter(None, [varied if row.job.directory else "", row.note]))
+    for row, overrides in zip(found, apart, strict=True):
+        told = [one for one in overrides if one.split("=")[0] not in _TITLED] if row.job.directory else []
         took = "-" if row.seconds is None else f"{row.seconds:.0f} s"
+        note = "; ".join(filter(None, [" ".join(told), row.note]))
+        name = row.job.directory or " ".join(overrides) or "-"
         lines.append((str(row.job.index), row.state, name, took, row.job.slurm or "-", note))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     return "\n".join([*text, counts(found)]) + "\n"
 
 
-_TITLED = ("model", "merger", "scaling", "seed", "experiment", "study")  # what a run's title says already
+def varied(jobs: Sequence[Job]) -> list[list[str]]:
+    """For each job the overrides that not all of them have.
+
+    >>> varied([Job(0, ("seed=0", "threads=1")), Job(1, ("seed=1", "threads=1"))])
+    [['seed=0'], ['seed=1']]
+    """
+    shared = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
+    return [[one for one in job.overrides if one not in shared] for job in jobs]
 
 
 def counts(found: Sequence[Row]) -> str:

@@ -141,7 +141,7 @@ def thaw(place: Path) -> Frozen:
 
 def note(place: Path, state: str, facts: Mapping[str, Any]) -> None:
     """Say what a job has come to."""
-    write_json(place / "state.json", {"state": state, **facts})
+    write_json(place / "state.json", {**facts, "state": state})
 
 
 def noted(place: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ LAYERS = {
     "run.py": {"experiments"},
     "hydra_plugins": {"experiments"},
 }
-LAUNCHER = {f"hydra_plugins/sensmerge_launcher/{name}.py" for name in ("config", "launchers")}
+LAUNCHER = {f"hydra_plugins/sensmerge_launcher/{name}.py" for name in ("base", "config", "launchers")}
 ALLOWED = {
     "hydra": {"run.py", "experiments/job.py", *LAUNCHER},
     "omegaconf": {"run.py", "experiments/job.py", *LAUNCHER},
