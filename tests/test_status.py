@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import doctest
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from experiments import slurm, source, status, sweeps
+from experiments import job, slurm, source, status, sweeps, workers
 from experiments.sweeps import Job, Sweep
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -208,3 +210,10 @@ def test_a_change_of_code_is_named_file_by_file(tmp_path: Path) -> None:
     assert source.differences(then, then) == []
     assert source.digest(then) != source.digest(now)
     assert {"run.py", "experiments/source.py", "sensmerge/merge.py"} <= set(source.files())
+
+
+@pytest.mark.parametrize("module", [job, slurm, status, workers])
+def test_docstrings(module: ModuleType) -> None:
+    outcome = doctest.testmod(module)
+    assert outcome.attempted
+    assert not outcome.failed

@@ -16,7 +16,7 @@ import pytest
 from pipeline_fixtures import root, spec  # noqa: F401
 from sweep_fixtures import ROOT, Project, until
 
-from experiments import job, pipeline, sweeps, workers
+from experiments import job, pipeline, slurm, sweeps, workers
 from experiments.records import load
 from experiments.spec import Output, RunSpec
 from sensmerge.coefficients import Sens, Shuffled
@@ -72,6 +72,15 @@ def test_sigterm_is_told_apart_by_what_slurm_says(tmp_path: Path, monkeypatch: p
         with pytest.raises(job.Stopped), job.attempt(tmp_path / "job"):
             os.kill(os.getpid(), signal.SIGTERM)
         assert sweeps.noted(tmp_path / "job")["state"] == state, shown
+
+
+def test_a_job_that_slurm_starts_again_says_so(tmp_path: Path) -> None:
+    sweep = sweeps.Sweep(sweeps.create(tmp_path, None), "slurm", (), None, "", {}, "", {})
+    sweep.write()
+    with pytest.raises(SystemExit), job.attempt(sweep.place(0)):
+        slurm.Submitted(sweep.directory, 0, False).checkpoint()
+        sys.exit(-1)  # as submitit does then
+    assert sweeps.noted(sweep.place(0))["state"] == "requeued"
 
 
 def test_workers_end_with_their_jobs_and_share_the_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
