@@ -6,8 +6,8 @@
 #   eval "$(tests/slurm/cluster.sh start DIR)"      # starts it; prints `export SLURM_CONF=...` for those who use it
 #   tests/slurm/cluster.sh stop DIR                 # cancels what runs, ends exactly these processes
 #
-# CPUS (default 2) and GPUS (default 0) are what the node claims to have; its GPUs are device nodes without a device, which
-# only root can make.
+# CPUS (default 2), MEMORY (MB, 4000) and GPUS (0) are what the node claims to have; its GPUs are device nodes without a
+# device, which only root can make.
 set -euo pipefail
 
 dir=$(realpath -m "${2:?usage: cluster.sh start|stop DIR}")
@@ -59,7 +59,7 @@ InactiveLimit=0
 KillWait=5
 OverTimeLimit=0
 GresTypes=gpu
-NodeName=$host NodeAddr=127.0.0.1 CPUs=${CPUS:-2} RealMemory=4000 $gres State=UNKNOWN
+NodeName=$host NodeAddr=127.0.0.1 CPUs=${CPUS:-2} RealMemory=${MEMORY:-4000} $gres State=UNKNOWN
 PartitionName=test Nodes=$host Default=YES MaxTime=INFINITE State=UP
 EOF
 }
