@@ -101,7 +101,7 @@ def attempt(place: Path) -> Iterator[dict[str, Any]]:
     with `kill`, scancel, preemption and the end of SLURM's time limit, ends the attempt as Stopped.
     """
     facts: dict[str, Any] = {"pid": os.getpid(), "host": socket.gethostname(), "slurm": slurm.here()}
-    with sweeps.holding(place), _stoppable():
+    with sweeps.holding(place), stoppable():
         (place / "error.txt").unlink(missing_ok=True)
         facts["started"] = time.time()
         sweeps.note(place, "running", facts)
@@ -136,7 +136,8 @@ def _state(error: BaseException, place: Path) -> str:
 
 
 @contextmanager
-def _stoppable() -> Iterator[None]:
+def stoppable() -> Iterator[None]:
+    """SIGTERM raises Stopped, once."""
     if threading.current_thread() is not threading.main_thread():  # only that one may set handlers
         yield
         return

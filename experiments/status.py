@@ -43,7 +43,23 @@ def rows(sweep: Sweep, known: Mapping[str, str] | None = None) -> list[Row]:
     if known is None:
         known = slurm.states(job.slurm for job in sweep.jobs if job.slurm and not _settled(sweep, job))
     launching = sweeps.held(sweep.directory)
-    return [_row(sweep, job, known, launching) for job in sweep.jobs]
+    earlier = {
+        name: _by_index(sweep.directory.parent / name) for name, _ in filter(None, (j.follows for j in sweep.jobs))
+    }
+    return [_row(sweep, job, known, launching, earlier) for job in sweep.jobs]
+
+
+def _by_index(directory: Path) -> dict[int, Row]:
+    try:
+        return {row.job.index: row for row in rows(sweeps.read(directory))}
+    except FileNotFoundError:
+        return {}
+
+
+def live(runs: Path) -> dict[str, Row]:
+    """Directories of the runs that SLURM has a job for, waiting or running, in whatever sweep."""
+    found = (row for sweep in sweeps.every(runs) if sweep.launcher == "slurm" for row in rows(sweep))
+    return {row.job.directory: row for row in found if row.state in LIVE and row.job.slurm and row.job.directory}
 
 
 def of_study(found: Sequence[Sweep], study: str) -> list[Row]:
@@ -66,7 +82,9 @@ def _settled(sweep: Sweep, job: Job) -> bool:
     return sweeps.noted(sweep.place(job.index)).get("state") in ("done", *_SETTLED)
 
 
-def _row(sweep: Sweep, job: Job, known: Mapping[str, str], launching: bool) -> Row:
+def _row(
+    sweep: Sweep, job: Job, known: Mapping[str, str], launching: bool, earlier: Mapping[str, Mapping[int, Row]]
+) -> Row:
     said = sweeps.noted(sweep.place(job.index))
     state, note = said.get("state", ""), said.get("why", "")
     record = sweep.runs / str(said.get("directory", job.directory)) / "record.json"
@@ -78,7 +96,10 @@ def _row(sweep: Sweep, job: Job, known: Mapping[str, str], launching: bool) -> R
     elif state in _SETTLED:
         pass
     elif job.follows:
-        state, note = _followed(sweep, job.follows)
+        name, index = job.follows
+        other = earlier[name].get(index)
+        state, note = (other.state, other.note) if other else ("missing", "which is gone")
+        note = f"left to job {index} of sweep {name}" + (f": {note}" if note else "")
     else:
         state, note = _open(sweep, job, state, note, known.get(job.slurm or ""), launching)
     return Row(sweep, job, state, note, said.get("seconds"))
@@ -103,16 +124,6 @@ def _open(sweep: Sweep, job: Job, state: str, note: str, word: str | None, launc
     if launching and not job.slurm:
         return "queued", ""
     return "missing", _end(sweep, job, f"SLURM says {word}" if word else "never started")
-
-
-def _followed(sweep: Sweep, follows: tuple[str, int]) -> tuple[str, str]:
-    name, index = follows
-    try:
-        other = sweeps.read(sweep.directory.parent / name)
-    except FileNotFoundError:
-        return "missing", f"left to sweep {name}, which is gone"
-    (row,) = [row for row in rows(other) if row.job.index == index]
-    return row.state, f"left to job {index} of sweep {name}" + (f": {row.note}" if row.note else "")
 
 
 def _end(sweep: Sweep, job: Job, otherwise: str) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -50,8 +49,8 @@ def run(
 ) -> None:
     """Run these jobs, `count` at a time; `ended(index, exit status)` as each ends (a negative status is a signal's).
 
-    Where there are devices, jobs that run at the same time are spread over them. KeyboardInterrupt and SIGTERM end the
-    jobs too.
+    Where there are devices, jobs that run at the same time are spread over them. An exception that comes while they
+    run, as by Ctrl-C, ends them too.
     """
     free: SimpleQueue[str | None] = SimpleQueue()
     for number in range(count):
@@ -72,6 +71,8 @@ def run(
             alive[index] = subprocess.Popen(
                 words, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment
             )
+            if stopping.is_set():  # while it was being started
+                alive[index].terminate()
             status = alive[index].wait()
         del alive[index]
         free.put(device)
@@ -85,7 +86,7 @@ def run(
         except BaseException:
             stopping.set()
             for process in list(alive.values()):
-                process.send_signal(signal.SIGTERM)
+                process.terminate()
             raise
 
 

@@ -120,6 +120,14 @@ def test_a_job_left_to_an_earlier_sweep_has_its_state(tmp_path: Path) -> None:
     assert state(later) == ("failed", f"left to job 1 of sweep {earlier.name}: E: x")
 
 
+def test_what_slurm_still_has_is_found_by_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = made(tmp_path, Job(0, (), slurm="5_0"), Job(1, (), slurm="5_1"), Job(2, (), slurm="5_2"))
+    sweeps.note(sweep.place(1), "failed", {})
+    answers = {"5_0": "PENDING", "5_1": "RUNNING", "5_2": "CANCELLED"}
+    monkeypatch.setattr(slurm, "states", lambda ids: {one: answers[one] for one in ids})
+    assert {name: row.state for name, row in status.live(tmp_path).items()} == {"run-0": "queued"}
+
+
 def test_a_job_that_died_before_python_shows_what_its_shell_said(tmp_path: Path) -> None:
     sweep = made(tmp_path, Job(0, (), slurm="5_0"))
     log = sweep.directory / "slurm" / "5_0" / "5_0_0_log.err"

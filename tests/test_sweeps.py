@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections import Counter
 from pathlib import Path
 
@@ -96,6 +97,19 @@ def test_workers_end_with_their_jobs_and_share_the_gpus(tmp_path: Path, monkeypa
     used = [(sweep.place(index) / "log").read_text().strip() for index in range(4)]
     assert set(used) == {"4", "6"}
     assert used[0] != used[1]
+
+
+def test_workers_take_their_jobs_with_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "python"
+    script.write_text("#!/bin/sh\nexec sleep 60\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    sweep = sweeps.Sweep(tmp_path / "runs" / "sweeps" / "s", "", (), None, "", {}, "", {})
+    ended: dict[int, int] = {}
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    with pytest.raises(job.Stopped), job.stoppable():
+        workers.run(sweep, range(6), 2, [], lambda index, code: ended.update({index: code}))
+    assert ended == {0: -signal.SIGTERM, 1: -signal.SIGTERM}
 
 
 # ---- whole sweeps

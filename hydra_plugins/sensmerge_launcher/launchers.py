@@ -16,6 +16,7 @@ from hydra_plugins.sensmerge_launcher.base import SweepLauncher, look, outcomes
 
 if TYPE_CHECKING:
     from experiments.plan import Command
+    from experiments.status import Row
     from experiments.sweeps import Job
 
 log = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ class ParallelLauncher(SweepLauncher):
 
     def start(self, jobs: Sequence[Job], configs: dict[int, DictConfig], specs: dict[int, Command]) -> dict[int, Any]:
         from experiments import workers
+        from experiments.job import stoppable
 
         assert self.sweep is not None
         sweep, devices = self.sweep, workers.gpus()
@@ -69,7 +71,8 @@ class ParallelLauncher(SweepLauncher):
         def ended(index: int, code: int) -> None:
             log.info("#%d %s : %s", index, f"ended with {code}" if code else "done", said[index])
 
-        workers.run(sweep, list(said), count, devices, ended, *flags)
+        with stoppable():
+            workers.run(sweep, list(said), count, devices, ended, *flags)
         return outcomes(sweep)
 
 
@@ -93,10 +96,11 @@ class SlurmLauncher(SweepLauncher):
         return dataclasses.replace(spec, device="cuda") if spec.device == "auto" and asks else spec
 
     def start(self, jobs: Sequence[Job], configs: dict[int, DictConfig], specs: dict[int, Command]) -> dict[int, Any]:
-        from experiments import slurm
+        from experiments import slurm, status
 
         assert self.sweep is not None
-        chosen = {job.index: self._left_out(job, specs[job.index]) for job in jobs}
+        live = status.live(self.sweep.runs)
+        chosen = {job.index: self._left_out(job, specs[job.index], live) for job in jobs}
         wanted = [index for index, job in chosen.items() if not job.kept and job.follows is None]
         numbers: list[str] = []
         if wanted:
@@ -111,20 +115,16 @@ class SlurmLauncher(SweepLauncher):
         log.info("%d jobs submitted, %d finished before, %d live in earlier sweeps", len(wanted), kept, live)
         return self._waited() if self.wait else {}
 
-    def _left_out(self, job: Job, spec: Command) -> Job:
+    def _left_out(self, job: Job, spec: Command, live: dict[str, Row]) -> Job:
         """`job`, marked if it need not be submitted: its run is finished, or an earlier sweep's job will do it."""
-        from experiments import pipeline, status, sweeps
+        from experiments import pipeline
 
-        assert self.sweep is not None
         if pipeline.is_complete(spec):
             pipeline.join(spec)
             return dataclasses.replace(job, kept=True)
-        for sweep in reversed(sweeps.every(self.sweep.runs)):
-            same = tuple(other for other in sweep.jobs if other.slurm and other.directory == job.directory)
-            for row in status.rows(dataclasses.replace(sweep, jobs=same)) if same else ():
-                if row.state in status.LIVE:
-                    log.info("#%d is %s already: job %d of sweep %s", job.index, row.state, row.job.index, sweep.name)
-                    return dataclasses.replace(job, follows=(sweep.name, row.job.index))
+        if row := live.get(str(job.directory)):
+            log.info("#%d is %s already: job %d of sweep %s", job.index, row.state, row.job.index, row.sweep.name)
+            return dataclasses.replace(job, follows=(row.sweep.name, row.job.index))
         return job
 
     def _waited(self, every: float = 5.0) -> dict[int, Any]:
