@@ -29,13 +29,18 @@ STATES = ("done", *LIVE, "failed", "timed out", "cancelled", "killed", "missing"
 
 @dataclass(frozen=True)
 class Row:
-    """One job and its state, one of STATES. note: why. seconds: of its last attempt, if that has ended."""
+    """One job and its state, one of STATES.
+
+    note: why. seconds: of its last attempt, if that has ended. directory: of its run, relative to `runs`; the one it
+    turned out to be, where the job has said so.
+    """
 
     sweep: Sweep
     job: Job
     state: str
     note: str = ""
     seconds: float | None = None
+    directory: str | None = None
 
 
 def rows(sweep: Sweep, known: Mapping[str, str] | None = None) -> list[Row]:
@@ -87,8 +92,9 @@ def _row(
 ) -> Row:
     said = sweeps.noted(sweep.place(job.index))
     state, note = said.get("state", ""), said.get("why", "")
-    record = sweep.runs / str(said.get("directory", job.directory)) / "record.json"
-    written = record.stat().st_mtime if job.directory and record.is_file() else None
+    directory = said.get("directory", job.directory)
+    record = sweep.runs / str(directory) / "record.json"
+    written = record.stat().st_mtime if directory and record.is_file() else None
     if state == "done":
         state, note = ("done", "") if written else ("missing", f"it was done, but {record} is gone")
     elif written and written > said.get("at", 0.0):  # by whomever: a sweep that was issued again, or one beside it
@@ -102,7 +108,7 @@ def _row(
         note = f"left to job {index} of sweep {name}" + (f": {note}" if note else "")
     else:
         state, note = _open(sweep, job, state, note, known.get(job.slurm or ""), launching)
-    return Row(sweep, job, state, note, said.get("seconds"))
+    return Row(sweep, job, state, note, said.get("seconds"), directory)
 
 
 def _open(sweep: Sweep, job: Job, state: str, note: str, word: str | None, launching: bool) -> tuple[str, str]:
@@ -147,10 +153,10 @@ def table(found: Sequence[Row]) -> str:
     apart = varied([row.job for row in found])
     lines = [("job", "state", "run", "took", "SLURM", "")]
     for row, overrides in zip(found, apart, strict=True):
-        told = [one for one in overrides if one.split("=")[0] not in _TITLED] if row.job.directory else []
+        told = [one for one in overrides if one.split("=")[0] not in _TITLED] if row.directory else []
         took = "-" if row.seconds is None else f"{row.seconds:.0f} s"
         note = "; ".join(filter(None, [" ".join(told), row.note]))
-        name = row.job.directory or " ".join(overrides) or "-"
+        name = row.directory or " ".join(overrides) or "-"
         lines.append((str(row.job.index), row.state, name, took, row.job.slurm or "-", note))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]

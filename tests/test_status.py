@@ -120,6 +120,14 @@ def test_a_job_left_to_an_earlier_sweep_has_its_state(tmp_path: Path) -> None:
     assert state(later) == ("failed", f"left to job 1 of sweep {earlier.name}: E: x")
 
 
+def test_a_job_that_turned_out_to_be_another_run_is_shown_as_that(tmp_path: Path) -> None:
+    sweep = made(tmp_path, Job(0, ()))
+    finish(sweep, 1)
+    sweeps.note(sweep.place(0), "done", {"directory": "run-1"})
+    assert state(sweep) == ("done", "")
+    assert "run-1" in status.table(status.rows(sweep))
+
+
 def test_what_slurm_still_has_is_found_by_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sweep = made(tmp_path, Job(0, (), slurm="5_0"), Job(1, (), slurm="5_1"), Job(2, (), slurm="5_2"))
     sweeps.note(sweep.place(1), "failed", {})
