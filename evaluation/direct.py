@@ -34,12 +34,12 @@ class Direct:
 
         ValueError if they did not have that many items.
         """
-        import datasets
         import lm_eval
+        from datasets import config
         from lm_eval.tasks import TaskManager
 
         evaluate: Any = lm_eval.evaluate
-        users, datasets.config.HF_DATASETS_CACHE = datasets.config.HF_DATASETS_CACHE, self._cache
+        users, config.HF_DATASETS_CACHE = config.HF_DATASETS_CACHE, self._cache
         try:
             started = time.perf_counter()
             manager = TaskManager(include_path=str(folder), include_defaults=False)
@@ -49,7 +49,7 @@ class Direct:
             found = evaluate(lm=self._lm, task_dict=loaded, bootstrap_iters=0, log_samples=True)
             seconds = time.perf_counter() - started
         finally:
-            datasets.config.HF_DATASETS_CACHE = users
+            config.HF_DATASETS_CACHE = users
         evaluated = sum(len({one["doc_id"] for one in logged}) for logged in found["samples"].values())
         if evaluated != items:
             raise ValueError(f"lm-eval evaluated {evaluated} items, this project {items}")

@@ -4,11 +4,11 @@
 
 Base and three experts have random weights (experiments/bench_families.py). Every side is a process of its own and is
 timed from opened files to a checkpoint on the disk, imports not; the whole command's time is given beside it. A first
-round of each is thrown away (files are in the page cache then, compiled loops in theirs), and the sides take turns,
-every second time in reverse.
+round of each is thrown away, the files are read before every pass, and the sides take turns, every second time in
+reverse.
 Memory is read off /proc by this process: anonymous memory has to be there, the rest is pages of mapped files.
-The floor is the bytes of the inputs read once and those of the output written once, through mapped files and fsync, by
-as many threads, with nothing computed. mergekit lives in a virtual environment of its own below DIR, made if need be.
+The floor is the bytes of the inputs read once, through mapped files, and those of the output written once and synced,
+by as many threads, with nothing computed. mergekit lives in a virtual environment below DIR, made if need be.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
 
@@ -41,9 +40,9 @@ from experiments.bench_families import SHAPES, write_family
 from sensmerge import merge
 from sensmerge.checkpoint import Reader
 from sensmerge.coefficients import Evidence, Uniform
-from sensmerge.engine import Engine
+from sensmerge.engine import STEP, Engine
 from sensmerge.mergers import Average, Dare, Merger, TaskArithmetic, Ties
-from sensmerge.writer import Writer
+from sensmerge.writer import Place, Writer
 
 TASKS = ("code", "general", "math")
 MERGERS: dict[str, Merger] = {
@@ -107,24 +106,22 @@ def floor(family: Path, out: Path, threads: int) -> float:
         start = time.perf_counter()
         with Writer(out, list(base.entries.values())) as writer:
             for name in base.names:
-                source, target = _words(base.tensor(name)), _words(writer.view(name))
+                source, place = base.tensor(name).reshape(-1), writer.place(name)
                 others = [_words(expert.tensor(name)) for expert in experts]
-                step = -(-len(source) // threads)
-                pieces = [slice(at, at + step) for at in range(0, len(source), step)]
-                list(pool.map(lambda piece, s=source, t=target, o=others: _touch(piece, s, t, o), pieces))
+                pieces = [slice(at, min(at + STEP, len(source))) for at in range(0, len(source), STEP)]
+                list(pool.map(lambda piece, s=source, p=place, o=others: _touch(piece, s, p, o), pieces))
                 writer.done(name)
         return time.perf_counter() - start
 
 
-def _touch(piece: slice, source: Any, target: Any, others: Sequence[Any]) -> None:
-    np.copyto(target[piece], source[piece])
+def _touch(piece: slice, source: torch.Tensor, place: Place, others: Sequence[Any]) -> None:
+    place.put(piece, source[piece])
     for other in others:
         other[piece].max(initial=0)
 
 
 def _words(tensor: torch.Tensor) -> Any:
-    flat = tensor.reshape(-1).view(torch.uint8).numpy()
-    return flat.view(np.uint64) if len(flat) % 8 == 0 and flat.ctypes.data % 8 == 0 else flat
+    return tensor.reshape(-1).view(torch.int16).numpy()
 
 
 def watched(command: Sequence[str]) -> Pass:
@@ -195,12 +192,21 @@ def measure(given: argparse.Namespace, family: Path, python: Path | None) -> dic
     for turn in range(given.cold, given.rounds + 1):
         for side, command in list(sides.items())[:: 1 if turn % 2 else -1]:
             shutil.rmtree(out, ignore_errors=True)
+            _warm(family)
             one = watched(command)
             sys.stderr.write(f"round {turn} {side}: {one.seconds:.2f} s, {one.anonymous / 2**20:.0f} MiB anonymous\n")
             if turn:
                 found[side].append(one)
     shutil.rmtree(out, ignore_errors=True)
     return found
+
+
+def _warm(family: Path) -> None:
+    """Read every file, so that each side finds them in the page cache whatever the one before it pushed out."""
+    for path in family.glob("*/*.safetensors"):
+        with path.open("rb", buffering=0) as file:
+            while file.read(2**24):
+                pass
 
 
 def rows(found: dict[str, list[Pass]]) -> list[str]:

@@ -168,7 +168,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _checkpoint(given: argparse.Namespace) -> Iterator[Path]:
     """The checkpoint, made if it was not kept by an earlier call."""
     if given.keep:
-        path = (given.work / given.shape).resolve()
+        path = (given.work / given.shape / "base").resolve()  # where the other benches look for it
         if not path.is_dir():
             write_checkpoint(path, SHAPES[given.shape], seed=0)
         yield path

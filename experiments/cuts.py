@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from experiments.prepare import Prepared
-from sensmerge.engine import Cut
+from sensmerge.loops import Cut
 from sensmerge.mergers import Merger
 
 _VERSION = 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,14 +46,13 @@ _APART = 1.06  # factor between the rules' places at one T
 _MOST_ANNOTATED = 12  # columns; with more, numbers in the cells of a heat map can no longer be read
 
 
-def heatmap(tasks: Sequence[str], blocks: Sequence[Sequence[float]]) -> Image.Image:
-    """K * sigma, experts by blocks [K][L], as an RGBA image."""
+def image(draw: Callable[[], Figure]) -> Image.Image:
+    """What `draw` draws, as an RGBA image of 200 dots an inch."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image
 
     with style():
-        figure = _figure(0.9 + 0.25 * len(tasks))
-        _weights(figure.subplots(), tasks, blocks)
+        figure = draw()
         figure.set_dpi(200)
         canvas = FigureCanvasAgg(figure)
         canvas.draw()

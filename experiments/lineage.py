@@ -1,25 +1,32 @@
 """A family's members by the headers of their files: what is here, what is not yet, how experts differ from the base.
 
-Nothing is trained, downloaded or converted. A few tensors are read where distances are asked for, otherwise none.
+Nothing is trained or downloaded. A few tensors are read where distances are asked for, otherwise none.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from experiments import inputs
+from experiments.families import Members
 from experiments.families.checkpoints import Checkpoints, Source
 from experiments.families.smollm import SmolLM
 from experiments.families.tiny import TASKS, Tiny
 from experiments.spec import RunSpec
+from sensmerge.adapters import WEIGHTS, Adapter
+from sensmerge.aligned import holds_tokens
 from sensmerge.blocks import block_of, count_blocks, is_derived
-from sensmerge.checkpoint import DTYPES, Entry, Reader, differences
+from sensmerge.checkpoint import DTYPES, Entry, differences
+from sensmerge.sources import is_adapter, open_source
 
 _SETTINGS = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
              "vocab_size", "rope_theta", "tie_word_embeddings")  # fmt: skip
@@ -30,16 +37,25 @@ _UNBUILT = "not built yet: it will be trained first"
 @dataclass(frozen=True)
 class Found:
     """A member as far as it is here. path: None if it has yet to come. entries: None if nothing is known of its
-    tensors. converts: its weights are here, and will be written once more as safetensors."""
+    tensors. factors: bytes of an adapter's own weights. made: bytes of the largest tensor that is in no file as the
+    merge has it. aligned: the tensors as the merge has them where rows for tokens were moved, else None."""
 
     path: Path | None = None
     entries: Mapping[str, Entry] | None = None
     note: str = ""
-    converts: bool = False
+    factors: int = 0
+    made: int = 0
+    aligned: Mapping[str, Entry] | None = None
 
     @property
     def nbytes(self) -> int:
-        return sum(entry.nbytes for entry in (self.entries or {}).values())
+        """Of its own files."""
+        return self.factors or sum(entry.nbytes for entry in (self.entries or {}).values())
+
+    @property
+    def merged(self) -> Mapping[str, Entry] | None:
+        """The tensors as the merge has them."""
+        return self.entries if self.aligned is None else self.aligned
 
 
 @dataclass(frozen=True)
@@ -77,9 +93,9 @@ def locate(spec: RunSpec) -> tuple[dict[str, Found], Path | None]:
     """
     family, cache, data = spec.model, spec.output.cache, spec.output.data
     if isinstance(family, Checkpoints):
-        sources = {"base": family.base, **dict(sorted(family.experts.items()))}
-        place = cache / "families" / family.name
-        return {member: _source(source, place / member) for member, source in sources.items()}, data
+        base = _source("base", family.base, None)
+        experts = {task: _source(task, source, base) for task, source in sorted(family.experts.items())}
+        return {"base": base, **experts}, data
     if isinstance(family, Tiny):
         home = family.directory(cache)
         paths, data = {member: home / member for member in ("base", *TASKS)}, home / "data"
@@ -92,6 +108,30 @@ def locate(spec: RunSpec) -> tuple[dict[str, Found], Path | None]:
             "such a family lies once it is built"
         )
     return {m: _read(path) if path.is_dir() else Found(note=_UNBUILT) for m, path in paths.items()}, data
+
+
+def line_up(spec: RunSpec, found: Mapping[str, Found]) -> tuple[dict[str, Found], list[str], list[str]]:
+    """`found` with rows for tokens as the merge has them; what was done to them, and why the run would refuse them."""
+    policy = spec.model.vocabulary if isinstance(spec.model, Checkpoints) else None
+    paths = {member: one.path for member, one in found.items() if one.path is not None}
+    if policy is None or len(paths) < len(found):
+        return dict(found), [] if policy is None else ["vocabularies are compared once every member is here"], []
+    members = Members(paths.pop("base"), paths, None, policy)
+    try:
+        layout = inputs.line_up(members)
+    except ValueError as error:
+        return dict(found), [], [str(error)]
+    if layout is None:
+        return dict(found), [], []
+    with ExitStack() as stack:
+        entries = {member: source.entries for member, source in inputs.opened(members, layout, stack).items()}
+    aligned = {member: _aligned(found[member], entries[member]) for member in layout.moved}
+    return {**found, **aligned}, layout.said(), []
+
+
+def _aligned(found: Found, entries: Mapping[str, Entry]) -> Found:
+    rows = max(entry.nbytes for entry in entries.values() if holds_tokens(entry.name))
+    return dataclasses.replace(found, aligned=entries, made=max(found.made, rows))
 
 
 def compare(member: str, found: Found, base: Found, *, deep: bool = False) -> Lineage:
@@ -107,9 +147,12 @@ def compare(member: str, found: Found, base: Found, *, deep: bool = False) -> Li
         settings = tuple(
             f"{name} {own[name]}, the base's is {theirs[name]}"
             for name in _SETTINGS
-            if name in own and name in theirs and own[name] != theirs[name]
+            if name in own
+            and name in theirs
+            and own[name] != theirs[name]
+            and not (name == "vocab_size" and found.aligned)
         )
-        mismatches = tuple(sorted(differences(base.entries, entries)))
+        mismatches = tuple(sorted(differences(base.merged or {}, found.merged or {})))
         if deep and found.path is not None and base.path is not None:
             distances = _distances(found.path, base.path)
     return Lineage(
@@ -133,43 +176,35 @@ def sampled(entries: Mapping[str, Entry]) -> Iterator[str]:
         yield from dict.fromkeys(matrices[:1] + matrices[-1:])
 
 
-def _read(path: Path) -> Found:
-    with Reader(path) as reader:
-        return Found(path, reader.entries, str(path))
+def _read(path: Path, base: Found | None = None) -> Found:
+    """base: what an adapter is on; its tensors are unknown while that is not here."""
+    if base is None or not is_adapter(path):
+        with open_source(path) as source:
+            return Found(path, source.entries, str(path))
+    factors = sum((path / name).stat().st_size for name in WEIGHTS if (path / name).is_file())
+    if base.path is None:
+        return Found(path, None, f"{path}, an adapter on the base", factors)
+    with open_source(base.path) as under, Adapter(path, under) as adapter:
+        made = max((adapter.entries[name].nbytes for name in adapter.changed), default=0)
+        return Found(path, adapter.entries, f"{path}, an adapter on the base", factors, made)
 
 
-def _source(source: Source, made: Path) -> Found:
-    """made: below which name a conversion of it is kept."""
+def _source(member: str, source: Source, base: Found | None) -> Found:
     if source.id is not None and source.path is None:
-        return _hub(source.id, source.revision, made)
+        return _hub(source.id, source.revision, base)
     if why := source.problem():
-        raise ValueError(f"{made.name} of family {made.parent.name!r}: {why}")
+        raise ValueError(f"{member}: {why}")
     assert source.path is not None
-    return _local(source.path, made)
+    return _read(source.path, base)
 
 
-def _local(folder: Path, made: Path) -> Found:
-    if next(folder.glob("model*.safetensors"), None):
-        return _read(folder)
-    kept = sorted(made.parent.glob(f"{made.name}-????????????"), key=lambda path: path.stat().st_mtime)
-    if kept:
-        return _read(kept[-1])
-    for pattern, how in (
-        ("pytorch_model*.bin", "rewritten as safetensors"),
-        ("adapter_model.*", "folded into the base"),
-    ):
-        if next(folder.glob(pattern), None):
-            return Found(note=f"{folder}, {how} by the first run", converts=True)
-    raise FileNotFoundError(f"{folder} holds neither safetensors nor .bin weights nor a LoRA adapter")
-
-
-def _hub(name: str, revision: str | None, made: Path) -> Found:
+def _hub(name: str, revision: str | None, base: Found | None) -> Found:
     import huggingface_hub
     from huggingface_hub import errors
 
     try:
         folder = Path(huggingface_hub.snapshot_download(name, revision=revision, local_files_only=True))
-        return _local(folder, made)
+        return _read(folder, base)
     except FileNotFoundError:  # not in the cache, or not all of it
         pass
     try:
@@ -194,7 +229,7 @@ def _settings(path: Path | None) -> dict[str, Any]:
 
 def _distances(expert: Path, base: Path) -> dict[str, float]:
     found = {}
-    with Reader(base) as ours, Reader(expert) as theirs:
+    with open_source(base) as ours, open_source(expert, ours) as theirs:
         for name in sampled(ours.entries):
             if name in theirs.entries and theirs.entries[name].shape == ours.entries[name].shape:
                 origin, other = ours.tensor(name).float(), theirs.tensor(name).float()

@@ -18,10 +18,9 @@ import torch
 from filelock import FileLock, Timeout
 
 from evaluation.record import Result
-from experiments import preflight, provenance, stages
+from experiments import preflight, provenance, stages, tracking
 from experiments.prepare import Prepared, prepare, verify
 from experiments.spec import Member, RunSpec
-from experiments.tracking import Identity, Tracker
 from sensmerge.store import write_json
 
 log = logging.getLogger(__name__)
@@ -40,13 +39,16 @@ def run(spec: RunSpec, config: Mapping[str, Any] | None = None) -> dict[str, Any
     if spec.threads:
         torch.set_num_threads(spec.threads)
     family = prepare(spec)
-    wanted = [spec.reference(member) for member in ["base", *family.tasks]] if spec.references else []
-    unfinished = [one for one in [*wanted, spec] if not finished(one, family)]
+    members = [spec.reference(member) for member in ["base", *family.tasks]] if spec.references else []
+    references = [one for one in members if one.run_id != spec.run_id]
+    unfinished = {one.run_id for one in [*references, spec] if not finished(one, family)}
     if unfinished:
         verify(spec, family)
-    for reference in unfinished:
-        if reference.run_id != spec.run_id:
+    for reference in references:
+        if reference.run_id in unfinished:
             _run_locked(reference, None, family)
+        else:
+            tracking.keep(reference.directory, spec.tracking)
     return _run_locked(spec, config, family)
 
 
@@ -102,9 +104,11 @@ def _run_locked(spec: RunSpec, config: Mapping[str, Any] | None, family: Prepare
             if spec.output.checkpoint and not isinstance(spec.merger, Member):
                 subject = stages.merge_recipe(spec, family, stages.calibrate(spec, family))
                 stages.write_checkpoint(spec, family, subject)
-            return done
-        with _log_file(spec.directory / "run.log"), _failure_report(spec.directory / "error.txt"):
-            return _execute(spec, config, family)
+        else:
+            with _log_file(spec.directory / "run.log"), _failure_report(spec.directory / "error.txt"):
+                done = _execute(spec, config, family)
+        tracking.keep(spec.directory, spec.tracking)
+        return done
     finally:
         lock.release()
 
@@ -113,21 +117,20 @@ def _execute(spec: RunSpec, config: Mapping[str, Any] | None, family: Prepared) 
     log.info("run %s (%s)", spec.title, spec.run_id)
     clock = Clock()
     before = family.store.asked.copy()
-    with Tracker(spec.tracking, _mirror(spec), config or spec.identity()) as tracker:
-        if isinstance(spec.merger, Member):
-            calibrated, subject = None, stages.member(family, spec.merger)
-        else:
-            calibrated = clock("calibrate", lambda: stages.calibrate(spec, family))
-            subject = stages.merge_recipe(spec, family, calibrated)
-        results = clock("evaluate", lambda: stages.evaluate(spec, family, subject))
-        for name, result in results.items():
-            write_json(spec.directory / "outcomes" / f"{name}.json", [dataclasses.asdict(o) for o in result.outcomes])
-        if spec.output.checkpoint and not isinstance(spec.merger, Member):
-            clock("write", lambda: stages.write_checkpoint(spec, family, subject))
-        record = _record(spec, config, family, calibrated, subject, results, clock)
-        record["measured"]["stages"] = _asked(family.store.asked - before)
-        tracker.publish(record, results)  # before the record: a run killed in between is published again, not never
-        write_json(spec.directory / "record.json", record)
+    if isinstance(spec.merger, Member):
+        calibrated, subject = None, stages.member(family, spec.merger)
+    else:
+        calibrated = clock("calibrate", lambda: stages.calibrate(spec, family))
+        subject = stages.merge_recipe(spec, family, calibrated)
+    write_json(spec.directory / "recipe.json", subject.recipe)
+    results = clock("evaluate", lambda: stages.evaluate(spec, family, subject))
+    for name, result in results.items():
+        write_json(spec.directory / "outcomes" / f"{name}.json", [dataclasses.asdict(o) for o in result.outcomes])
+    if spec.output.checkpoint and not isinstance(spec.merger, Member):
+        clock("write", lambda: stages.write_checkpoint(spec, family, subject))
+    record = _record(spec, config, family, calibrated, subject, results, clock)
+    record["measured"]["stages"] = _asked(family.store.asked - before)
+    write_json(spec.directory / "record.json", record)
     log.info(
         "  done in %.1f s: %s -> %s",
         sum(clock.seconds.values()),
@@ -135,12 +138,6 @@ def _execute(spec: RunSpec, config: Mapping[str, Any] | None, family: Prepared) 
         spec.directory / "record.json",
     )
     return record
-
-
-def _mirror(spec: RunSpec) -> Identity:
-    tags = tuple(f"{key}={spec.labels[key]}" for key in ("model", "merger", "scaling") if key in spec.labels)
-    kind = "reference" if isinstance(spec.merger, Member) else "merge"
-    return Identity(spec.run_id, spec.title, spec.study, kind, tags)
 
 
 def _record(
@@ -172,6 +169,7 @@ def _record(
             "samples": {} if calibrated is None else calibrated.samples,
             "data": provenance.data_digests(spec.suite, family.data),
         },
+        "vocabulary": family.layout and family.layout.report.to_json(),  # null: every row is where it is stored
         "coefficients": None if calibrated is None else calibrated.to_json(),
         "results": {
             name: {

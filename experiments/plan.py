@@ -36,7 +36,7 @@ class Command(RunSpec):
 
 @dataclass(frozen=True)
 class Plan:
-    """stages, disks, machine: empty where the base is not here."""
+    """stages, disks, machine: empty where the base is not here. refused: vocabularies that the run would refuse."""
 
     title: str
     members: tuple[Lineage, ...]
@@ -44,6 +44,7 @@ class Plan:
     disks: tuple[Disk, ...] = ()
     machine: Machine | None = None
     notes: tuple[str, ...] = ()
+    refused: tuple[str, ...] = ()
 
     @property
     def host(self) -> int:
@@ -71,9 +72,9 @@ class Plan:
 
     def problems(self) -> list[str]:
         """What does not fit, each with what to do."""
-        if self.machine is None:
-            return []
-        found, here = [], self.machine
+        found, here = list(self.refused), self.machine
+        if here is None:
+            return found
         for what, need, has, limit in (
             ("memory", self.host, here.memory, here.limit),
             ("device memory", self.device, here.device_memory, f"free on {here.device}"),
@@ -142,17 +143,19 @@ def of(spec: RunSpec, *, deep: bool = False, machine: Machine | None = None) -> 
     ValueError or FileNotFoundError for checkpoints and calibration data that the run itself would refuse.
     """
     found, data = lineage.locate(spec)
+    found, said, refused = lineage.line_up(spec, found)
     base = found["base"]
     members = tuple(lineage.compare(member, one, base, deep=deep) for member, one in found.items())
     if base.entries is None:
-        return Plan(spec.title, members, notes=("nothing more can be told before the base is here",))
+        return Plan(spec.title, members, notes=(*said, "nothing more can be told before the base is here"))
     here = machine
     if here is None:
         dtype = workload.dtype(spec.calibration.dtype, base.entries)
         here = rates.machine(_device(spec.device), dtype, spec.threads, spec.output.cache)
     work = Workload(spec, found, data, here)
     stages = work.stages()
-    return Plan(spec.title, members, tuple(stages), tuple(work.disks(stages)), here, tuple(work.notes()))
+    notes = (*said, *work.notes())
+    return Plan(spec.title, members, tuple(stages), tuple(work.disks(stages)), here, notes, tuple(refused))
 
 
 def _device(name: str) -> str:

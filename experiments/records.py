@@ -116,11 +116,14 @@ class Record:
         result = self.results[benchmark]
         return Metric(**result["metrics"][result["primary"]])
 
+    def outcomes(self, benchmark: str) -> list[dict[str, Any]]:
+        """Every item as evaluation.record.Outcome has it."""
+        return _read(self.directory / self.results[benchmark]["outcomes"])
+
     def items(self, benchmark: str) -> dict[str, float]:
         """Item -> its value of the headline metric. ValueError where an item stands twice or lacks the metric."""
-        result = self.results[benchmark]
-        path, primary = self.directory / result["outcomes"], result["primary"]
-        outcomes = _read(path)
+        path, primary = self.directory / self.results[benchmark]["outcomes"], self.results[benchmark]["primary"]
+        outcomes = self.outcomes(benchmark)
         values = {outcome["id"]: outcome["values"].get(primary) for outcome in outcomes}
         if len(values) < len(outcomes) or None in values.values():
             raise ValueError(
@@ -133,16 +136,20 @@ def load(runs: Path) -> list[Record]:
     """Every complete run below `runs`, by title and id. FileNotFoundError if there is no such directory."""
     if not runs.is_dir():
         raise FileNotFoundError(f"no directory {runs}: run an experiment first, or say where the runs are with --runs")
-    found = []
-    for path in sorted(runs.glob("*/record.json")):
-        data = _read(path)
-        if data.get("schema") != SCHEMA:
-            raise ValueError(
-                f"{path} has schema {data.get('schema')}, this version reads {SCHEMA}: rerun it or move it"
-            )
-        if data["status"] == "complete":
-            found.append(Record(path.parent, data))
+    every = [_record(path) for path in sorted(runs.glob("*/record.json"))]
+    found = [record for record in every if record.data["status"] == "complete"]
     return sorted(found, key=lambda record: (record.title, record.id, record.directory))
+
+
+def read(directory: Path) -> Record:
+    """The complete run in `directory`. FileNotFoundError without record.json, ValueError if that is no such run's."""
+    path = directory / "record.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"no record.json in {directory}: the run has not finished")
+    record = _record(path)
+    if record.data["status"] != "complete":
+        raise ValueError(f"{path} says {record.data['status']!r}, not 'complete': run it again")
+    return record
 
 
 def incomplete(runs: Path) -> list[Path]:
@@ -187,6 +194,13 @@ def is_seed(path: str) -> bool:
     """Whether a path of the identity names a seed, and so separates repetitions of one setting, not settings."""
     last = path.rsplit(".", 1)[-1]
     return last == "seed" or last.endswith("_seed")
+
+
+def _record(path: Path) -> Record:
+    data = _read(path)
+    if data.get("schema") != SCHEMA:
+        raise ValueError(f"{path} has schema {data.get('schema')}, this version reads {SCHEMA}: rerun it or move it")
+    return Record(path.parent, data)
 
 
 def _with_comparisons(group: Sequence[Record], records: Sequence[Record]) -> list[Record]:

@@ -10,17 +10,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from evaluation.harness import Harness
 from evaluation.record import Result
-from experiments import costs, cuts, provenance, rates, workload
+from experiments import cuts, passes, provenance
 from experiments.prepare import Prepared, draw_samples, readers, say
 from experiments.spec import Member, RunSpec
-from sensmerge import alignment, calibration, checkpoint, coefficients, merge, models, sensitivity, streamed
+from sensmerge import alignment, calibration, coefficients, merge, models
 from sensmerge.engine import Engine
 from sensmerge.mergers import Merger
 from sensmerge.store import describe, digest
@@ -53,22 +52,22 @@ class Calibrated:
 
 @dataclass(frozen=True)
 class Subject:
-    """The model under evaluation: its identity, the checkpoint whose shell it wears, and the tensors to pour in."""
+    """The model under evaluation: its identity, the member it is, and the tensors to pour into that."""
 
     digest: str
-    shell: Path
-    merge: Callable[[ExitStack], merge.Merge] | None  # None: the shell itself
+    member: str
+    merge: Callable[[ExitStack], merge.Merge] | None  # None: the member itself
     recipe: dict[str, Any]
 
 
 def calibrate(spec: RunSpec, family: Prepared) -> Calibrated:
     """The evidence the rule asks for, and its coefficients."""
-    with checkpoint.Reader(family.members.base) as base:
-        names = base.names
+    with ExitStack() as stack:
+        names = family.opened(stack)["base"].names
     sensitivities = distances = None
     digests: dict[str, str] = {}
     if spec.scaling.needs:
-        samples = draw_samples(spec, family.members.base, family.data)
+        samples = draw_samples(spec, family.shells["base"], family.data)
         digests = {task: calibration.digest(samples[task]) for task in family.tasks}
         if "sensitivity" in spec.scaling.needs:
             sensitivities = {task: _sensitivity(spec, family, task, samples[task]) for task in family.tasks}
@@ -87,17 +86,9 @@ def _sensitivity(spec: RunSpec, family: Prepared, task: str, samples: Sequence[c
         "dtype": spec.calibration.dtype,
         **_circumstances(spec, "sensitivity"),
     }
-
-    def stage() -> dict[str, float]:
-        calibrated, path = spec.calibration, family.members.experts[task]
-        how: Any = {"loss": calibrated.loss, "progress": _bar(f"sensitivity {task}")}
-        fit = _fit(spec, path, lambda weights, size: costs.sensitivity_peaks(weights, _lengths(samples), size))
-        if fit.mode == "streamed":
-            return streamed.sensitivities(path, samples, **_streaming(spec, fit), **how)
-        model = models.load(path, dtype=calibrated.dtype, device=models.resolve_device(spec.device))
-        return sensitivity.sensitivities(model, samples, **how)
-
-    value, computed = family.store.compute("sensitivity", key, stage)
+    value, computed = family.store.compute(
+        "sensitivity", key, lambda: passes.sensitivities(spec, family, task, samples, _bar)
+    )
     say(
         f"sensitivities of {task}, {len(samples)} samples",
         start,
@@ -118,49 +109,19 @@ def _alignment(
         **_circumstances(spec, "alignment"),
     }
 
-    def predict(task: str) -> alignment.Predictions:  # a function, so that one model is gone before the next comes
-        path, bar = family.members.experts[task], _bar(f"predictions {task}")
-        every = _lengths([sample for drawn in samples.values() for sample in drawn])
-        fit = _fit(spec, path, lambda weights, size: costs.alignment_peaks(weights, every, size, len(family.tasks)))
-        if fit.mode == "streamed":
-            return streamed.predict(path, samples, **_streaming(spec, fit), progress=bar)
-        model = models.load(path, dtype=spec.calibration.dtype, device=models.resolve_device(spec.device))
-        return alignment.predict(model, samples, progress=bar)
-
     def stage() -> dict[str, list[list[float]]]:
-        return alignment.distances({task: predict(task) for task in family.tasks})
+        return alignment.distances({task: passes.predict(spec, family, task, samples, _bar) for task in family.tasks})
 
     value, computed = family.store.compute("alignment", key, stage)
     say(f"alignment of {len(family.tasks)} experts", start, family.store.path("alignment", key), reused=not computed)
     return value
 
 
-def _fit(spec: RunSpec, path: Path, peaks: Callable[[costs.Weights, int], costs.Peaks]) -> costs.Fit:
-    """Whether a pass over the expert at `path` holds the whole model, by the memory that is free now."""
-    with checkpoint.Reader(path) as reader:
-        weights = costs.Weights.of(reader.entries)
-        size = workload.dtype(spec.calibration.dtype, reader.entries).itemsize
-    device = models.resolve_device(spec.device)
-    memory = rates.memory()[0] - rates.own()
-    space = memory if device.type == "cpu" else rates.device_memory(device)
-    return costs.fit(weights, peaks(weights, size), size, cpu=device.type == "cpu", space=space, memory=memory)
-
-
-def _streaming(spec: RunSpec, fit: costs.Fit) -> dict[str, Any]:
-    log.info("  streamed block by block: the whole model does not fit the memory that is free")
-    spill = spec.output.cache / "spill" if fit.spilled else None
-    return {"dtype": spec.calibration.dtype, "device": models.resolve_device(spec.device), "spill": spill}
-
-
-def _lengths(samples: Sequence[calibration.Sample]) -> list[int]:
-    return [len(sample.ids) for sample in samples]
-
-
 def member(family: Prepared, which: Member) -> Subject:
     """A member of the family as it is."""
     if which.member == "base":
-        return Subject(family.base_digest, family.members.base, None, {"member": "base"})
-    return Subject(family.expert_digests[which.member], family.members.experts[which.member], None, describe(which))
+        return Subject(family.base_digest, "base", None, {"member": "base"})
+    return Subject(family.expert_digests[which.member], which.member, None, describe(which))
 
 
 def merge_recipe(spec: RunSpec, family: Prepared, calibrated: Calibrated) -> Subject:
@@ -181,7 +142,7 @@ def merge_recipe(spec: RunSpec, family: Prepared, calibrated: Calibrated) -> Sub
         engine = stack.enter_context(Engine(models.resolve_device(spec.device), spec.threads))
         return merge.Merge(base, experts, merger, calibrated.table, engine, spec.seed, cuts.known(family, merger))
 
-    return Subject(digest(recipe), family.members.base, opened, recipe)
+    return Subject(digest(recipe), "base", opened, recipe)
 
 
 def evaluate(spec: RunSpec, family: Prepared, subject: Subject) -> dict[str, Result]:
@@ -228,14 +189,14 @@ def _evaluation_dtype(spec: RunSpec) -> str:
 def _harness(spec: RunSpec, family: Prepared, subject: Subject) -> Harness:
     start = time.perf_counter()
     device = models.resolve_device(spec.device)
-    model = models.load(subject.shell, dtype=_evaluation_dtype(spec), device=device)
+    model = family.load(subject.member, dtype=_evaluation_dtype(spec), device=device)
     if subject.merge is not None:
         with ExitStack() as stack:
             merged = subject.merge(stack)
             merge.load_into(model, merged, _bar("merge"))
             cuts.keep(family, merged.merger, merged.cuts)
         say(f"merged {models.n_parameters(model) / 1e6:.2f} M parameters", start, "in memory")
-    tokenizer = models.load_tokenizer(family.members.base)
+    tokenizer = models.load_tokenizer(family.shells["base"])
     return Harness(model, tokenizer, batch_size=spec.evaluation.batch_size, max_length=spec.evaluation.max_length)
 
 
@@ -248,7 +209,8 @@ def write_checkpoint(spec: RunSpec, family: Prepared, subject: Subject) -> None:
         assert subject.merge is not None
         with ExitStack() as stack:
             merged = subject.merge(stack)
-            merge.write(target, merged, card=_card(spec, subject), recipe=subject.recipe, progress=_bar("merge"))
+            made: Any = {"card": _card(spec, subject), "recipe": subject.recipe, "shell": family.shells["base"]}
+            merge.write(target, merged, **made, progress=_bar("merge"))
             cuts.keep(family, merged.merger, merged.cuts)
     say("checkpoint", start, target, reused=done)
 

@@ -70,8 +70,14 @@ class Workload:
 
     @property
     def _entries(self) -> Mapping[str, Entry]:
-        assert self._base.entries is not None
-        return self._base.entries
+        """Of the base, as the merge has them."""
+        assert self._base.merged is not None
+        return self._base.merged
+
+    @property
+    def _nbytes(self) -> int:
+        """Of what is merged."""
+        return sum(entry.nbytes for entry in self._entries.values())
 
     @cached_property
     def weights(self) -> Weights:
@@ -95,11 +101,10 @@ class Workload:
         """What each file system is asked for."""
         from huggingface_hub import constants
 
-        spec, size = self.spec, self._base.nbytes
+        spec = self.spec
         wanted: list[tuple[str, Path, int]] = [
             ("checkpoint", spec.output.runs, sum(stage.write for stage in stages)),
             ("hidden states", spec.output.cache, max((stage.spilled for stage in stages), default=0)),
-            ("conversions", spec.output.cache, sum(size for one in self.found.values() if one.converts)),
             ("downloads", Path(constants.HF_HUB_CACHE), sum(one.nbytes for one in self.found.values() if not one.path)),
         ]
         disks: dict[int, Disk] = {}
@@ -192,7 +197,9 @@ class Workload:
         )
         seconds = flops / self.machine.flops if self.machine.flops else None
         note += ", hidden states in files" if found.spilled else ""
-        return Stage(name, found.host, found.device, flops=flops, seconds=seconds, spilled=found.spilled, note=note)
+        # A tensor that is made has its parts beside it, and streamed nothing larger is there that they could hide in.
+        host = found.host + (3 * max(one.made for one in self.found.values()) if found.mode == "streamed" else 0)
+        return Stage(name, host, found.device, flops=flops, seconds=seconds, spilled=found.spilled, note=note)
 
     # ---- the merge and its model
 
@@ -208,16 +215,25 @@ class Workload:
         """Into files, once more; what trimming keeps is known from the first merge, unless it depends on masks."""
         steps = merger.steps()
         times = costs.passes(merger, self.machine.device, known=steps is not None and not steps.drop)
-        return self._merged("checkpoint", merger, times, write=self._base.nbytes)
+        return self._merged("checkpoint", merger, times, write=self._nbytes)
 
     def _merged(self, name: str, merger: Merger, times: int, *, model: int = 0, made: int = 0, write: int = 0) -> Stage:
         experts, here = len(self.found) - 1, self.machine
-        once = sum(one.nbytes or self._base.nbytes for one in self.found.values())
+        once = sum(self._passed(one) for one in self.found.values())
+        adapters = [one.factors + self._base.nbytes for one in self.found.values() if one.factors]
+        sizes = [one.made for one in self.found.values()]
+        made += sum(sizes) + 2 * max(sizes)  # one of each at a time, and the parts of the one that is being made
         scratch = costs.merge_scratch(merger, self.weights, experts, here.device, here.threads)
         host, device = (model + scratch, 0) if here.device == "cpu" else (model, model + scratch)
-        seconds = once * times / here.reading if here.reading else None
+        read = once * times + sum(adapters)
+        seconds = read / here.reading if here.reading else None
         note = f"{times} pass{'es' * (times > 1)} over {experts + 1} checkpoints"
-        return Stage(name, host + made, device, once * times, write, seconds=seconds, note=note)
+        note += f", {len(adapters)} of them made from the base and an adapter" if adapters else ""
+        return Stage(name, host + made, device, read, write, seconds=seconds, note=note)
+
+    def _passed(self, one: Found) -> int:
+        """Bytes of a member's tensors as the merge has them; of one that is not here, the base's."""
+        return sum(entry.nbytes for entry in (one.merged or self._entries).values())
 
     def _evaluation(self) -> Stage:
         size = self.weights.parameters * self._size(self._evaluation_dtype)

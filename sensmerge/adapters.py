@@ -111,6 +111,10 @@ class Adapter(Source):
         """Ask the base to read ahead; adapters are small."""
         self.base.prefetch(name)
 
+    def release(self) -> None:
+        """Let go of the base's pages."""
+        self.base.release()
+
 
 def _settings(path: Path) -> dict[str, Any]:
     """adapter_config.json. ValueError names every setting that cannot be represented."""

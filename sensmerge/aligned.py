@@ -87,6 +87,10 @@ class Aligned(Source):
         """Ask the source to read ahead."""
         self.source.prefetch(name)
 
+    def release(self) -> None:
+        """Let go of the source's pages."""
+        self.source.release()
+
     def dtype(self, name: str) -> torch.dtype | None:
         """As a `Filler` for others."""
         return self.entries[name].dtype if name in self.entries else None

@@ -16,68 +16,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import carray, njit, types
-from numba.core import cgutils
-from numba.extending import intrinsic, overload, register_jitable
+from numba import carray, njit
+from numba.extending import register_jitable
+
+from sensmerge.intrinsics import bits, narrow, pointer, widen
 
 LINEAR, VOTE, DISJOINT = 0, 1, 2  # what `merge` does with a tile of task vectors
 _TILE = 2048  # numbers a tile: with three experts all scratch is 50 KB
 _MAGNITUDE = np.uint32(0x7FFFFFFF)  # all bits but the sign: as integers these order like absolute values
-
-
-@intrinsic
-def _float(context: Any, bits: Any) -> Any:  # uint32 -> the fp32 with these bits
-    from llvmlite import ir
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.bitcast(arguments[0], ir.FloatType())
-
-    return types.float32(types.uint32), generate
-
-
-@intrinsic
-def _bits(context: Any, value: Any) -> Any:  # fp32 -> its bits as uint32
-    from llvmlite import ir
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.bitcast(arguments[0], ir.IntType(32))
-
-    return types.uint32(types.float32), generate
-
-
-@intrinsic
-def _pointer(context: Any, address: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], cgutils.voidptr_t)
-
-    return types.voidptr(types.int64), generate
-
-
-def _widen(value):
-    """A stored number as fp32."""
-
-
-@overload(_widen, inline="always")
-def _widen_for(value):
-    if isinstance(value, types.Integer):
-        return lambda value: _float(np.uint32(value) << np.uint32(16))
-    return lambda value: value
-
-
-def _narrow(value, like):
-    """fp32 as a number of the type of `like`, to nearest, ties to even."""
-
-
-@overload(_narrow, inline="always")
-def _narrow_for(value, like):
-    if isinstance(like, types.Integer):
-
-        def rounded(value, like):
-            bits = _bits(value)
-            return np.uint16((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
-
-        return rounded
-    return lambda value, like: value
 
 
 @register_jitable
@@ -109,7 +55,7 @@ def random_words(counter: int, key: int, words: Any) -> None:
 @register_jitable
 def _load(tile: Any, out: Any) -> None:
     for i in range(len(tile)):
-        out[i] = _widen(tile[i])
+        out[i] = widen(tile[i])
 
 
 @register_jitable
@@ -129,11 +75,11 @@ def _task_vector(
 
     base: the piece; widened: its tile [m] in fp32. address: of the expert's piece.
     """
-    expert = carray(_pointer(address), (len(base),), base.dtype)[start : start + len(out)]
+    expert = carray(pointer(address), (len(base),), base.dtype)[start : start + len(out)]
     peak = np.uint32(0)
     for i in range(len(out)):
-        out[i] = _widen(expert[i]) - widened[i]
-        peak = max(peak, _bits(out[i]) & _MAGNITUDE)
+        out[i] = widen(expert[i]) - widened[i]
+        peak = max(peak, bits(out[i]) & _MAGNITUDE)
     if below > np.uint32(0):
         _philox((origin + start) // 4, key, words[: (len(out) + 3) // 4 * 4])
         for i in range(len(out)):
@@ -142,17 +88,38 @@ def _task_vector(
 
 
 @register_jitable
+def _add_weighted(base: Any, widened: Any, address: Any, start: Any, weight: Any, first: Any, total: Any) -> Any:
+    """Add weight * (expert - base) to `total` [m], or put it there if it is the first; the rest as `_task_vector`.
+
+    One loop for what needs no second look at the task vector.
+    """
+    expert = carray(pointer(address), (len(base),), base.dtype)[start : start + len(total)]
+    peak = np.uint32(0)
+    if first:
+        for i in range(len(total)):
+            tau = widen(expert[i]) - widened[i]
+            peak = max(peak, bits(tau) & _MAGNITUDE)
+            total[i] = tau * weight
+    else:
+        for i in range(len(total)):
+            tau = widen(expert[i]) - widened[i]
+            peak = max(peak, bits(tau) & _MAGNITUDE)
+            total[i] += tau * weight
+    return peak
+
+
+@register_jitable
 def _trim(row: Any, place: Any, threshold: Any, last: Any) -> None:
     """Zero what is smaller in magnitude than `threshold` (bits), or equal to it and behind position `last`."""
     if place + len(row) - 1 <= last:
         for i in range(len(row)):
-            row[i] = row[i] if (_bits(row[i]) & _MAGNITUDE) >= threshold else np.float32(0)
+            row[i] = row[i] if (bits(row[i]) & _MAGNITUDE) >= threshold else np.float32(0)
     elif place > last:
         for i in range(len(row)):
-            row[i] = row[i] if (_bits(row[i]) & _MAGNITUDE) > threshold else np.float32(0)
+            row[i] = row[i] if (bits(row[i]) & _MAGNITUDE) > threshold else np.float32(0)
     else:
         for i in range(len(row)):
-            size = _bits(row[i]) & _MAGNITUDE
+            size = bits(row[i]) & _MAGNITUDE
             row[i] = row[i] if size > threshold or (size == threshold and place + i <= last) else np.float32(0)
 
 
@@ -206,6 +173,9 @@ def merge(
         b, total = origin_tile[:m], sums[:m]
         _load(base[start : start + m], b)
         for k in range(len(experts)):
+            if mode == LINEAR and below == np.uint32(0):
+                peak = max(peak, _add_weighted(base, b, experts[k], start, weights[k], k == 0, total))
+                continue
             row, w = weighted[k, :m], weights[k]
             found = _task_vector(base, b, experts[k], origin, start, below, rescale, keys[k], words, row)
             peak = max(peak, found)
@@ -225,14 +195,11 @@ def merge(
             continue
         if mode == DISJOINT:
             _disjoint_mean(weighted, majority, sign[:m], count[:m], total)
-        else:
-            for i in range(m):
-                total[i] /= divisor
         target = out[start : start + m]
         for i in range(m):
-            value = b[i] + scale * total[i]
-            largest = max(largest, _bits(value) & _MAGNITUDE)
-            target[i] = _narrow(value, target[i])
+            value = b[i] + scale * (total[i] / divisor)
+            largest = max(largest, bits(value) & _MAGNITUDE)
+            target[i] = narrow(value, target[i])
     return peak, largest, votes
 
 
@@ -252,10 +219,10 @@ def histogram(
             found, high = counts[k], upper[k]
             if high < 0:
                 for i in range(m):
-                    found[(_bits(tau[i]) & _MAGNITUDE) >> np.uint32(16)] += 1
+                    found[(bits(tau[i]) & _MAGNITUDE) >> np.uint32(16)] += 1
             else:
                 for i in range(m):
-                    size = _bits(tau[i]) & _MAGNITUDE
+                    size = bits(tau[i]) & _MAGNITUDE
                     if size >> np.uint32(16) == np.uint32(high):
                         found[size & np.uint32(0xFFFF)] += 1
 
@@ -278,11 +245,11 @@ def equals(
             _task_vector(base, b, experts[k], origin, start, below, rescale, keys[k], words, tau)
             here, threshold = 0, thresholds[k]
             for i in range(m):
-                here += (_bits(tau[i]) & _MAGNITUDE) == threshold
+                here += (bits(tau[i]) & _MAGNITUDE) == threshold
             if seen[k] < nth[k] <= seen[k] + here:
                 left = nth[k] - seen[k]
                 for i in range(m):
-                    left -= (_bits(tau[i]) & _MAGNITUDE) == threshold
+                    left -= (bits(tau[i]) & _MAGNITUDE) == threshold
                     if left == 0:
                         found[k] = origin + start + i
                         break

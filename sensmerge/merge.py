@@ -1,4 +1,4 @@
-"""Experts and coefficients in, merged tensors out: computed straight into a file's pages or a resident model."""
+"""Experts and coefficients in, merged tensors out: piece by piece into files, or into a resident model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from torch import Tensor
 
 from sensmerge.checkpoint import Entry, Source, differences
 from sensmerge.coefficients import Table
-from sensmerge.engine import Cut, Engine, NotFinite, Setting
+from sensmerge.engine import Engine
+from sensmerge.loops import Cut, NotFinite, Out, Setting
 from sensmerge.mergers import Merger
 from sensmerge.seeds import key
 from sensmerge.store import digest
@@ -81,14 +82,14 @@ class Merge:
         self.merger.check(len(self._tasks))
         check_compatible(self.base, self.experts)
 
-    def into(self, name: str, out: Tensor) -> None:
+    def into(self, name: str, out: Tensor | Out) -> None:
         """Write tensor `name`, merged, into `out`, which has the base's shape and dtype.
 
         Raises ValueError, naming the tensor, where an input, or the result after the cast, is not finite.
         """
         into_all([self], name, [out])
 
-    def setting(self, name: str, out: Tensor) -> Setting:
+    def setting(self, name: str, out: Tensor | Out) -> Setting:
         """What is this merge's own of tensor `name`, to go into `out`."""
         keys = [key(self.seed, task, name) for task in self._tasks] if self.merger.stochastic else None
         return Setting(self.merger, self.table.weights(name), out, keys, self.cuts.setdefault(name, {}))
@@ -121,7 +122,7 @@ class Merge:
 
 
 @torch.inference_mode()
-def into_all(merges: Sequence[Merge], name: str, outs: Sequence[Tensor]) -> None:
+def into_all(merges: Sequence[Merge], name: str, outs: Sequence[Tensor | Out]) -> None:
     """`Merge.into` for several merges of the same sources on one engine, which reads their tensors once for all."""
     first = merges[0]
     inputs = [first.experts[task].tensor(name) for task in sorted(first.experts)]
@@ -146,21 +147,30 @@ class Output:
     """A checkpoint to come: its directory, and what goes into it.
 
     card: README.md. recipe: merge.json, what made the weights; a merge of the same recipe that was killed is taken up
-    where it stood.
+    where it stood. shell: the directory of its tokenizer and configuration; None is the base's.
     """
 
     directory: Path
     merge: Merge
     card: str
     recipe: Mapping[str, Any]
+    shell: Path | None = None
 
 
-def write(directory: Path, merge: Merge, *, card: str, recipe: Mapping[str, Any], progress: Progress = iter) -> None:
-    """Write a merge as a plain Hugging Face checkpoint with the base's tokenizer and configuration.
+def write(
+    directory: Path,
+    merge: Merge,
+    *,
+    card: str,
+    recipe: Mapping[str, Any],
+    shell: Path | None = None,
+    progress: Progress = iter,
+) -> None:
+    """Write a merge as a plain Hugging Face checkpoint, with a tokenizer and configuration.
 
-    The directory appears when all of it is complete. card, recipe: see `Output`.
+    The directory appears when all of it is complete. card, recipe, shell: see `Output`.
     """
-    write_all([Output(directory, merge, card, recipe)], progress)
+    write_all([Output(directory, merge, card, recipe, shell)], progress)
 
 
 def write_all(outputs: Sequence[Output], progress: Progress = iter) -> None:
@@ -185,7 +195,7 @@ def write_all(outputs: Sequence[Output], progress: Progress = iter) -> None:
         everywhere = set.intersection(*(writer.finished for writer in writers))
         for entry in first.entries(progress, skip=everywhere):
             left = [number for number, writer in enumerate(writers) if entry.name not in writer.finished]
-            outs = [writers[number].view(entry.name) for number in left]
+            outs = [writers[number].place(entry.name) for number in left]
             into_all([outputs[number].merge for number in left], entry.name, outs)
             for number in left:
                 writers[number].done(entry.name)
@@ -205,7 +215,7 @@ def share_cuts(merges: Sequence[Merge]) -> None:
 def _accompany(output: Output, staging: Path) -> None:
     """The files beside the weights."""
     for pattern in _COMPANIONS:
-        for file in sorted(output.merge.base.path.glob(pattern)):
+        for file in sorted((output.shell or output.merge.base.path).glob(pattern)):
             if not file.name.endswith(".index.json"):
                 shutil.copyfile(file, staging / file.name)
     (staging / "README.md").write_text(output.card)

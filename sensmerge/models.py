@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ def shell(path: Path, *, dtype: str = "auto", device: torch.device | str = "cpu"
     """The causal LM at `path` without its weights, in eval mode: what `load` gives, with every parameter on "meta".
 
     Buffers that a checkpoint does not hold (rotary frequencies) are computed as `load` computes them, and real, on
-    `device`. No weight is read or allocated.
+    `device`. generation_config.json counts as it does there. No weight is read or allocated.
 
     Raises ValueError where dtype is "auto" and config.json names none.
     """
@@ -69,6 +69,8 @@ def shell(path: Path, *, dtype: str = "auto", device: torch.device | str = "cpu"
         model._init_weights(module)  # transformers' own way to fill what a checkpoint lacks; meta parameters stay meta
         for name in computed:
             module._buffers[name] = module._buffers[name].to(device)
+    if (path / "generation_config.json").is_file():
+        model.generation_config = transformers.GenerationConfig.from_pretrained(path, local_files_only=True)
     return model.eval().requires_grad_(False)
 
 
@@ -168,6 +170,31 @@ def load_vocabulary(path: Path) -> dict[str, int] | None:
     """Token -> id of the tokenizer in directory `path`, added tokens included; None where there is no tokenizer."""
     files = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
     return load_tokenizer(path).get_vocab() if any((path / name).is_file() for name in files) else None
+
+
+def widen_tokenizer(path: Path, lenders: Mapping[str, Path], tokens: Mapping[str, int], target: Path) -> None:
+    """Save the tokenizer of directory `path` into `target` with more tokens, each as it is where it comes from.
+
+    lenders: new token -> directory of a tokenizer that has it, in the order of ids. tokens: all that the result has,
+    with their ids. ValueError for a token that is part of its tokenizer's own model rather than added to it, and where
+    the result, loaded again, does not have `tokens`.
+    """
+    known = {
+        giver: {token.content: token for token in load_tokenizer(giver).added_tokens_decoder.values()}
+        for giver in set(lenders.values())
+    }
+    if inner := [token for token, giver in lenders.items() if token not in known[giver]]:
+        raise ValueError(
+            f"{len(inner)} tokens that the base lacks are no added tokens but part of a tokenizer's own model, such as "
+            f"{inner[0]!r} of {lenders[inner[0]]}, and cannot be given to the base's: drop them (vocabulary=base)"
+        )
+    tokenizer = load_tokenizer(path)
+    for token, giver in lenders.items():
+        tokenizer.add_tokens([known[giver][token]], special_tokens=known[giver][token].special)
+    tokenizer.save_pretrained(target)
+    if (found := load_vocabulary(target)) != dict(tokens):
+        odd = sorted(set((found or {}).items()) ^ set(tokens.items()))[:3]
+        raise ValueError(f"the tokenizer of {path} does not take new tokens at the ids of their rows: {odd} differ")
 
 
 def parameter_names(path: Path) -> set[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from sensmerge import models
 from sensmerge.blocks import block_of
-from sensmerge.checkpoint import Reader
+from sensmerge.checkpoint import Source
 
 Part = int | Literal["embedding", "head", "rest"]
 
@@ -43,19 +44,22 @@ class _Slot:
 
 
 class Shell:
-    """Run the parts of the causal LM at `reader.path` one after another.
+    """Run the parts of the causal LM whose tensors are `source`'s, one after another.
 
-    dtype, device: as in `models.load`. names: every parameter, as the resident model names them.
+    shell: the directory of its config.json (None: where the tensors lie). dtype, device: as in `models.load`.
+    names: every parameter, as the resident model names them.
     tied: whether token embedding and head are one tensor, counted under the embedding's name.
 
     Raises ValueError naming the architecture where its parts cannot be run one by one (what `rehearse` finds included),
     and for tensors that the checkpoint lacks or holds in another shape.
     """
 
-    def __init__(self, reader: Reader, *, dtype: str = "auto", device: torch.device | str = "cpu") -> None:
-        self._reader = reader
+    def __init__(
+        self, source: Source, shell: Path | None = None, *, dtype: str = "auto", device: torch.device | str = "cpu"
+    ) -> None:
+        self._source = source
         self.device = torch.device(device)
-        self._model = models.shell(reader.path, dtype=dtype, device=self.device)
+        self._model = models.shell(shell or source.path, dtype=dtype, device=self.device)
         self._base = self._model.base_model
         self.names = [name for name, _ in self._model.named_parameters()]
         self.blocks = self._find_blocks()
@@ -69,7 +73,7 @@ class Shell:
             self.refuse(f"keeps {sorted(kept)} in fp32 whatever the dtype")
         self.tied = self.head.weight is self.embedding.weight
         self.embedding.sparse = True  # its gradient then has the rows of the tokens that occur, and no others
-        self._checkpoint_names = models.stored_names(self._model, reader.names)
+        self._checkpoint_names = models.stored_names(self._model, source.names)
         self._slots = list(self._find_slots())
 
     def refuse(self, why: str) -> NoReturn:
@@ -107,13 +111,13 @@ class Shell:
         """Which of the checkpoint's tensors fills the place that the model calls by `names`."""
         found = [self._checkpoint_names[name] for name in names if name in self._checkpoint_names]
         if not found:
-            self.refuse(f"needs {names[0]}, which {self._reader.path} lacks or stores in another form")
-        if (shape := self._reader.entries[found[0]].shape) != tuple(empty.shape):
+            self.refuse(f"needs {names[0]}, which {self._source.path} lacks or stores in another form")
+        if (shape := self._source.entries[found[0]].shape) != tuple(empty.shape):
             raise ValueError(
-                f"{found[0]} has shape {list(shape)} in {self._reader.path}, config.json makes it {list(empty.shape)}"
+                f"{found[0]} has shape {list(shape)} in {self._source.path}, config.json makes it {list(empty.shape)}"
             )
-        if len(found) > 1 and not torch.equal(*(self._reader.tensor(name) for name in found)):
-            self.refuse(f"ties {found[0]} to {found[1]} by its config, but {self._reader.path} holds two tensors")
+        if len(found) > 1 and not torch.equal(*(self._source.tensor(name) for name in found)):
+            self.refuse(f"ties {found[0]} to {found[1]} by its config, but {self._source.path} holds two tensors")
         return found[0]
 
     @contextmanager
@@ -123,22 +127,25 @@ class Shell:
         held: dict[str, nn.Parameter] = {}
         try:
             for slot in slots:
-                tensor = self._reader.tensor(slot.stored).to(device=self.device, dtype=slot.empty.dtype)
-                if isinstance(slot.empty, nn.Parameter):
-                    held[slot.name] = tensor = nn.Parameter(tensor)
-                setattr(slot.module, slot.attribute, tensor)
+                self._fill(slot, held)
             yield held
         finally:
             for slot in slots:
                 setattr(slot.module, slot.attribute, slot.empty)
             held.clear()  # or the caller's variable would keep this part alive while the next is loaded
-            self._reader.release()
+            self._source.release()
+
+    def _fill(self, slot: _Slot, held: dict[str, nn.Parameter]) -> None:
+        tensor = self._source.tensor(slot.stored).to(device=self.device, dtype=slot.empty.dtype)
+        if isinstance(slot.empty, nn.Parameter):
+            held[slot.name] = tensor = nn.Parameter(tensor)
+        setattr(slot.module, slot.attribute, tensor)
 
     def whole_head(self) -> nn.Linear:
         """The head with its weights, for good, gradients off; the module [n, d] -> [n, V] is no longer this shell's."""
         for slot in self._slots:
             if slot.part == "head":
-                tensor = self._reader.tensor(slot.stored).to(device=self.device, dtype=slot.empty.dtype)
+                tensor = self._source.tensor(slot.stored).to(device=self.device, dtype=slot.empty.dtype)
                 setattr(slot.module, slot.attribute, nn.Parameter(tensor, requires_grad=False))
         assert isinstance(self.head, nn.Linear)
         return self.head

@@ -19,10 +19,12 @@ def describe(value: Any) -> Any:
     """`value` as plain JSON data that says everything about it: frozen dataclasses with their class's name.
 
     A class whose code came to compute something else under the same fields says so by a class attribute VERSION.
+    A field with metadata {"later": True}, one that was added to a class in use, is left out while it has its default.
     TypeError for anything whose identity cannot be written down (a tensor, an open file, a function).
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        known = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if not _still_unsaid(f, value)}
+        fields = {name: describe(item) for name, item in known.items()}
         version = {"version": getattr(value, "VERSION")} if hasattr(value, "VERSION") else {}  # noqa: B009
         return {"class": type(value).__name__, **version, **fields}
     if isinstance(value, Mapping):
@@ -34,6 +36,10 @@ def describe(value: Any) -> Any:
     if value is None or isinstance(value, (str, int, float, bool)):
         return value
     raise TypeError(f"{type(value).__name__} has no description, so nothing can be keyed by it")
+
+
+def _still_unsaid(field: dataclasses.Field[Any], value: Any) -> bool:
+    return field.metadata.get("later", False) and getattr(value, field.name) == field.default
 
 
 def digest(value: Any) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Literal
 
@@ -20,71 +20,80 @@ from torch import Tensor
 
 from sensmerge.alignment import Predictions
 from sensmerge.calibration import Sample
-from sensmerge.checkpoint import Reader
+from sensmerge.checkpoint import Source
 from sensmerge.sensitivity import sample_loss
 from sensmerge.shell import Call, Shell
+from sensmerge.sources import open_source
 
 HEAD_ROWS = 4096  # of the head, whose gradient exists at once: 4096 x 4096 fp32 = 67 MB
 Bar = Callable[[Sequence[int]], Iterable[int]]
 
 
 def sensitivities(
-    path: Path,
+    model: Path | Source,
     samples: Sequence[Sample],
     *,
+    shell: Path | None = None,
     loss: Literal["answer", "full"] = "answer",
     dtype: str = "auto",
     device: torch.device | str = "cpu",
     spill: Path | None = None,
     progress: Bar = iter,
 ) -> dict[str, float]:
-    """Tensor name -> S over `samples` for the checkpoint at `path`: `sensitivity.sensitivities` without the model.
+    """Tensor name -> S over `samples` for a checkpoint: `sensitivity.sensitivities` without the model.
 
-    dtype, device: as in `models.load`. spill: a directory below which hidden states are kept while they are not needed
-    (None: in memory); what is written there is removed on the way out. progress: wraps the indices of the blocks, once
-    on the way forward and once on the way back, for a bar.
+    model: its directory, or an open source of its tensors, which stays its owner's to close. shell: the directory of
+    its config.json (None: where the tensors lie); an adapter's is its base's. dtype, device: as in `models.load`.
+    spill: a directory below which hidden states are kept while they are not needed (None: in memory); what is written
+    there is removed on the way out. progress: wraps the indices of the blocks, once on the way forward and once on the
+    way back, for a bar.
 
     Raises ValueError for an empty set, a loss that is not finite, or an architecture that `Shell` refuses; OSError if
     the hidden states do not fit below `spill`.
     """
     if not samples:
         raise ValueError("no calibration samples: sensitivities over an empty set do not exist")
-    with Reader(path) as reader, _states(spill, device) as states:
-        shell = Shell(reader, dtype=dtype, device=device)
-        totals = dict.fromkeys(shell.names, 0.0)
-        calls = _forward(shell, samples, states, progress, keep=True)
-        _through_end(shell, samples, states, totals, loss)
-        _through_blocks(shell, calls, states, totals, progress)
-        _through_start(shell, samples, states, totals)
+    with _opened(model) as source, _states(spill, device) as states:
+        parts = Shell(source, shell, dtype=dtype, device=device)
+        totals = dict.fromkeys(parts.names, 0.0)
+        calls = _forward(parts, samples, states, progress, keep=True)
+        _through_end(parts, samples, states, totals, loss)
+        _through_blocks(parts, calls, states, totals, progress)
+        _through_start(parts, samples, states, totals)
     return totals
 
 
 @torch.no_grad()
 def predict(
-    path: Path,
+    model: Path | Source,
     samples: Mapping[str, Sequence[Sample]],
     *,
+    shell: Path | None = None,
     dtype: str = "auto",
     device: torch.device | str = "cpu",
     spill: Path | None = None,
     progress: Bar = iter,
 ) -> Predictions:
-    """`alignment.predict` for the checkpoint at `path` without the model: one pass for the samples of all tasks.
+    """`alignment.predict` for a checkpoint without the model: one pass for the samples of all tasks.
 
     Parameters and errors are those of `sensitivities`. The head of the result is resident, a single matrix (in the
     checkpoint's own dtype on the CPU it is the file itself, mapped).
     """
     every = [sample for of_task in samples.values() for sample in of_task]
-    with Reader(path) as reader, _states(spill, device) as states:
-        shell = Shell(reader, dtype=dtype, device=device)
-        _forward(shell, every, states, progress, keep=False)
-        with shell.holding("rest"):
+    with _opened(model) as source, _states(spill, device) as states:
+        parts = Shell(source, shell, dtype=dtype, device=device)
+        _forward(parts, every, states, progress, keep=False)
+        with parts.holding("rest"):
             last = (
-                shell.closing(sample.ids, states.pop(len(shell.blocks), number))[0, sample.answer_start - 1 : -1]
+                parts.closing(sample.ids, states.pop(len(parts.blocks), number))[0, sample.answer_start - 1 : -1]
                 for number, sample in enumerate(every)
             )
             hidden = {task: [next(last).clone() for _ in of_task] for task, of_task in samples.items()}
-        return Predictions(hidden, shell.whole_head())
+        return Predictions(hidden, parts.whole_head())
+
+
+def _opened(model: Path | Source) -> AbstractContextManager[Source]:
+    return nullcontext(model) if isinstance(model, Source) else open_source(model)
 
 
 class _States:

@@ -272,7 +272,10 @@ def _refuse(ours: _Rows, theirs: Mapping[str, _Rows], reports: Mapping[str, Matc
             lines.append(f"expert {task!r}: {'; '.join(parts)}")
     if lines:
         raise ValueError(
-            "vocabularies differ:\n  " + "\n  ".join(lines) + '\n  align them with "base" or "union", or refuse these'
+            "vocabularies differ:\n  "
+            + "\n  ".join(lines)
+            + '\n  policy "base" lines them up and keeps the tokens of the base, "union" those of all (a run\'s '
+            "model.vocabulary)"
         )
 
 

@@ -1,20 +1,20 @@
 """A checkpoint on disk that exists when it is whole, and whose writing can be killed and taken up again.
 
 The safetensors layout (8 bytes little-endian header length, JSON header, raw tensors) depends on names, shapes and
-dtypes only, so every shard is laid out at its full size before the first tensor exists, and tensors are then computed
-straight into the mapped file, in any order. A journal says which are finished.
+dtypes only, so every shard is laid out at its full size before the first tensor exists, and tensors then come piece by
+piece, in any order. A journal says which are finished. Pieces go through pwrite: a mapped file would take a page fault
+for every 4 KiB, which costs more than most merges (2.2 GB: 1.0 to 2.9 s mapped, 0.4 to 0.7 s written; ext4, 2 threads).
 """
 
 from __future__ import annotations
 
 import json
-import mmap
 import os
 import shutil
 import struct
+import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -29,16 +29,33 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _SYNC_BYTES = 512 * 2**20  # of finished tensors, then they are sent to the disk while others are computed
 
 
-@dataclass
-class _Shard:
-    file: BinaryIO
-    memory: mmap.mmap
+class Place:
+    """One tensor's bytes in a file, as `engine.Setting` takes them: written piece by piece, from any thread."""
+
+    _scratch = threading.local()  # a piece's memory for each thread, kept: fresh pages would have to be cleared
+
+    def __init__(self, file: BinaryIO, offset: int, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self._file, self._offset = file, offset
+
+    def room(self, piece: slice) -> Tensor:
+        nbytes = (piece.stop - piece.start) * self.dtype.itemsize
+        if getattr(self._scratch, "nbytes", 0) < nbytes:
+            self._scratch.memory, self._scratch.nbytes = torch.empty(nbytes, dtype=torch.uint8), nbytes
+        return self._scratch.memory[:nbytes].view(self.dtype)
+
+    def put(self, piece: slice, made: Tensor) -> None:
+        left = memoryview(made.contiguous().view(torch.uint8).numpy())  # pyright: ignore[reportArgumentType]
+        at = self._offset + piece.start * self.dtype.itemsize
+        while left:
+            written = os.pwrite(self._file.fileno(), left, at)
+            left, at = left[written:], at + written
 
 
 class Writer:
     """Write a checkpoint so that it exists under its final name only when it is whole.
 
-    Use as a context manager: fill the tensor that `view` gives and tell `done`, or `put` a finished one, for every
+    Use as a context manager: fill the `place` of a tensor and tell `done`, or `put` a finished one, for every
     entry, in any order; other files (config, tokenizer) go into `staging` meanwhile. A clean exit syncs the shards,
     writes the index if there is more than one, and renames the staging directory to `directory`.
 
@@ -63,7 +80,7 @@ class Writer:
         self._directory, self._key = directory, key
         self._groups = _plan(entries, shard_bytes)
         self._places: dict[str, tuple[int, int, Entry]] = {}
-        self._shards: list[_Shard] = []
+        self._shards: list[BinaryIO] = []
         self._journal: BinaryIO | None = None
         self._count = self._unsynced = 0  # tensors finished; bytes of them since the last sync
         self._background = ThreadPoolExecutor(1)
@@ -112,7 +129,7 @@ class Writer:
             ) from error
         file.write(struct.pack("<Q", len(text)) + text)
         file.flush()
-        self._shards.append(_Shard(file, mmap.mmap(file.fileno(), size)))
+        self._shards.append(file)
         for entry in group:
             self._places[entry.name] = (number, 8 + len(text) + header[entry.name]["data_offsets"][0], entry)
 
@@ -168,9 +185,7 @@ class Writer:
 
         def work() -> None:
             for shard in self._shards:
-                os.fsync(shard.file.fileno())
-                if hasattr(mmap, "MADV_DONTNEED"):  # a shared map loses nothing, and its pages no longer count as ours
-                    shard.memory.madvise(mmap.MADV_DONTNEED)
+                os.fsync(shard.fileno())
             assert self._journal is not None
             self._note({"synced": finished})
             os.fsync(self._journal.fileno())
@@ -180,15 +195,10 @@ class Writer:
 
     # ---- tensors
 
-    def view(self, name: str) -> Tensor:
-        """The tensor's place in the file, to be filled. ValueError if it is unannounced or already written."""
+    def place(self, name: str) -> Place:
+        """Where the tensor's numbers go. ValueError if it is unannounced or already written."""
         number, offset, entry = self._place(name)
-        count = torch.Size(entry.shape).numel()
-        if count == 0:
-            return torch.empty(entry.shape, dtype=entry.dtype)
-        return torch.frombuffer(self._shards[number].memory, dtype=entry.dtype, count=count, offset=offset).view(
-            entry.shape
-        )
+        return Place(self._shards[number], offset, entry.dtype)
 
     def done(self, name: str) -> None:
         """The tensor is in its place."""
@@ -205,7 +215,7 @@ class Writer:
         _, _, entry = self._place(name)
         if tuple(tensor.shape) != entry.shape or tensor.dtype != entry.dtype:
             raise ValueError(f"{name}: got {tuple(tensor.shape)} {tensor.dtype}, announced {entry.shape} {entry.dtype}")
-        self.view(name).copy_(tensor)
+        self.place(name).put(slice(0, tensor.numel()), tensor.reshape(-1))
         self.done(name)
 
     def _place(self, name: str) -> tuple[int, int, Entry]:
@@ -248,21 +258,21 @@ class Writer:
         if self._syncing is not None:
             self._syncing.result()
         for shard in self._shards:
-            shard.file.close()  # the map goes when the last view of it does
+            shard.close()
         if self._journal is not None:
             self._journal.close()
 
     def _discard(self) -> None:
         self._background.shutdown(wait=True)
         for shard in self._shards:
-            shard.file.close()
+            shard.close()
         if self._journal is not None:
             self._journal.close()
         shutil.rmtree(self.staging)
 
 
 def _reserve(file: BinaryIO, size: int) -> None:
-    """Give the file its size and its blocks, so that a full disk is found now and not under a mapped page."""
+    """Give the file its size and its blocks, so that a full disk is found now."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file.fileno(), 0, size)
     file.truncate(size)

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from input_fixtures import world  # noqa: F401
+from small_data import write_small_data
 
 ROOT = Path(__file__).resolve().parent.parent
 MINIATURE = [
@@ -144,3 +146,28 @@ def test_bad_input_is_refused_by_name_and_leaves_no_run(words: list[str], said: 
     assert said in call(*words, *family, "tracking=none", folder=tmp_path, code=1)
     assert records(tmp_path) == {}
     assert not list((tmp_path / "runs").glob("*/error.txt"))
+
+
+@pytest.mark.slow
+def test_experts_of_all_kinds_from_the_command_line(world: Path, tmp_path: Path) -> None:
+    """An adapter, .bin shards and a vocabulary of its own: planned, refused under "error", then run and written."""
+    members = {"base": "base", "experts.general": "lora", "experts.math": "turned", "experts.code": "old"}
+    given = [f"model.{member}.path={world / name}" for member, name in members.items()]
+    given += [f"model.{member}.id=null" for member in members]
+    given += [f"output.data={write_small_data(tmp_path / 'data')}", "suite=tiny", *MINIATURE[-3:-1]]
+    words = ["model=llama2_7b", "merger=ties", "scaling=uniform", "tracking=none", *given]
+    said = call("plan=true", *words, folder=tmp_path)
+    assert "1 of them made from the base and an adapter" in said
+    assert "1 dropped ('[PAD]')" in said
+    assert not (tmp_path / "runs").exists()
+    refused = call("model.vocabulary=error", *words, folder=tmp_path, code=1)
+    assert "expert 'math': 41 rows, the base has 40; it alone has '[PAD]'" in refused
+    assert records(tmp_path) == {}
+    said = call("output=checkpoint", *words, folder=tmp_path)
+    assert "vocabulary of math brought to 40 rows by 'base'" in said
+    assert len(records(tmp_path)) == 5
+    held = sorted(file.parent.name for kind in ("safetensors", "bin") for file in tmp_path.rglob(f"*.{kind}"))
+    assert held == ["base", "checkpoint", "folded", "lora", "math", "old", "old", "turned"], (
+        "one checkpoint was written"
+    )
+    assert "is complete already" in call(*words, folder=tmp_path)

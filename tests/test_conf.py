@@ -104,6 +104,23 @@ def test_an_appended_key_is_refused_too() -> None:
 # ---- identity: what determines the numbers, and nothing else
 
 
+def test_finished_runs_keep_their_names() -> None:
+    """Runs of these are on disk. A change that makes another run of one has to be meant."""
+    assert build("model=tiny", "device=cpu").run_id == "7324327ee8e1"
+    assert build("model=tiny", "device=cpu", "merger=ties", "scaling=uniform").run_id == "2f197cd80887"
+    here = ("device=cpu", "output.data=null", "suite=smoke")
+    assert build("model=smollm2_135m", "merger=member", *here).run_id == "7c2d0d8368a1"
+    assert build("model=llama2_7b", *here).run_id == "6b9b85664d1a"
+    assert build("model=mistral_7b", "merger=member", *here).run_id == "52f82426e2e8"
+
+
+def test_what_becomes_of_tokens_is_part_of_a_run() -> None:
+    ids = {build("model=llama2_7b", "suite=smoke", f"model.vocabulary={p}").run_id for p in ("base", "union", "error")}
+    assert len(ids) == 3
+    with pytest.raises(InstantiationException, match="vocabulary"):
+        build("model=llama2_7b", "suite=smoke", "model.vocabulary=bse")
+
+
 def test_where_things_lie_is_no_part_of_a_run() -> None:
     assert build("output.runs=/tmp/x", "tracking=none", "study=abc").run_id == build().run_id
 

@@ -13,7 +13,8 @@ from plan_fixtures import BLOCK, ENDS, MATRICES, PARAMETERS, TINY
 from experiments import costs, rates
 from experiments.costs import Fit, Weights
 from sensmerge import kernels
-from sensmerge.engine import Engine, Setting
+from sensmerge.engine import Engine
+from sensmerge.loops import Setting
 from sensmerge.mergers import Average, Dare, Merger, Slerp, Ties
 
 

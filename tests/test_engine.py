@@ -10,8 +10,9 @@ import pytest
 import torch
 from test_mergers import oracle_trim, philox
 
-from sensmerge import kernels
-from sensmerge.engine import Cut, Engine, NotFinite, Setting
+from sensmerge import engine, kernels
+from sensmerge.engine import Engine
+from sensmerge.loops import Cut, NotFinite, Setting
 from sensmerge.mergers import Average, Dare, Merger, Slerp, Steps, TaskArithmetic, Ties
 from sensmerge.seeds import key
 
@@ -102,10 +103,11 @@ def test_cuts_keep_exactly_k_by_a_sort(merger: Merger, types: tuple[torch.dtype,
 @pytest.mark.parametrize("types", TYPES, ids=str)
 @pytest.mark.parametrize("compiled", [True, False])
 def test_many_settings_in_one_reading_are_the_same_as_one_by_one(
-    types: tuple[torch.dtype, ...], compiled: bool
+    types: tuple[torch.dtype, ...], compiled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Several pieces each, some settings sharing what trimming keeps, and one that only its definition can compute."""
-    n = (1 << 16) + 4097
+    monkeypatch.setattr(engine, "_SHARED_STEP", 1 << 12)
+    n = (1 << 14) + 97
     base, experts = inputs(n, types)
     cuts: dict[int, Cut] = {}
     mergers = [*MERGERS, Slerp(t=0.3)]
@@ -116,11 +118,11 @@ def test_many_settings_in_one_reading_are_the_same_as_one_by_one(
     ]
     settings += [Setting(Ties(density=0.2, scale=0.5 * s), WEIGHTS[:2], torch.empty(n, dtype=types[4]), cuts=cuts)
                  for s in (1, 2)]  # fmt: skip
-    with Engine(threads=2, compiled=compiled) as engine:
-        engine.merge(base, experts[:2], settings)
+    with Engine(threads=2, compiled=compiled) as worker:
+        worker.merge(base, experts[:2], settings)
         for setting in settings:
             alone = replace(setting, out=torch.empty(n, dtype=types[4]), cuts={})
-            engine.merge(base, experts[:2], [alone])
+            worker.merge(base, experts[:2], [alone])
             assert torch.equal(setting.out, alone.out), setting.merger
 
 

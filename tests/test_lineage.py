@@ -8,15 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from plan_fixtures import PARAMETERS, TINY, here, local, spec
+from input_fixtures import QUERY, of, world  # noqa: F401
+from pipeline_fixtures import root, spec  # noqa: F401
+from plan_fixtures import PARAMETERS, TINY, here, local
+from plan_fixtures import spec as planned
 from safetensors.torch import save_file
 
 from experiments import plan
 from experiments.bench_families import write_checkpoint
 from experiments.families.checkpoints import Source
+from experiments.spec import Output, RunSpec
 from sensmerge.checkpoint import Reader
 from sensmerge.coefficients import Uniform
-from sensmerge.mergers import Average
+from sensmerge.mergers import Average, Ties
 
 
 def test_experts_are_compared_with_their_base(tmp_path: Path) -> None:
@@ -33,9 +37,9 @@ def test_experts_are_compared_with_their_base(tmp_path: Path) -> None:
     parameters = {**json.loads((paths["near"] / "config.json").read_text()), "rope_parameters": {"rope_theta": 5e5}}
     del parameters["rope_theta"]
     (paths["near"] / "config.json").write_text(json.dumps(parameters))
-    shallow = plan.of(spec(tmp_path, local(paths)), machine=here())
+    shallow = plan.of(planned(tmp_path, local(paths)), machine=here())
     assert all(one.distances == {} for one in shallow.members)
-    made = plan.of(spec(tmp_path, local(paths)), deep=True, machine=here())
+    made = plan.of(planned(tmp_path, local(paths)), deep=True, machine=here())
     found = {one.member: one for one in made.members}
     assert list(found["near"].distances) == [
         f"model.layers.{block}.{name}.weight" for block in (0, 1) for name in ("mlp.down_proj", "self_attn.v_proj")
@@ -77,7 +81,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tensors: dict[str, Any]
 
 def test_what_the_hub_does_not_tell_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub(monkeypatch, tmp_path, None)
-    made = plan.of(spec(tmp_path, {"base": Source(id="a/b"), "math": Source(id="a/m")}), machine=here())
+    made = plan.of(planned(tmp_path, {"base": Source(id="a/b"), "math": Source(id="a/m")}), machine=here())
     assert made.members[0].note == "a/b: unknown until downloaded (ConnectionError)"
     assert (made.stages, made.machine, made.problems()) == ((), None, [])
     assert "nothing more can be told" in made.text()
@@ -92,23 +96,60 @@ def test_headers_on_the_hub_are_enough(
     told = {entry.name: TensorInfo("BF16", list(entry.shape), (0, entry.nbytes)) for entry in TINY.entries()}
     hub(monkeypatch, tmp_path, told)
     members = {"base": Source(path=family["base"]), "code": Source(id="a/c"), "math": Source(id="a/m")}
-    made = plan.of(spec(tmp_path, members, merger=Average(), scaling=Uniform()), machine=here())
+    made = plan.of(planned(tmp_path, members, merger=Average(), scaling=Uniform()), machine=here())
     assert made.members[1].parameters == PARAMETERS
     assert made.disks[0].needs == {"downloads": 2 * 2 * PARAMETERS}
     told["model.embed_tokens.weight"] = TensorInfo("F8_E4M3", [40, 16], (0, 640))
-    silent = plan.of(spec(tmp_path, members, merger=Average(), scaling=Uniform()), machine=here())
+    silent = plan.of(planned(tmp_path, members, merger=Average(), scaling=Uniform()), machine=here())
     assert "holds ['F8_E4M3']" in silent.members[1].note
     assert silent.stages[0].read == made.stages[0].read == 3 * 2 * PARAMETERS, "taken to have their base's tensors"
 
 
-def test_an_adapter_is_written_once_more(family: dict[str, Path], tmp_path: Path) -> None:
-    (tmp_path / "lora").mkdir()
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        (tmp_path / "lora" / name).write_text("{}")
-    members = {"base": Source(path=family["base"]), "code": Source(path=tmp_path / "lora")}
-    made = plan.of(spec(tmp_path, members, scaling=Uniform()), machine=here())
-    assert made.members[1].note.endswith("folded into the base by the first run")
-    assert made.disks[0].needs == {"conversions": 2 * PARAMETERS}
+# ---- members that are no whole models, or have rows of their own
+
+
+def test_adapters_and_bin_shards_are_planned_as_they_are(spec: RunSpec, world: Path) -> None:
+    asked = of(spec, world, code="lora", math="old")
+    made = plan.of(dataclasses.replace(asked, merger=Ties(density=0.5)), deep=True, machine=here())
+    lora, old = made.members[1:]
+    factors = (world / "lora" / "adapter_model.safetensors").stat().st_size
+    assert (lora.parameters, lora.nbytes) == (PARAMETERS, factors)
+    assert lora.note == f"{world / 'lora'}, an adapter on the base"
+    assert lora.distances[f"{QUERY.replace('q_proj', 'v_proj')}.weight"] == 0
+    assert (old.parameters, old.nbytes, old.note) == (PARAMETERS, 4 * PARAMETERS, str(world / "old"))
+    stages = {stage.name: stage for stage in made.stages}
+    whole = of(spec, world, code="folded", math="math")
+    whole = plan.of(dataclasses.replace(whole, merger=Ties(density=0.5)), machine=here())
+    plain = {stage.name: stage for stage in whole.stages}
+    assert stages["merge"].read == plain["merge"].read + 4 * PARAMETERS + factors, "base and factors, to make it of"
+    assert stages["merge"].host == plain["merge"].host + 3 * 4 * 256, "the one tensor that is made, and its parts"
+    assert stages["merge"].note == "5 passes over 3 checkpoints, 1 of them made from the base and an adapter"
+    assert made.disks == whole.disks == ()
+    streamed = [
+        plan.of(one, machine=here(memory=2000)).stages[0]
+        for one in (asked, of(spec, world, code="folded", math="math"))
+    ]
+    assert [stage.note.partition(";")[0] for stage in streamed] == ["streamed"] * 2
+    assert streamed[0].host == streamed[1].host + 3 * 4 * 256
+    assert (lora.mismatches, old.mismatches) == ((), ())
+
+
+def test_vocabularies_are_planned(spec: RunSpec, world: Path) -> None:
+    made = plan.of(of(spec, world, math="turned"), machine=here())
+    assert made.members[1].warnings() == []
+    assert "vocabulary of math brought to 40 rows by 'base': 40 tokens matched, 1 dropped ('[PAD]')" in made.text()
+    assert made.problems() == []
+    union = plan.of(
+        dataclasses.replace(of(spec, world, "union", math="turned"), output=Output(checkpoint=True)), machine=here()
+    )
+    assert union.stages[-1].write == made.members[0].nbytes + 4 * 16, "a row more than the base has"
+    refused = plan.of(of(spec, world, "error", math="turned"), machine=here())
+    assert refused.members[1].warnings() != []
+    with pytest.raises(ValueError, match=r"cannot run:\n  - vocabularies differ:\n.*it alone has '\[PAD\]'"):
+        refused.check()
+
+
+def test_a_path_without_a_model_is_an_error(family: dict[str, Path], tmp_path: Path) -> None:
     gone = {"base": Source(path=family["base"]), "code": Source(path=tmp_path / "gone")}
-    with pytest.raises(ValueError, match="no checkpoint at"):
-        plan.of(spec(tmp_path, gone), machine=here())
+    with pytest.raises(ValueError, match="code: no checkpoint at"):
+        plan.of(planned(tmp_path, gone), machine=here())

@@ -8,6 +8,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from report_fixtures import COEFFICIENTS, write_run
@@ -173,12 +174,15 @@ def test_csv_returns_the_numbers_unrounded(runs: Path, tmp_path: Path) -> None:
     assert (sens["a"], sens["a_n"], sens["ksigma_max"], sens["runs"]) == ("0.75", "4", "1.5", "0004")
 
 
-def test_wandb_heatmap_is_an_image() -> None:
-    from experiments.figures import heatmap
+def test_a_figure_as_an_image() -> None:
+    from experiments import figures
 
-    image = heatmap(["code", "math"], [[0.75, 1.5], [1.25, 0.5]])
+    def draw() -> Any:
+        return figures.coefficients(["code", "math"], None, [[0.75, 1.5], [1.25, 0.5]])
+
+    image = figures.image(draw)
     assert (image.mode, image.width) == ("RGBA", 660)
-    assert image.tobytes() == heatmap(["code", "math"], [[0.75, 1.5], [1.25, 0.5]]).tobytes()
+    assert image.tobytes() == figures.image(draw).tobytes()
 
 
 def test_command_of_an_experiment_leaves_out_where_things_lie(runs: Path) -> None:

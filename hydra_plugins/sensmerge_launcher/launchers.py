@@ -128,15 +128,18 @@ class SlurmLauncher(SweepLauncher):
         return job
 
     def _waited(self, every: float = 5.0) -> dict[int, Any]:
+        assert self.sweep is not None
+        log.info("waiting; jobs go on if this is interrupted. %s", look(self.sweep))
+        while self._live(after=every) or self._live(after=1.0):  # twice: what nodes write may be seen a moment later
+            pass
+        return outcomes(self.sweep)
+
+    def _live(self, after: float) -> bool:
         from experiments import status
 
         assert self.sweep is not None
-        log.info("waiting; jobs go on if this is interrupted. %s", look(self.sweep))
-        quiet = 0
-        while quiet < 2:  # twice: what a node has just written may take a moment to be seen here
-            time.sleep(every)
-            quiet = 0 if any(row.state in status.LIVE for row in status.rows(self.sweep)) else quiet + 1
-        return outcomes(self.sweep)
+        time.sleep(after)
+        return any(row.state in status.LIVE for row in status.rows(self.sweep))
 
 
 def _called(jobs: Sequence[Job]) -> dict[int, str]:
