@@ -5,7 +5,7 @@ PARALLEL ?= -n 2 --dist loadfile
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup run test unit check lint types report smollm clean
+.PHONY: setup run test slurm unit check lint types report smollm clean
 
 setup: .venv/ready
 
@@ -20,7 +20,11 @@ run: setup
 	$(BIN)/python -m experiments.report --study quickstart
 
 test: setup
-	$(BIN)/python -m pytest $(PARALLEL) -m "not gpu and not network and not slurm"
+	$(BIN)/python -m pytest $(PARALLEL) -rs -m "not gpu and not network"
+
+# On a cluster of one node that the tests start for themselves; they are part of `make test` where SLURM is installed.
+slurm: setup
+	$(BIN)/python -m pytest -rs --durations=5 tests/test_slurm.py
 
 unit: setup
 	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not gpu and not network and not slurm"

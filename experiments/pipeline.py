@@ -8,6 +8,7 @@ import logging
 import sys
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,12 +52,24 @@ def run(spec: RunSpec, config: Mapping[str, Any] | None = None) -> dict[str, Any
     return _run_locked(spec, config, family)
 
 
-def _join(spec: RunSpec) -> None:
+def join(spec: RunSpec) -> None:
     """Note in the run's directory that this study has it too: several may ask for one run, which is done once."""
     if spec.study:
         marker = spec.directory / "studies" / spec.study
         marker.parent.mkdir(exist_ok=True)
         marker.touch()
+
+
+def is_complete(spec: RunSpec) -> bool:
+    """Whether the run and its references have their records, and a checkpoint if asked for.
+
+    Whether the family's weights are still those they were made from is not looked at: that may take reading them.
+    """
+    wanted = [spec.reference(member) for member in ["base", *spec.model.calibration]] if spec.references else []
+    asked = spec.output.checkpoint and not isinstance(spec.merger, Member)
+    return all((one.directory / "record.json").is_file() for one in [*wanted, spec]) and (
+        not asked or (spec.directory / "checkpoint").is_dir()
+    )
 
 
 def finished(spec: RunSpec, family: Prepared) -> dict[str, Any] | None:
@@ -78,7 +91,7 @@ def finished(spec: RunSpec, family: Prepared) -> dict[str, Any] | None:
 
 def _run_locked(spec: RunSpec, config: Mapping[str, Any] | None, family: Prepared) -> dict[str, Any]:
     spec.directory.mkdir(parents=True, exist_ok=True)
-    _join(spec)
+    join(spec)
     lock = FileLock(spec.directory / ".lock")
     try:
         lock.acquire(timeout=0)
@@ -103,6 +116,7 @@ def _run_locked(spec: RunSpec, config: Mapping[str, Any] | None, family: Prepare
 def _execute(spec: RunSpec, config: Mapping[str, Any] | None, family: Prepared) -> dict[str, Any]:
     log.info("run %s (%s)", spec.title, spec.run_id)
     clock = Clock()
+    before = family.store.asked.copy()
     if isinstance(spec.merger, Member):
         calibrated, subject = None, stages.member(family, spec.merger)
     else:
@@ -115,6 +129,7 @@ def _execute(spec: RunSpec, config: Mapping[str, Any] | None, family: Prepared) 
     if spec.output.checkpoint and not isinstance(spec.merger, Member):
         clock("write", lambda: stages.write_checkpoint(spec, family, subject))
     record = _record(spec, config, family, calibrated, subject, results, clock)
+    record["measured"]["stages"] = _asked(family.store.asked - before)
     write_json(spec.directory / "record.json", record)
     log.info(
         "  done in %.1f s: %s -> %s",
@@ -178,6 +193,12 @@ def _record(
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         },
     }
+
+
+def _asked(counted: Counter[tuple[str, bool]]) -> dict[str, dict[str, int]]:
+    """Of each kind of stage, how many results this run computed itself, and how many it found kept."""
+    kinds = sorted({kind for kind, _ in counted})
+    return {kind: {"computed": counted[kind, True], "kept": counted[kind, False]} for kind in kinds}
 
 
 def primary_score(results: Mapping[str, Result]) -> float:

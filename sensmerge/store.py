@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,9 +66,13 @@ def write_json(path: Path, value: Any) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Store:
-    """A directory of stage results, `root/<kind>/<digest of key>.json`, each with the key that made it."""
+    """A directory of stage results, `root/<kind>/<digest of key>.json`, each with the key that made it.
+
+    asked: how often `compute` was, by kind and whether the result had to be computed.
+    """
 
     root: Path
+    asked: Counter[tuple[str, bool]] = dataclasses.field(default_factory=Counter, compare=False, repr=False)
 
     def path(self, kind: str, key: Mapping[str, Any]) -> Path:
         return self.root / kind / f"{digest(key)[:32]}.json"
@@ -83,6 +88,11 @@ class Store:
         A lock beside the file makes concurrent callers wait for the one that computes. If that one dies, its lock is
         released by the system and the next computes.
         """
+        value, computed = self._computed(kind, key, stage)
+        self.asked[kind, computed] += 1
+        return value, computed
+
+    def _computed(self, kind: str, key: Mapping[str, Any], stage: Callable[[], Any]) -> tuple[Any, bool]:
         value = self.get(kind, key)
         if value is not None:
             return value, False

@@ -59,6 +59,12 @@ def records(folder: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
+def written(folder: Path) -> dict[Path, int]:
+    """When each file of a run, not of a sweep, was written."""
+    found = (path for run in (folder / "runs").glob("*-*") for path in run.rglob("*.json"))
+    return {path: path.stat().st_mtime_ns for path in found}
+
+
 @pytest.mark.parametrize("words", [["--help"], ["--cfg", "job"], ["--info", "defaults"]])
 def test_questions_about_the_configuration_load_nothing_heavy(words: list[str]) -> None:
     done = subprocess.run(
@@ -80,11 +86,10 @@ def test_a_sweep_is_done_once_and_survives_being_killed(tmp_path: Path) -> None:
     call(*SWEEP, *MINIATURE, "tracking=none", folder=undisturbed)
     want = records(undisturbed)
     assert len(want) == 8 + 4, sorted(want)
-    times = {path: path.stat().st_mtime_ns for path in (undisturbed / "runs").rglob("*.json")}
-
+    times = written(undisturbed)
     again = call(*SWEEP, *MINIATURE, "tracking=none", folder=undisturbed)
     assert again.count("is complete already") == 8
-    assert {path: path.stat().st_mtime_ns for path in (undisturbed / "runs").rglob("*.json")} == times
+    assert written(undisturbed) == times
 
     process = subprocess.Popen(
         command(*SWEEP, *MINIATURE, "tracking=none", *places(killed)),

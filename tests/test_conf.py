@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,9 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException, InstantiationException
 from omegaconf import OmegaConf
 
+from experiments import job
 from experiments.spec import Member, RunSpec
+from experiments.sweeps import Frozen
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 NOT_CHOSEN_AT_THE_TOP = {"benchmark", "source", "hydra"}
@@ -54,10 +58,14 @@ def test_every_group_has_a_choice() -> None:
 
 
 @pytest.mark.parametrize(("group", "name"), CHOICES)
-def test_every_yaml_becomes_a_run(group: str, name: str) -> None:
+def test_every_yaml_becomes_a_run_and_freezing_it_moves_nothing(group: str, name: str) -> None:
     spec = build(f"{group}={name}")
     assert isinstance(spec, RunSpec)
     assert len(spec.run_id) == 12
+    config = composed(f"{group}={name}")
+    plain = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+    frozen = json.loads(json.dumps(dataclasses.asdict(job.freeze(plain, config.hydra))))
+    assert job.build(Frozen(**frozen)).identity() == spec.identity()
 
 
 @pytest.mark.parametrize("path", sorted((CONF / "benchmark").glob("*.yaml")), ids=lambda p: p.stem)

