@@ -6,7 +6,7 @@ import logging
 import shutil
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ class Prepared:
     store: Store
     layout: Layout | None
     shells: dict[str, Path]
+    _drawn: dict[calibration.Calibration, dict[str, list[calibration.Sample]]] = field(default_factory=dict, repr=False)
 
     @property
     def tasks(self) -> list[str]:
@@ -54,6 +55,12 @@ class Prepared:
             return models.load(shell, dtype=dtype, device=device)
         with ExitStack() as stack:
             return models.load_source(self.opened(stack)[member], shell, dtype=dtype, device=device)
+
+    def samples(self, spec: RunSpec) -> dict[str, list[calibration.Sample]]:
+        """`draw_samples`, once: a run looks at them before it begins, and again when it calibrates."""
+        if spec.calibration not in self._drawn:
+            self._drawn[spec.calibration] = draw_samples(spec, self.shells["base"], self.data)
+        return self._drawn[spec.calibration]
 
 
 def prepare(spec: RunSpec) -> Prepared:
@@ -93,7 +100,7 @@ def verify(spec: RunSpec, family: Prepared) -> None:
                 f"{free / 1e9:.1f} GB are free; free some, or choose another output.runs"
             )
     if spec.scaling.needs:
-        _check_unseen(spec, family, draw_samples(spec, family.shells["base"], family.data))
+        _check_unseen(spec, family, family.samples(spec))
 
 
 def readers(family: Prepared, stack: ExitStack) -> tuple[checkpoint.Source, dict[str, checkpoint.Source]]:
