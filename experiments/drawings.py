@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import itertools
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,8 @@ from experiments import figures, naming
 from experiments.tables import Mean, Row, Table
 
 _MOST_SCALINGS = 8  # side by side within a merger: there are no more colours to tell apart
-_MOST_DISTINCT = 12  # figures of one kind, one per run
+
+_MOST_RULES = 5  # heat maps or profiles side by side; of more only the first is drawn
 
 Drawings = dict[str, Callable[[], "figures.Figure"]]
 
@@ -21,8 +24,8 @@ def write(found: Sequence[Table], directory: Path) -> tuple[list[Path], list[str
     """Every figure of the tables, as PNG and PDF: the paths written, in order, and what was left out and why.
 
     bars: mean score by merger and scaling, with base and best expert. differences: the same less the uniform control.
-    temperature: that difference against T, where a rule ran with several. coefficients: alpha and K * sigma of each
-    distinct `sens` table. alignment: distances between the experts.
+    temperature, samples, lambda: curves over T, calibration samples, the merger's scale (see SWEEPS). coefficients:
+    alpha and K * sigma of `sens`. profiles: alpha by block. alignment: distances between the experts.
     Names carry model and suite, or the mean, only where the study has several.
     """
     written, left_out = [], []
@@ -36,18 +39,37 @@ def write(found: Sequence[Table], directory: Path) -> tuple[list[Path], list[str
     return written, left_out
 
 
-def temperatures(table: Table, mean: Mean) -> dict[str, dict[str, list[tuple[float, Row]]]]:
-    """Merger -> rule -> (T, its row), ascending; empty unless some rule ran with several T."""
-    found: dict[str, dict[str, list[tuple[float, Row]]]] = {}
-    others = [path for path in table.by if path != "scaling.temperature"]
-    for row in table.merges:
-        if mean.name in row.differences and (value := row.records[0].temperature) is not None:
-            merger, rule = naming.name(row.records[0], others)
-            found.setdefault(merger, {}).setdefault(rule or "", []).append((value, row))
-    points = [line for lines in found.values() for line in lines.values()]
-    for line in points:
-        line.sort(key=lambda point: point[0])
-    return found if any(len(line) > 1 for line in points) else {}
+@dataclass(frozen=True)
+class Sweep:
+    """A setting against which something is drawn, where a method ran with several of its values.
+
+    differences: to the uniform control; else the mean itself, of the control too.
+    """
+
+    path: str
+    label: str
+    differences: bool
+
+    def lines(self, table: Table, mean: Mean) -> figures.Lines:
+        """Merger -> rule -> (value, its row), ascending; empty unless some line has several values."""
+        found: dict[str, dict[str, list[tuple[float, Row]]]] = {}
+        others = [path for path in table.by if path != self.path]
+        for row in table.merges:
+            shown = row.differences if self.differences else row.means
+            if mean.name in shown and (value := naming.setting(row.records[0], self.path)) is not None:
+                merger, rule = naming.name(row.records[0], others)
+                found.setdefault(merger, {}).setdefault(rule or "", []).append((value, row))
+        lines = [line for of_merger in found.values() for line in of_merger.values()]
+        for line in lines:
+            line.sort(key=lambda point: point[0])
+        return found if any(len(line) > 1 for line in lines) else {}
+
+
+SWEEPS = {
+    "temperature": Sweep("scaling.temperature", "temperature T", differences=True),
+    "samples": Sweep("calibration.samples", "calibration samples a task", differences=True),
+    "lambda": Sweep("merger.scale", "scale λ of the merged task vector", differences=False),
+}
 
 
 def _plan(table: Table) -> tuple[Drawings, list[str]]:
@@ -62,41 +84,45 @@ def _plan(table: Table) -> tuple[Drawings, list[str]]:
             found[f"bars{suffix}"] = lambda mean=mean: figures.bars(table, mean)
             if any(mean.name in row.differences for row in table.merges):
                 found[f"differences{suffix}"] = lambda mean=mean: figures.differences(table, mean)
-        if lines := temperatures(table, mean):
-            found[f"temperature{suffix}"] = lambda mean=mean, lines=lines: figures.temperature(lines, mean)
-    for name, draw, distinct in _of_runs(table):
-        if len(distinct) > _MOST_DISTINCT:
-            left_out.append(f"{name}: {len(distinct)} different ones")
-        else:
-            found |= _each(name, draw, distinct)
+        for name, sweep in SWEEPS.items():
+            if lines := sweep.lines(table, mean):
+                found[f"{name}{suffix}"] = lambda mean=mean, lines=lines, sweep=sweep: figures.curves(
+                    lines, mean, sweep.label, differences=sweep.differences
+                )
+    for name, draw, shown in _of_rules(table):
+        if len(shown) > _MOST_RULES:
+            left_out.append(f"{name} of {len(shown) - 1} other rules and settings")
+            shown = dict(itertools.islice(shown.items(), 1))
+        found |= {f"{name}_{rule}" if len(shown) > 1 else name: partial(draw, *of) for rule, of in shown.items()}
     return found, list(dict.fromkeys(left_out))
 
 
-def _of_runs(table: Table) -> list[tuple[str, Callable[..., figures.Figure], list[tuple[str, Any]]]]:
-    """Name, what draws it, and (run, what is drawn) of the different ones among the runs."""
-    tables, distances = {}, {}
+def _of_rules(table: Table) -> list[tuple[str, Callable[..., figures.Figure], dict[str, Any]]]:
+    """Name, what draws it, and rule -> what is drawn, of the rule's first run; what several rules share only once.
+
+    Another seed's differ in numbers, not in what there is to see: they are in the records.
+    """
+    tables: dict[str, Any] = {}
+    distances: dict[str, Any] = {}
+    profiles: dict[str, Any] = {}
     for row in table.merges:
-        for record in row.records:
-            kept = record.coefficients or {}
-            name = f"{row.scaling}_s{record.seed}"
-            if row.scaling and row.scaling.split()[0] == "sens" and kept:
-                tasks, blocks, alpha = kept["table"]["tasks"], kept["table"]["blocks"], kept.get("alpha")
-                shown = (tasks, alpha and [alpha[task] for task in tasks], blocks)
-                tables.setdefault(json.dumps(shown), (name, shown))
-            if kept.get("distances"):
-                shown = (kept["table"]["tasks"], kept["distances"]["l2"])
-                distances.setdefault(json.dumps(shown), (name, shown))
-    return [
-        ("coefficients", figures.coefficients, list(tables.values())),
-        ("alignment", figures.alignment, list(distances.values())),
-    ]
+        kept = next((record.coefficients for record in row.records if record.coefficients), None)
+        rule = row.scaling or ""
+        if kept is None:
+            continue
+        tasks, blocks, alpha = kept["table"]["tasks"], kept["table"]["blocks"], kept.get("alpha")
+        sensitivities = alpha and [alpha[task] for task in tasks]
+        if rule.split()[0] == "sens":
+            _first(tables, rule, (tasks, sensitivities, blocks))
+        if alpha:
+            _first(profiles, rule, (tasks, sensitivities))
+        if kept.get("distances"):
+            _first(distances, rule, (tasks, kept["distances"]["l2"]))
+    found = [("coefficients", figures.coefficients, tables), ("alignment", figures.alignment, distances)]
+    return [*found, ("profiles", figures.profiles, profiles)]
 
 
-def _each(name: str, draw: Callable[..., figures.Figure], distinct: Sequence[tuple[str, Any]]) -> Drawings:
-    """One figure under `name`, or several under names that tell them apart."""
-    found: Drawings = {}
-    for number, (run, shown) in enumerate(distinct):
-        full = name if len(distinct) == 1 else f"{name}_{run}"
-        full = f"{full}_{number}" if full in found else full
-        found[full] = lambda shown=shown: draw(*shown)
-    return found
+def _first(shown: dict[str, Any], rule: str, value: Any) -> None:
+    """Keep `value` under its rule, if neither is there yet."""
+    if rule not in shown and value not in shown.values():
+        shown[rule] = value

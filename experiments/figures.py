@@ -18,6 +18,7 @@ from experiments.naming import SCALINGS, place
 from experiments.tables import Mean, Row, Table
 
 Points = tuple[float, float, float]  # score, and the ends of its interval
+Lines = Mapping[str, Mapping[str, Sequence[tuple[float, "Row"]]]]  # merger -> rule -> (value of a setting, its row)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -84,10 +85,9 @@ def differences(table: Table, mean: Mean) -> Figure:
     return figure
 
 
-def temperature(lines: Mapping[str, Mapping[str, Sequence[tuple[float, Row]]]], mean: Mean) -> Figure:
-    """Difference to the uniform control, with its 95 % interval, against T: a panel per merger, a line per rule.
-
-    lines: merger -> rule -> (T, row), as drawings.temperatures. Rules stand a little apart so that intervals show.
+def curves(lines: Lines, mean: Mean, label: str, *, differences: bool) -> Figure:
+    """The mean, or its difference to the uniform control with its 95 % interval, against a setting called `label`: a
+    panel per merger, a line per rule, as drawings.Sweep.lines. Means have bands of one standard error.
     """
     from matplotlib.ticker import NullLocator
 
@@ -99,24 +99,30 @@ def temperature(lines: Mapping[str, Mapping[str, Sequence[tuple[float, Row]]]], 
     values = sorted({value for found in lines.values() for line in found.values() for value, _ in line})
     looks = dict(zip(rules, _looks(rules), strict=True))
     for axes, (merger, found) in zip(panels, lines.items(), strict=False):
-        axes.axhline(0, color=_COLOURS[0], zorder=0, label="uniform")
+        if differences:
+            axes.axhline(0, color=_COLOURS[0], zorder=0, label="uniform")
         for rule, line in sorted(found.items(), key=lambda item: rules.index(item[0])):
-            apart = _APART ** (rules.index(rule) - (len(rules) - 1) / 2)
-            shown = [_interval(row, mean) for _, row in line]
+            apart = _APART ** (rules.index(rule) - (len(rules) - 1) / 2) if differences else 1.0
+            shown = [_interval(row, mean) if differences else _mean(row, mean) for _, row in line]
             x, y = [value * apart for value, _ in line], [score * _scale(mean) for score, _, _ in shown]
             colour, marker = looks[rule]
-            drawn = {"color": colour, "marker": marker, "markersize": 2.5, "elinewidth": 0.5, "label": rule}
-            axes.errorbar(x, y, _errors(shown, mean), linestyle="-", **drawn)
+            drawn = {"color": colour, "marker": marker, "markersize": 2.5, "label": rule, "linestyle": "-"}
+            if differences:
+                axes.errorbar(x, y, _errors(shown, mean), elinewidth=0.5, **drawn)
+            else:
+                axes.plot(x, y, **drawn)
+                low, high = ([point[end] * _scale(mean) for point in shown] for end in (1, 2))
+                axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
         axes.set_title(merger, loc="left")
-        axes.set_xscale("log")
+        axes.set_xscale("log" if differences else "linear")
         axes.set_xticks(values, [f"{value:g}" for value in values])
         axes.xaxis.set_minor_locator(NullLocator())
     for axes in panels[len(lines) :]:
         axes.set_visible(False)
     for axes in panels[max(0, len(lines) - across) : len(lines)]:
-        axes.set_xlabel("temperature T")
+        axes.set_xlabel(label)
         axes.tick_params(labelbottom=True)
-    figure.supylabel(_difference(mean), fontsize=_STYLE["font.size"])
+    figure.supylabel(_difference(mean, "Δ uniform" if differences else "mean"), fontsize=_STYLE["font.size"])
     _legend(figure, max(panels, key=lambda axes: len(axes.get_legend_handles_labels()[1])))
     return figure
 
@@ -132,6 +138,24 @@ def coefficients(
         _matrix(axes[0], alpha, tasks, title="sensitivity α", colours="cividis")
         axes[0].set_xlabel("")
     _weights(axes[-1], tasks, blocks)
+    return figure
+
+
+def profiles(tasks: Sequence[str], alpha: Sequence[Sequence[float]]) -> Figure:
+    """alpha [K][L] by block, a line per expert."""
+    from matplotlib.ticker import MaxNLocator
+
+    figure = _figure(1.7)
+    axes = figure.subplots()
+    looks = list(zip(_COLOURS[1:], _MARKERS[1:], strict=True))
+    for at, (task, row) in enumerate(zip(tasks, alpha, strict=True)):
+        colour, marker = looks[at % len(looks)]
+        axes.plot(range(len(row)), row, color=colour, marker=marker, markersize=2.5, label=task)
+    axes.set_xlabel("block")
+    axes.set_ylabel("sensitivity α")
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _legend(figure, axes)
     return figure
 
 
@@ -183,6 +207,10 @@ def _interval(row: Row, mean: Mean) -> Points:
     return found.score, found.low, found.high
 
 
+def _mean(row: Row, mean: Mean) -> Points:
+    return row.means[mean.name].score, *_around(row.means[mean.name])
+
+
 def _around(metric: Metric) -> tuple[float, float]:
     """One standard error down, and up."""
     return metric.score - metric.stderr, metric.score + metric.stderr
@@ -192,8 +220,8 @@ def _scale(mean: Mean) -> int:
     return 100 if mean.higher_is_better else 1
 
 
-def _difference(mean: Mean) -> str:
-    return "Δ uniform (points)" if mean.higher_is_better else f"Δ uniform ({mean.name}, lower is better)"
+def _difference(mean: Mean, of: str = "Δ uniform") -> str:
+    return f"{of} (points)" if mean.higher_is_better else f"{of} ({mean.name}, lower is better)"
 
 
 def _looks(scalings: Sequence[str]) -> list[tuple[str, str]]:

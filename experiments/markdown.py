@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from evaluation.record import Metric
-from experiments import notes
+from experiments import notes, published
 from experiments.comparisons import Difference
 from experiments.tables import Row, Table
 
@@ -85,7 +85,13 @@ def _section(table: Table, commands: Sequence[str]) -> str:
         which = mean.name + ("" if mean.higher_is_better else " ↓")
         header += [f"mean {which}", *([f"Δ {which} [95 %]", "p"] if table.merges else [])]
     header += ["K·σ"] if table.merges else []
-    body = grid(header, [_cells(table, row) for row in table.rows], left=2)
+    rows = [_cells(table, row) for row in table.rows]
+    for anchor in published.anchors(table):
+        scores = [f"{anchor.scores[b.name] * 100:.1f}" if b.name in anchor.scores else DASH for b in table.benchmarks]
+        rows.append(
+            [f"{anchor.method} {published.MARK}", DASH, DASH, *scores] + [DASH] * (len(header) - 3 - len(scores))
+        )
+    body = grid(header, rows, left=2)
     lines = "\n".join(f"- {note}" for note in notes.notes(table, commands))
     return f"## {table.model} on {table.suite}\n\n{body}\n\n{lines}"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from experiments import stats
+from experiments import published, stats
 from experiments.records import Record
 from experiments.tables import Row, Table
 
@@ -34,8 +34,10 @@ def notes(table: Table, commands: Sequence[str]) -> list[str]:
     if any(not row.records for row in table.rows):
         found.append("A row of dashes is a run without a complete record.")
     found += _counts(table)
+    if published.anchors(table):
+        found.append(published.PROTOCOL)
     made = ", ".join(f"`{command}`" for command in commands)
-    return [*found, f"Made by {made}.", f"Code: {_code(table)}.", f"Versions: {_versions(table)}."]
+    return [*found, f"Made by {made}.", f"Code: {code(table)}.", f"Versions: {_versions(table)}."]
 
 
 def _means(table: Table) -> str:
@@ -129,7 +131,7 @@ def _named(rows: list[tuple[float, Row]]) -> str:
     return ", ".join(said) + (f" and {len(above) - len(said)} more rows" if len(above) > len(said) else "")
 
 
-def _code(table: Table) -> str:
+def code(table: Table) -> str:
     """Commits of the runs; a table may span several, since finished runs are kept while the code goes on."""
     states = set()
     for record in table.records:

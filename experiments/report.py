@@ -15,7 +15,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from experiments import drawings, markdown, records, selection, tables
+from experiments import drawings, latex, markdown, records, selection, tables
 from experiments.records import Record
 
 
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def report(study: str, runs: Path, out: Path, *, by: Sequence[str] = (), figures: bool = True) -> str:
-    """Write table.md, table.csv and figures/ below `out`/`study`; the text for the terminal.
+    """Write table.md, table.tex, table.csv and figures/ below `out`/`study`; the text for the terminal.
 
     by: paths of the identity whose values get rows of their own, besides the settings that vary within a method.
     FileNotFoundError if `runs` does not exist, ValueError if the study has no complete run or its runs do not belong in
@@ -47,6 +47,7 @@ def report(study: str, runs: Path, out: Path, *, by: Sequence[str] = (), figures
     directory.mkdir(parents=True, exist_ok=True)
     text = markdown.document(study, found, commands)
     (directory / "table.md").write_text(text, encoding="utf-8")
+    (directory / "table.tex").write_text(latex.document(study, found, commands), encoding="utf-8")
     (directory / "table.csv").write_text(as_csv(found), encoding="utf-8")
     written, left_out = drawings.write(found, directory / "figures") if figures else ([], [])
     return text + "\n" + _whereabouts(study, found, commands[-1], runs, directory, written, left_out)
@@ -152,7 +153,7 @@ def _whereabouts(
     merges = [record for record in everything.values() if record.member is None]
     shown = max(merges or list(everything.values()), key=lambda record: record.data["score"])
     benchmark = next(iter(shown.results))
-    lines = [("table", f"{directory / 'table.md'}, {directory / 'table.csv'}")]
+    lines = [("table", f"{directory / 'table.md'}, .tex, .csv")]
     if written:
         stems = sorted({path.stem for path in written})
         lines.append(("figures", f"{directory / 'figures'}: {', '.join(stems)} (.png, .pdf)"))

@@ -142,9 +142,9 @@ def test_report_writes_says_and_repeats_itself(runs: Path, tmp_path: Path, capsy
         assert report.main(["--study", "demo", "--runs", str(runs), "--out", str(out)]) == 0
         files = sorted(path for path in (out / "demo").rglob("*") if path.is_file())
         contents.append({path.relative_to(out).as_posix(): path.read_bytes() for path in files})
-    stems = ("alignment", "bars", "coefficients", "differences")
+    stems = ("alignment", "bars", "coefficients", "differences", "profiles")
     figures = {f"demo/figures/{stem}.{kind}" for stem in stems for kind in ("png", "pdf")}
-    assert set(contents[0]) == {"demo/table.md", "demo/table.csv"} | figures
+    assert set(contents[0]) == {"demo/table.md", "demo/table.tex", "demo/table.csv"} | figures
     assert contents[0] == contents[1]
     said = capsys.readouterr().out
     for part in (

@@ -201,14 +201,14 @@ def test_the_temperature_figure_has_a_panel_a_merger_and_a_line_a_rule(tmp_path:
         write_run(tmp_path, merger, "random", GAIN, options=shuffled(0.1))
     table = table_of(tmp_path)
     (mean,) = table.means
-    lines = drawings.temperatures(table, mean)
+    lines = drawings.SWEEPS["temperature"].lines(table, mean)
     assert list(lines) == ["ties", "dare"]
     assert {rule: [t for t, _ in line] for rule, line in lines["ties"].items()} == {
         "sens": [0.1, 10.0],
         "random": [0.1],
     }
     with figures.style():
-        drawing = figures.temperature(lines, mean)
+        drawing = figures.curves(lines, mean, "temperature T", differences=True)
     titles = [axes.get_title(loc="left") for axes in drawing.axes if axes.get_visible()]
     assert titles == ["ties", "dare"]
     assert drawing.get_figwidth() == 6.8
