@@ -1,8 +1,8 @@
 """A merge of ours as a configuration of mergekit 0.1.5: for people who merge with that, with our coefficients.
 
 mergekit takes a weight for each model and tensor: the first of a list of conditions whose filter is a part of the
-tensor's name decides. Its task_arithmetic is `base + lambda * sum_i weight_i (expert_i - base)`, computed in `dtype` and
-stored in `out_dtype`, which is ours where `dtype` is float32. Nothing here imports mergekit.
+tensor's name decides. Its task_arithmetic is `base + lambda * sum_i weight_i (expert_i - base)`, computed in `dtype`
+and stored in `out_dtype`, which is ours where `dtype` is float32. Nothing here imports mergekit.
 """
 
 from __future__ import annotations
@@ -38,7 +38,10 @@ class Exported:
         """The file for `mergekit-yaml`, its differences as comments on top."""
         import yaml
 
-        notes = [f"Written by sensmerge for mergekit {VERSION}.", *(f"Not the same: {one}." for one in self.differences)]
+        notes = [
+            f"Written by sensmerge for mergekit {VERSION}.",
+            *(f"Not the same: {one}." for one in self.differences),
+        ]
         head = "".join(f"# {note}\n" for note in notes)
         return head + yaml.safe_dump(self.config, sort_keys=False, width=1000)
 
@@ -173,9 +176,7 @@ def _around(
 
 
 def _ties(name: str, merger: Ties, density: float | None) -> _Method:
-    cancelled = (
-        f"entries whose votes cancel exactly count as positive there, here cancelled={merger.cancelled} decides"
-    )
+    cancelled = f"entries whose votes cancel exactly count as positive there, here cancelled={merger.cancelled} decides"
     equals = "of equal magnitudes at the threshold it keeps arbitrary ones, and int(density n) in all"
     trims = density is not None and density < 1
     each = {"density": density} if density is not None else None
