@@ -1,13 +1,14 @@
 """What made a merge, as a file, and the way back from it.
 
-A run leaves recipe.json, a written checkpoint merge.json, `python -m sensmerge coefficients` a table: all are JSON
-objects (YAML is read too) with some of these keys, and all can be merged from or exported:
+A run leaves recipe.json (and record.json, which tells the same), a written checkpoint merge.json, and `python -m
+sensmerge coefficients` a table: JSON objects (YAML is read too) with some of these keys, to merge from or to export:
 
 base, experts    sha256 of the base's files, and of each expert's by task
 merger, version  class and parameters; version: of what merging computes
 coefficients     K * sigma by expert and block (sensmerge.coefficients.Table)
 seed             of a merger that draws, else null
 sources          "base" or task -> directory, or owner/name@commit on the hub
+rule             what made the coefficients
 vocabulary       what became of experts' tokens that are not the base's; null where there are none
 """
 
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sensmerge import mergers
-from sensmerge.coefficients import Table
+from sensmerge.coefficients import Rule, Table
 from sensmerge.family import Family
 from sensmerge.hub import identify
 from sensmerge.inputs import Models
@@ -30,6 +31,7 @@ from sensmerge.mergers import Merger
 from sensmerge.store import describe
 
 VERSION = 1  # of what merging computes
+_FILES = ("recipe.json", "merge.json", "record.json")
 T = TypeVar("T")
 
 
@@ -44,6 +46,7 @@ class Recipe:
     seed: int = 0
     sources: Mapping[str, str] = field(default_factory=dict)
     vocabulary: str | None = None
+    rule: Rule | None = None
 
     def check(self, family: Family) -> None:
         """Raise ValueError naming every member of the family that is not what the recipe was made of."""
@@ -93,11 +96,13 @@ def read(path: Path) -> Recipe:
     Raises FileNotFoundError, or ValueError for what is no recipe, or one of another version.
     """
     if path.is_dir():
-        found = [path / name for name in ("recipe.json", "merge.json") if (path / name).is_file()]
+        found = [path / name for name in _FILES if (path / name).is_file()]
         if not found:
-            raise FileNotFoundError(f"{path} holds neither recipe.json (a run's) nor merge.json (a checkpoint's)")
+            raise FileNotFoundError(f"{path} holds none of {', '.join(_FILES)}, which a run or a checkpoint would")
         path = found[0]
     data = _load(path)
+    if isinstance(data, Mapping) and {"identity", "digests", "coefficients"} <= data.keys():
+        data = _of_record(data)
     if not isinstance(data, Mapping) or not ({"coefficients", "merger"} & data.keys()):
         what = sorted(data) if isinstance(data, Mapping) else type(data).__name__
         raise ValueError(f"{path} is no recipe: it holds {what}, and neither coefficients nor a merger")
@@ -112,9 +117,21 @@ def read(path: Path) -> Recipe:
             seed=data.get("seed") or 0,
             sources=data.get("sources") or {},
             vocabulary=data.get("vocabulary"),
+            rule=build(data["rule"], Rule) if data.get("rule") else None,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is no recipe of this version: {error}") from error
+
+
+def _of_record(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's record.json as a recipe: runs from before recipe.json have only that."""
+    made = {} if record["coefficients"] is None else {"coefficients": record["coefficients"]["table"]}
+    digests, identity = record["digests"], record["identity"]
+    rule = identity.get("scaling")
+    return {
+        **made, "base": digests["base"], "experts": digests["experts"], "merger": identity["merger"],
+        "seed": record["seed"], "rule": rule,
+    }  # fmt: skip
 
 
 def _load(path: Path) -> Any:

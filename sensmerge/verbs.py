@@ -78,7 +78,7 @@ def merge(given: Namespace) -> str:
     library.write_merged(
         family, given.out, merger, recipe.table or library.uniform(family),
         seed=recipe.seed if given.seed is None else given.seed, device=given.device, threads=given.threads,
-        title=given.title, progress=lambda entries: tqdm(entries, desc="merge", leave=False, delay=2),
+        title=given.title, rule=recipe.rule, progress=lambda entries: tqdm(entries, desc="merge", leave=False, delay=2),
     )  # fmt: skip
     return f"{given.out}\n"
 
