@@ -1,4 +1,4 @@
-"""All benches under one name: `python -m experiments.bench merge|sweep|sensitivity|overhead|parity` (--help)."""
+"""All benches under one name: `python -m experiments.bench NAME ...`; without a name, what there is."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 BENCHES = {
     "merge": "experiments.bench_merge",
     "sweep": "experiments.bench_sweep",
+    "multirun": "experiments.bench_multirun",
     "sensitivity": "experiments.bench_sensitivity",
     "overhead": "experiments.bench_overhead",
     "parity": "experiments.parity",

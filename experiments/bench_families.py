@@ -1,12 +1,18 @@
 """Checkpoints of published sizes with random weights: what benches of time and memory run on, made in a minute or so.
 
+    python -m experiments.bench_families DIR --shape 13b --tasks general,math,code --headers
+
 Names, shapes and dtype are those of a Llama checkpoint on the Hugging Face hub, so that whatever reads one reads these;
 the numbers mean nothing. One tensor exists at a time, so the largest is made on the smallest machine.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
+import struct
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sensmerge.checkpoint import Entry, Reader
+from sensmerge.checkpoint import SINGLE, Entry, Reader
 from sensmerge.seeds import generator
 from sensmerge.writer import Writer
 
@@ -88,6 +94,8 @@ SHAPES = {
     "0.13b": Shape(576, 30, 9, 3, 1536, 49152, tied=True),  # SmolLM2-135M
     "1.1b": Shape(2048, 22, 32, 4, 5632, 32000, tied=False),  # TinyLlama-1.1B
     "7b": Shape(4096, 32, 32, 32, 11008, 32000, tied=False),  # LLaMA-2 7B
+    "13b": Shape(5120, 40, 40, 40, 13824, 32000, tied=False, positions=4096),  # LLaMA-2 13B
+    "70b": Shape(8192, 80, 64, 8, 28672, 32000, tied=False, positions=4096),  # LLaMA-2 70B
 }
 
 
@@ -108,6 +116,21 @@ def write_checkpoint(path: Path, shape: Shape, *, seed: int, base: Path | None =
         (writer.staging / "config.json").write_text(json.dumps(shape.config(), indent=2))
 
 
+def write_headers(path: Path, shape: Shape) -> None:
+    """Write config.json and a safetensors file of the right header and size whose weights are a hole, which takes no
+    room on disk and is all zero: what plans are made from. FileExistsError if `path` is there."""
+    header, offset = {}, 0
+    for entry in shape.entries():
+        span = [offset, offset + entry.nbytes]
+        header[entry.name] = {"dtype": "BF16", "shape": list(entry.shape), "data_offsets": span}
+        offset = span[1]
+    text = json.dumps(header).encode()
+    path.mkdir(parents=True)
+    (path / SINGLE).write_bytes(struct.pack("<Q", len(text)) + text)
+    os.truncate(path / SINGLE, 8 + len(text) + offset)
+    (path / "config.json").write_text(json.dumps(shape.config(), indent=2))
+
+
 def write_family(path: Path, shape: Shape, tasks: Sequence[str]) -> None:
     """A base and one expert a task below `path`, but for those that are there."""
     for number, part in enumerate(("base", *tasks)):
@@ -125,3 +148,25 @@ def _expert(entry: Entry, seed: int, source: Reader, spread: float) -> Tensor:
     tensor = source.tensor(entry.name)
     noise = torch.empty(tensor.shape).normal_(0, spread, generator=generator(seed, entry.name))
     return noise.add_(tensor).to(entry.dtype)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write a family; 0."""
+    summary = (__doc__ or "").partition("\n")[0]
+    parser = argparse.ArgumentParser(prog="python -m experiments.bench_families", description=summary)
+    parser.add_argument("directory", type=Path, help="gets base/ and a directory for each task")
+    parser.add_argument("--shape", choices=SHAPES, required=True)
+    parser.add_argument("--tasks", default="general,math,code", help="default: %(default)s")
+    parser.add_argument("--headers", action="store_true", help="no weights: sparse files, for plan=true")
+    given = parser.parse_args(argv)
+    shape, tasks = SHAPES[given.shape], given.tasks.split(",")
+    if given.headers:
+        for part in ("base", *tasks):
+            write_headers(given.directory / part, shape)
+    else:
+        write_family(given.directory, shape, tasks)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -21,6 +21,7 @@ from evaluation.record import Result
 from experiments import preflight, provenance, stages, tracking
 from experiments.prepare import Prepared, prepare, verify
 from experiments.spec import Member, RunSpec
+from experiments.sweeps import held
 from sensmerge.store import write_json
 
 log = logging.getLogger(__name__)
@@ -31,8 +32,9 @@ def run(spec: RunSpec, config: Mapping[str, Any] | None = None) -> dict[str, Any
     """Run `spec`, and before it its references; the record, as in record.json of the run directory.
 
     config: the resolved configuration, kept in the record for the reader.
-    A finished run is returned as it is. A run that another process is at is waited for. ValueError lists everything
-    that can be known to be wrong before work starts.
+    A finished run is returned as it is. A run that another process is at is waited for, a reference at the end, so
+    that a sweep's first jobs do not stand in line for its base. ValueError lists everything that can be known to be
+    wrong before work starts.
     """
     provenance.git_state()
     preflight.check(spec)
@@ -44,12 +46,19 @@ def run(spec: RunSpec, config: Mapping[str, Any] | None = None) -> dict[str, Any
     unfinished = {one.run_id for one in [*references, spec] if not finished(one, family)}
     if unfinished:
         verify(spec, family)
+    elsewhere = []
     for reference in references:
-        if reference.run_id in unfinished:
-            _run_locked(reference, None, family)
-        else:
+        if reference.run_id not in unfinished:
             tracking.keep(reference.directory, spec.tracking)
-    return _run_locked(spec, config, family)
+        elif held(reference.directory):
+            log.info("%s is being run by another process; going on meanwhile", reference.title)
+            elsewhere.append(reference)
+        else:
+            _run_locked(reference, None, family)
+    done = _run_locked(spec, config, family)
+    for reference in elsewhere:  # that process may have died
+        _run_locked(reference, None, family)
+    return done
 
 
 def join(spec: RunSpec) -> None:

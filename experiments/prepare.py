@@ -6,7 +6,7 @@ import logging
 import shutil
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from evaluation.bits import BitsPerByte
@@ -25,6 +25,13 @@ class Prepared(Family):
 
     data: Path | None
     store: Store
+    _drawn: dict[calibration.Calibration, dict[str, list[calibration.Sample]]] = field(default_factory=dict, repr=False)
+
+    def samples(self, spec: RunSpec) -> dict[str, list[calibration.Sample]]:
+        """`draw_samples`, once: a run looks at them before it begins, and again when it calibrates."""
+        if spec.calibration not in self._drawn:
+            self._drawn[spec.calibration] = draw_samples(spec, self.shells["base"], self.data)
+        return self._drawn[spec.calibration]
 
 
 def prepare(spec: RunSpec) -> Prepared:
@@ -61,7 +68,7 @@ def verify(spec: RunSpec, family: Prepared) -> None:
                 f"{free / 1e9:.1f} GB are free; free some, or choose another output.runs"
             )
     if spec.scaling.needs:
-        _check_unseen(spec, family, draw_samples(spec, family.shells["base"], family.data))
+        _check_unseen(spec, family, family.samples(spec))
 
 
 def draw_samples(spec: RunSpec, base: Path, data: Path | None) -> dict[str, list[calibration.Sample]]:

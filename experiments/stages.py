@@ -17,7 +17,7 @@ from tqdm import tqdm
 from evaluation.harness import Harness
 from evaluation.record import Result
 from experiments import cuts, passes, provenance
-from experiments.prepare import Prepared, draw_samples, say
+from experiments.prepare import Prepared, say
 from experiments.spec import Member, RunSpec
 from sensmerge import alignment, calibration, coefficients, merge, models, recipes
 from sensmerge.calibrate import Calibrated
@@ -48,7 +48,7 @@ def calibrate(spec: RunSpec, family: Prepared) -> Calibrated:
     sensitivities = distances = None
     digests: dict[str, str] = {}
     if spec.scaling.needs:
-        samples = draw_samples(spec, family.shells["base"], family.data)
+        samples = family.samples(spec)
         digests = {task: calibration.digest(samples[task]) for task in family.tasks}
         if "sensitivity" in spec.scaling.needs:
             sensitivities = {task: _sensitivity(spec, family, task, samples[task]) for task in family.tasks}

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sensmerge.loops import EVERYTHING, Cut, Inputs, Loop, NotFinite, Setting, mask_of, on_cpu
+from sensmerge.loops import EVERYTHING, Cut, Inputs, Loop, NotFinite, Setting, mask_of, on_cpu, run_plain
 from sensmerge.mergers import Steps
 
 T = TypeVar("T")
@@ -90,7 +90,16 @@ class Engine:
             found = self._each(inputs, lambda piece: [loop.run(piece, vote=True) for loop in voting], step)
             for loop, votes in zip(voting, map(sum, zip(*found, strict=True)), strict=True):
                 loop.majority = 1.0 if votes >= 0 else -1.0
-        self._each(inputs, lambda piece: [loop.run(piece) for loop in loops], step)
+        plain = [loop for loop in loops if loop.plain]
+        others = [loop for loop in loops if not loop.plain]
+
+        def work(piece: slice) -> None:
+            if plain:
+                run_plain(plain, piece) if len(plain) > 1 else plain[0].run(piece)
+            for loop in others:
+                loop.run(piece)
+
+        self._each(inputs, work, step)
 
     def _each(self, inputs: Inputs, work: Callable[[slice], T], step: int | None = None) -> list[T]:
         """`work` on every piece of a tensor, in the pool if there is more than one piece; results in order."""

@@ -204,6 +204,41 @@ def merge(
 
 
 @njit(nogil=True, cache=True)
+def linear(base: Any, experts: Any, weights: Any, scales: Any, divisors: Any, like: Any, outs: Any) -> tuple[int, int]:
+    """`merge` with LINEAR and no mask, for S settings that share the task vectors: weights [S, K], scales and divisors
+    [S], outs [S] addresses of n numbers of the type of `like` [0]. (Largest input task vector, largest result) as bits.
+    """
+    taus = np.empty((len(experts), _TILE), np.float32)
+    origin_tile, sums = np.empty(_TILE, np.float32), np.empty(_TILE, np.float32)
+    peak, largest = np.uint32(0), np.uint32(0)
+    for start in range(0, len(base), _TILE):
+        m = min(_TILE, len(base) - start)
+        b, total = origin_tile[:m], sums[:m]
+        _load(base[start : start + m], b)
+        for k in range(len(experts)):
+            expert, row = carray(pointer(experts[k]), (len(base),), base.dtype)[start : start + m], taus[k, :m]
+            for i in range(m):
+                row[i] = widen(expert[i]) - b[i]
+                peak = max(peak, bits(row[i]) & _MAGNITUDE)
+        for s in range(len(outs)):
+            for k in range(len(experts)):
+                row, weight = taus[k, :m], weights[s, k]
+                if k == 0:
+                    for i in range(m):
+                        total[i] = row[i] * weight
+                else:
+                    for i in range(m):
+                        total[i] += row[i] * weight
+            target = carray(pointer(outs[s]), (len(base),), like.dtype)[start : start + m]
+            scale, divisor = scales[s], divisors[s]
+            for i in range(m):
+                value = b[i] + scale * (total[i] / divisor)
+                largest = max(largest, bits(value) & _MAGNITUDE)
+                target[i] = narrow(value, target[i])
+    return peak, largest
+
+
+@njit(nogil=True, cache=True)
 def histogram(
     base: Any, experts: Any, origin: int, below: Any, rescale: Any, keys: Any, upper: Any, counts: Any
 ) -> None:

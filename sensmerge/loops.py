@@ -109,19 +109,60 @@ class Loop:
         dtype = self._out.dtype
         base, experts, _hold = self._inputs.piece(piece, dtype)
         target = self._out.room(piece)
-        direct = dtype == torch.float32 or (dtype == torch.bfloat16 and base.dtype == np.uint16)
+        direct = _direct(dtype, base)
         made = _numbers(target) if direct else np.empty(len(base), np.float32)
         peak, largest, votes = kernels.merge(
             base, experts, piece.start, self._weights, *self._mask, self._thresholds, self._lasts,
             mode, self._scale, self._divisor, np.float32(self.majority), made,
         )  # fmt: skip
-        if peak >= _INFINITE or largest >= _LIMITS.get(dtype, _INFINITE):
-            raise NotFinite
+        _check(peak, largest, dtype)
         if not vote:
             if not direct:
                 target.copy_(torch.from_numpy(made))
             self._out.put(piece, target)
         return votes
+
+    @property
+    def plain(self) -> bool:
+        """Whether all it does to the task vectors is to add them up weighted."""
+        return not self._disjoint and not self._mask[0]
+
+
+def run_plain(loops: Sequence[Loop], piece: slice) -> None:
+    """`Loop.run` of several plain loops over the same inputs, which makes their task vectors once for all."""
+    from sensmerge import kernels
+
+    first = loops[0]
+    dtype = first._out.dtype
+    base, experts, _hold = first._inputs.piece(piece, dtype)
+    if not _direct(dtype, base):
+        for loop in loops:
+            loop.run(piece)
+        return
+    # Rooms of files are one and the same memory of this thread, and all results are needed at once.
+    targets = [
+        out.room(piece) if isinstance(out := loop._out, _Resident) else torch.empty(len(base), dtype=dtype)
+        for loop in loops
+    ]
+    peak, largest = kernels.linear(
+        base, experts, np.stack([loop._weights for loop in loops]), np.array([loop._scale for loop in loops]),
+        np.array([loop._divisor for loop in loops]), _numbers(targets[0]),
+        np.array([target.data_ptr() for target in targets], np.int64),
+    )  # fmt: skip
+    _check(peak, largest, dtype)
+    for loop, target in zip(loops, targets, strict=True):
+        loop._out.put(piece, target)
+
+
+def _direct(dtype: torch.dtype, base: Any) -> bool:
+    """Whether the kernels write the output's dtype themselves, given how they read the base."""
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and base.dtype == np.uint16)
+
+
+def _check(peak: int, largest: int, dtype: torch.dtype) -> None:
+    """NotFinite if the largest task vector, or the largest result once it is cast, is (bits of magnitudes)."""
+    if peak >= _INFINITE or largest >= _LIMITS.get(dtype, _INFINITE):
+        raise NotFinite
 
 
 class Inputs:

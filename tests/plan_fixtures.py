@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-import struct
 from pathlib import Path
 from typing import Any
 
 from evaluation.data import Pairs, Rows
 from evaluation.multiple_choice import MultipleChoice
 from evaluation.suites import Suite
-from experiments.bench_families import Shape
+from experiments.bench_families import SHAPES, Shape, write_headers
 from experiments.families.checkpoints import Checkpoints, Source
 from experiments.rates import Machine
 from experiments.spec import Evaluation, Output, RunSpec
@@ -22,7 +19,7 @@ from sensmerge.coefficients import Sens
 from sensmerge.mergers import TaskArithmetic
 
 GB = 10**9
-LLAMA_13B = Shape(5120, 40, 40, 40, 13824, 32000, tied=False)
+LLAMA_13B = SHAPES["13b"]
 TINY = Shape(hidden=16, layers=2, heads=4, kv_heads=2, intermediate=24, vocabulary=40, tied=True, positions=64)
 # q, k, v, o, gate, up, down of one block, and its two norms; at the ends the embedding (which is the head) and a norm.
 MATRICES = 256 + 128 + 128 + 256 + 3 * 384
@@ -58,15 +55,5 @@ def local(paths: dict[str, Path]) -> dict[str, Source]:
 
 
 def headers(path: Path, shape: Shape) -> Path:
-    """A checkpoint of the right size whose weights were never written: a sparse file."""
-    header, offset = {}, 0
-    for entry in shape.entries():
-        span = [offset, offset + entry.nbytes]
-        header[entry.name] = {"dtype": "BF16", "shape": list(entry.shape), "data_offsets": span}
-        offset = span[1]
-    text = json.dumps(header).encode()
-    path.mkdir()
-    (path / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
-    os.truncate(path / "model.safetensors", 8 + len(text) + offset)
-    (path / "config.json").write_text(json.dumps(shape.config()))
+    write_headers(path, shape)
     return path

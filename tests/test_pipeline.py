@@ -235,6 +235,29 @@ def test_a_prompt_longer_than_the_context_is_refused_before_any_model_is_loaded(
         pipeline.run(dataclasses.replace(spec, model=model, calibration=Calibration(samples=4, max_length=512)))
 
 
+def test_a_reference_in_progress_elsewhere_does_not_hold_up_the_run(
+    spec: RunSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is waited for when the run is done, and made here if the other process left it undone."""
+    reference = spec.reference("base")
+    reference.directory.mkdir(parents=True)
+    other = FileLock(reference.directory / ".lock")
+    other.acquire()
+    order, real = [], pipeline.log.info
+
+    def watch(message: str, *args: Any) -> None:
+        real(message, *args)
+        order.append(message % args)
+        if "waiting for it" in order[-1]:
+            assert (spec.directory / "record.json").exists()
+            other.release()
+
+    monkeypatch.setattr(pipeline.log, "info", watch)
+    assert pipeline.run(spec)["title"] == spec.title
+    assert any("given-base is being run by another process; going on" in line for line in order)
+    assert (reference.directory / "record.json").exists()
+
+
 def test_a_run_in_progress_elsewhere_is_waited_for(spec: RunSpec, monkeypatch: pytest.MonkeyPatch, caplog) -> None:
     spec = dataclasses.replace(spec, references=False)
     spec.directory.mkdir(parents=True)

@@ -1,0 +1,110 @@
+"""What is committed of a study can be made again from the records committed with it, byte for byte."""
+
+from __future__ import annotations
+
+import json
+import re
+import tarfile
+from pathlib import Path
+
+import pytest
+from report_fixtures import COEFFICIENTS, write_run
+
+from experiments import packs, report
+
+RESULTS = Path(__file__).resolve().parent.parent / "results"
+PACKS = sorted(RESULTS.glob(f"*/{packs.NAME}"))
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """A study, and a control that another study made, both with the directories of a machine in their records."""
+    place = tmp_path / "runs"
+    config = {"output": {"runs": "/home/me/runs"}, "tracking": {"mode": "offline", "directory": "/home/me"}, "seed": 0}
+    for merger, scaling, study in (("base", None, "demo"), ("ties", "sens", "demo"), ("ties", "uniform", "other")):
+        write_run(
+            place, merger, scaling, {"math": [0.0, 1.0, 1.0, 0.0], "code": [1.0, 0.0, 1.0, 1.0]}, study=study,
+            coefficients=COEFFICIENTS if scaling else None, config=config,
+            overrides=["merger=ties", "output.runs=/home/me/runs", "+tracking.directory=/home/me"],
+        )  # fmt: skip
+    return place
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_report_from_a_pack_is_that_from_the_runs(runs: Path, tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    assert packs.write("demo", runs, results / "demo" / packs.NAME, packs.How(by=("seed",))) == 3
+    assert packs.regenerate(results, tmp_path / "again") == ["demo"]
+    report.report("demo", runs, tmp_path / "first", by=["seed"])
+    assert files(tmp_path / "again") == files(tmp_path / "first")
+    assert "table.md" in " ".join(files(tmp_path / "again"))
+
+
+def test_the_best_rules_are_chosen_again(tmp_path: Path) -> None:
+    for scaling, values in (("uniform", [0.0, 0.0]), ("sens", [1.0, 1.0])):
+        write_run(tmp_path / "runs", "ties", scaling, {"math": values}, coefficients=COEFFICIENTS)
+    packs.write("demo", tmp_path / "runs", tmp_path / "results" / "demo" / packs.NAME, packs.How(best=1))
+    packs.regenerate(tmp_path / "results", tmp_path / "out", figures=False)
+    assert json.loads((tmp_path / "out" / "demo" / "best.json").read_text())["ties"][0]["scaling"] == "sens"
+
+
+def test_a_pack_says_nothing_of_the_machine_and_has_the_same_bytes_again(runs: Path, tmp_path: Path) -> None:
+    packs.write("demo", runs, tmp_path / "a.tar.xz")
+    for path in runs.rglob("*.json"):
+        path.write_bytes(path.read_bytes())
+    packs.write("demo", runs, tmp_path / "b.tar.xz")
+    assert (tmp_path / "a.tar.xz").read_bytes() == (tmp_path / "b.tar.xz").read_bytes()
+    with packs.opened(tmp_path / "a.tar.xz") as (folder, _):
+        found = files(folder)
+    assert not [name for name, content in found.items() if b"/home/me" in content]
+    kept = json.loads(next(content for name, content in found.items() if name.endswith("record.json")))
+    assert kept["overrides"] == ["merger=ties"]
+    assert kept["config"] == {"tracking": {"mode": "offline"}, "seed": 0}
+
+
+def test_what_is_no_pack_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "demo" / packs.NAME
+    path.parent.mkdir()
+    with tarfile.open(path, "w:xz"):
+        pass
+    assert packs.main(["--results", str(tmp_path), "report"]) == 1
+    assert f"{path} is no pack of records" in capsys.readouterr().err
+    path.write_bytes(b"not xz")
+    assert packs.main(["--results", str(tmp_path), "report"]) == 1
+    assert packs.main(["--results", str(tmp_path / "demo"), "report"]) == 1
+    assert "experiments.packs write" in capsys.readouterr().err
+
+
+# ---- what is committed
+
+
+@pytest.mark.parametrize("path", PACKS, ids=lambda path: path.parent.name)
+def test_committed_packs_say_nothing_of_a_machine(path: Path) -> None:
+    with packs.opened(path) as (folder, _):
+        for record in folder.glob("*/record.json"):
+            assert not re.search(r'["=]/\w', record.read_text()), record.parent.name
+
+
+def test_committed_tables_are_those_of_their_records(tmp_path: Path) -> None:
+    """Every study has its pack; figures are compared in a slow test."""
+    studies = {path.parent.name for path in RESULTS.glob("*/table.md")}
+    committed = {path.parent.name for path in PACKS}
+    assert committed == studies - {"quickstart"}  # what `make run` leaves, and nobody commits
+    packs.regenerate(RESULTS, tmp_path, figures=False)
+    for name, made in files(tmp_path).items():
+        assert made == (RESULTS / name).read_bytes(), f"{name}: make report"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("study", [path.parent.name for path in PACKS])
+def test_committed_reports_are_those_of_their_records(study: str, tmp_path: Path) -> None:
+    (tmp_path / "results" / study).mkdir(parents=True)
+    (tmp_path / "results" / study / packs.NAME).symlink_to(RESULTS / study / packs.NAME)
+    packs.regenerate(tmp_path / "results", tmp_path / "out")
+    made, committed = files(tmp_path / "out" / study), files(RESULTS / study)
+    del committed[packs.NAME]
+    assert made.keys() == committed.keys()
+    assert not [name for name in made if made[name] != committed[name]], "make report"
