@@ -16,12 +16,11 @@ from typing import Any
 
 import torch
 
-from experiments import inputs
-from experiments.families import Members
 from experiments.families.checkpoints import Checkpoints, Source
 from experiments.families.smollm import SmolLM
 from experiments.families.tiny import TASKS, Tiny
 from experiments.spec import RunSpec
+from sensmerge import inputs
 from sensmerge.adapters import WEIGHTS, Adapter
 from sensmerge.aligned import holds_tokens
 from sensmerge.blocks import block_of, count_blocks, is_derived
@@ -116,7 +115,7 @@ def line_up(spec: RunSpec, found: Mapping[str, Found]) -> tuple[dict[str, Found]
     paths = {member: one.path for member, one in found.items() if one.path is not None}
     if policy is None or len(paths) < len(found):
         return dict(found), [] if policy is None else ["vocabularies are compared once every member is here"], []
-    members = Members(paths.pop("base"), paths, None, policy)
+    members = inputs.Models(paths.pop("base"), paths, policy)
     try:
         layout = inputs.line_up(members)
     except ValueError as error:

@@ -6,6 +6,7 @@ A small Llama-shaped family of random fp32 weights is merged by both. mergekit l
 DIR (see experiments/bench_merge.py). Settings are chosen so that the definitions agree: for TIES weights of 1 and
 mergekit's normalize, which then divides by the plain count of agreeing experts, and a density that keeps half of an
 even number of entries, for the two round k differently. Not compared: DARE, whose masks are random and not the same.
+"exported" has coefficients that differ by block, expert and tensor, as sensmerge.mergekit writes them.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ import yaml
 from experiments.bench_families import Shape
 from experiments.bench_merge import MERGEKIT, THEIR_SIDE, mergekit
 from sensmerge.checkpoint import Entry, Reader
-from sensmerge.coefficients import Evidence, Uniform
+from sensmerge.coefficients import Evidence, Table, Uniform
 from sensmerge.engine import Engine
 from sensmerge.merge import Merge
+from sensmerge.mergekit import export
 from sensmerge.mergers import Average, Breadcrumbs, Merger, Slerp, TaskArithmetic, Ties
 from sensmerge.seeds import generator
 from sensmerge.writer import Writer
@@ -45,6 +47,7 @@ CASES: dict[str, tuple[Merger, tuple[str, ...], dict[str, Any]]] = {
         _TASKS,
         {"merge_method": "breadcrumbs", "weight": 0.3, "density": 0.5, "gamma": 0.25, "normalize": False},
     ),
+    "exported": (TaskArithmetic(scale=0.3), _TASKS, {"merge_method": "task_arithmetic"}),
     "slerp": (Slerp(t=0.3), ("math",), {"merge_method": "slerp", "t": 0.3}),
 }
 
@@ -63,9 +66,25 @@ def family(folder: Path) -> None:
             (writer.staging / "config.json").write_text(json.dumps(config, indent=2))
 
 
+def coefficients(name: str, tasks: Sequence[str], names: Sequence[str]) -> Table:
+    """A case's: all different for "exported", else 1."""
+    table = Uniform().table(Evidence(list(tasks), names))
+    if name != "exported":
+        return table
+    draw = generator(2, name)
+    sizes = (table.blocks.shape, table.default.shape, table.default.shape)
+    blocks, default, norm = (torch.rand(size, generator=draw, dtype=torch.float64) * 2 for size in sizes)
+    return Table(table.tasks, blocks, default, {"model.norm.weight": norm})
+
+
 def their_config(folder: Path, name: str) -> dict[str, Any]:
     """mergekit's YAML of a case."""
-    _, tasks, settings = CASES[name]
+    merger, tasks, settings = CASES[name]
+    if name == "exported":
+        with Reader(folder / "base") as base:
+            places = {task: str(folder / task) for task in tasks}
+            table = coefficients(name, tasks, base.names)
+            return export(merger, table, base.entries, base=str(folder / "base"), experts=places).config
     settings = dict(settings)
     method, whole = settings.pop("merge_method"), {}
     if "t" in settings:
@@ -87,7 +106,7 @@ def compare(folder: Path, name: str, theirs: Path) -> float:
     with ExitStack() as stack:
         base, found = (stack.enter_context(Reader(path)) for path in (folder / "base", theirs))
         experts = {task: stack.enter_context(Reader(folder / task)) for task in tasks}
-        table = Uniform().table(Evidence(list(tasks), base.names))
+        table = coefficients(name, tasks, base.names)
         merged = Merge(base, experts, merger, table, stack.enter_context(Engine()))
         return max(float((tensor - found.tensor(name)).abs().max()) for name, tensor in merged.tensors())
 

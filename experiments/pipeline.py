@@ -112,7 +112,7 @@ def _run_locked(spec: RunSpec, config: Mapping[str, Any] | None, family: Prepare
             log.info("%s is complete already: %s", spec.title, spec.directory / "record.json")
             if spec.output.checkpoint and not isinstance(spec.merger, Member):
                 subject = stages.merge_recipe(spec, family, stages.calibrate(spec, family))
-                stages.write_checkpoint(spec, family, subject)
+                stages.write_checkpoint(spec, family, subject, _scores(done["results"]))
         else:
             with _log_file(spec.directory / "run.log"), _failure_report(spec.directory / "error.txt"):
                 done = _execute(spec, config, family)
@@ -136,7 +136,8 @@ def _execute(spec: RunSpec, config: Mapping[str, Any] | None, family: Prepared) 
     for name, result in results.items():
         write_json(spec.directory / "outcomes" / f"{name}.json", [dataclasses.asdict(o) for o in result.outcomes])
     if spec.output.checkpoint and not isinstance(spec.merger, Member):
-        clock("write", lambda: stages.write_checkpoint(spec, family, subject))
+        scores = _scores(_results(results))
+        clock("write", lambda: stages.write_checkpoint(spec, family, subject, scores))
     record = _record(spec, config, family, calibrated, subject, results, clock)
     record["measured"]["stages"] = _asked(family.store.asked - before)
     write_json(spec.directory / "record.json", record)
@@ -180,17 +181,7 @@ def _record(
         },
         "vocabulary": family.layout and family.layout.report.to_json(),  # null: every row is where it is stored
         "coefficients": None if calibrated is None else calibrated.to_json(),
-        "results": {
-            name: {
-                "primary": r.primary,
-                "higher_is_better": r.higher_is_better,
-                "metrics": {metric: dataclasses.asdict(value) for metric, value in r.metrics.items()},
-                "groups": {group: dataclasses.asdict(value) for group, value in r.groups.items()},
-                "settings": r.settings,
-                "outcomes": f"outcomes/{name}.json",
-            }
-            for name, r in results.items()
-        },
+        "results": _results(results),
         "score": primary_score(results),
         "versions": provenance.versions(),
         "measured": {
@@ -201,6 +192,29 @@ def _record(
             "argv": sys.argv,
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         },
+    }
+
+
+def _results(results: Mapping[str, Result]) -> dict[str, Any]:
+    return {
+        name: {
+            "primary": r.primary,
+            "higher_is_better": r.higher_is_better,
+            "metrics": {metric: dataclasses.asdict(value) for metric, value in r.metrics.items()},
+            "groups": {group: dataclasses.asdict(value) for group, value in r.groups.items()},
+            "settings": r.settings,
+            "outcomes": f"outcomes/{name}.json",
+        }
+        for name, r in results.items()
+    }
+
+
+def _scores(results: Mapping[str, Any]) -> dict[str, str]:
+    """Each benchmark's headline of a record, for the model card."""
+    found = {name: (one["primary"], one["metrics"][one["primary"]]) for name, one in results.items()}
+    return {
+        name: f"{primary} {value['score']:.4f} ± {value['stderr']:.4f} (n={value['n']})"
+        for name, (primary, value) in found.items()
     }
 
 

@@ -8,53 +8,24 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from evaluation.bits import BitsPerByte
-from experiments import inputs, preflight, shells
-from experiments.families import Members
-from experiments.inputs import Layout
+from experiments import preflight
 from experiments.spec import Member, RunSpec
-from sensmerge import calibration, checkpoint, merge, models
+from sensmerge import calibration, merge, models
+from sensmerge.family import Family, ready
 from sensmerge.store import Store
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A family on disk, with the digests that later stages are keyed by.
+class Prepared(Family):
+    """A family on disk, with its data and what later stages keep."""
 
-    layout: None where rows for tokens are as they are stored. shells: member -> directory of its configuration, the
-    base's with the tokenizer that all are asked with.
-    """
-
-    members: Members
-    base_digest: str
-    expert_digests: dict[str, str]
     data: Path | None
     store: Store
-    layout: Layout | None
-    shells: dict[str, Path]
     _drawn: dict[calibration.Calibration, dict[str, list[calibration.Sample]]] = field(default_factory=dict, repr=False)
-
-    @property
-    def tasks(self) -> list[str]:
-        return sorted(self.members.experts)
-
-    def opened(self, stack: ExitStack) -> dict[str, checkpoint.Source]:
-        """Every member's tensors by name, the base's as "base", as the merge sees them; closed with `stack`."""
-        return inputs.opened(self.members, self.layout, stack)
-
-    def load(self, member: str, *, dtype: str, device: torch.device) -> Any:
-        """A member's causal LM, resident, as the merge sees it."""
-        shell = self.shells[member]
-        if shell == (self.members.base if member == "base" else self.members.experts[member]):
-            return models.load(shell, dtype=dtype, device=device)
-        with ExitStack() as stack:
-            return models.load_source(self.opened(stack)[member], shell, dtype=dtype, device=device)
 
     def samples(self, spec: RunSpec) -> dict[str, list[calibration.Sample]]:
         """`draw_samples`, once: a run looks at them before it begins, and again when it calibrates."""
@@ -70,16 +41,13 @@ def prepare(spec: RunSpec) -> Prepared:
     """
     start = time.perf_counter()
     members = spec.model.prepare(spec.output.cache, spec.output.data)
-    store = Store(spec.output.cache / "stages")
     preflight.check_data(spec, members.data or spec.output.data)
-    layout = inputs.line_up(members)
-    digests = inputs.digests(members, layout, store)
-    worn = shells.shells(members, layout, digests, spec.output.cache)
+    found = ready(members, spec.output.cache)
     say(f"family of {len(members.experts)} experts", start, members.base.parent)
-    for sentence in layout.said() if layout else ():
+    for sentence in found.layout.said() if found.layout else ():
         log.info("  %s", sentence)
-    base = digests.pop("base")
-    return Prepared(members, base, digests, members.data or spec.output.data, store, layout, worn)
+    store = Store(spec.output.cache / "stages")
+    return Prepared(**vars(found), data=members.data or spec.output.data, store=store)
 
 
 def verify(spec: RunSpec, family: Prepared) -> None:
@@ -88,7 +56,7 @@ def verify(spec: RunSpec, family: Prepared) -> None:
         return
     spec.merger.check(len(family.tasks))
     with ExitStack() as stack:
-        base, experts = readers(family, stack)
+        base, experts = family.readers(stack)
         merge.check_compatible(base, experts)
         merge.check_architecture(models.parameter_names(family.shells["base"]), base)
         if (
@@ -101,13 +69,6 @@ def verify(spec: RunSpec, family: Prepared) -> None:
             )
     if spec.scaling.needs:
         _check_unseen(spec, family, family.samples(spec))
-
-
-def readers(family: Prepared, stack: ExitStack) -> tuple[checkpoint.Source, dict[str, checkpoint.Source]]:
-    """Base and experts. What is written of the base takes its files from the base's shell."""
-    experts = family.opened(stack)
-    base = experts.pop("base")
-    return base, experts
 
 
 def draw_samples(spec: RunSpec, base: Path, data: Path | None) -> dict[str, list[calibration.Sample]]:

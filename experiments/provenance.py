@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.data import Rows
-from sensmerge import checkpoint
-from sensmerge.store import Store
 
 _PACKAGES = (
     "torch",
@@ -88,13 +86,6 @@ def peak_memory_mb() -> float:
     """Largest resident size of this process so far, in MB (10^6 bytes)."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
-
-
-def checkpoint_digest(path: Path, store: Store) -> str:
-    """checkpoint.digest, remembered for as long as no file of the checkpoint changes its size or time."""
-    listing = [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in sorted(path.iterdir())]
-    key = {"path": str(path.resolve()), "files": listing}
-    return store.compute("digest", key, lambda: checkpoint.digest(path))[0]
 
 
 def data_digests(spec: Any, data_dir: Path | None) -> dict[str, str]:

@@ -17,9 +17,11 @@ from tqdm import tqdm
 from evaluation.harness import Harness
 from evaluation.record import Result
 from experiments import cuts, passes, provenance
-from experiments.prepare import Prepared, readers, say
+from experiments.prepare import Prepared, say
 from experiments.spec import Member, RunSpec
-from sensmerge import alignment, calibration, coefficients, merge, models
+from sensmerge import alignment, calibration, coefficients, merge, models, recipes
+from sensmerge.calibrate import Calibrated
+from sensmerge.card import card
 from sensmerge.engine import Engine
 from sensmerge.mergers import Merger
 from sensmerge.store import describe, digest
@@ -27,27 +29,6 @@ from sensmerge.store import describe, digest
 log = logging.getLogger(__name__)
 # Part of what results are kept under. Raise one when a change to this project's code changes what the stage computes.
 _VERSIONS = {"sensitivity": 1, "alignment": 1, "merge": 1, "evaluation": 1}
-
-
-@dataclass(frozen=True)
-class Calibrated:
-    """Evidence and the coefficients a rule made of it."""
-
-    evidence: coefficients.Evidence
-    table: coefficients.Table
-    samples: dict[str, str]  # task -> digest of its calibration set
-
-    def to_json(self) -> dict[str, Any]:
-        """Coefficients, their range, and what they were made of: alpha [K][L] and distances g by metric."""
-        blocks = self.table.blocks.shape[1]
-        found = self.evidence.sensitivities
-        alpha = found and {task: coefficients.profile(found[task], blocks).tolist() for task in self.evidence.tasks}
-        return {
-            "table": self.table.to_json(),
-            "range": self.table.summary(),
-            "alpha": alpha,
-            "distances": self.evidence.distances,
-        }
 
 
 @dataclass(frozen=True)
@@ -128,17 +109,10 @@ def merge_recipe(spec: RunSpec, family: Prepared, calibrated: Calibrated) -> Sub
     """What a merge will be made of; nothing is merged before somebody needs it."""
     merger = spec.merger
     assert isinstance(merger, Merger)
-    recipe = {
-        "base": family.base_digest,
-        "experts": family.expert_digests,
-        "merger": describe(merger),
-        "version": _VERSIONS["merge"],
-        "coefficients": calibrated.table.to_json(),
-        "seed": spec.seed if merger.stochastic else None,
-    }
+    recipe = recipes.made_of(family, merger, calibrated.table, spec.seed, version=_VERSIONS["merge"])
 
     def opened(stack: ExitStack) -> merge.Merge:
-        base, experts = readers(family, stack)
+        base, experts = family.readers(stack)
         engine = stack.enter_context(Engine(models.resolve_device(spec.device), spec.threads))
         return merge.Merge(base, experts, merger, calibrated.table, engine, spec.seed, cuts.known(family, merger))
 
@@ -200,35 +174,27 @@ def _harness(spec: RunSpec, family: Prepared, subject: Subject) -> Harness:
     return Harness(model, tokenizer, batch_size=spec.evaluation.batch_size, max_length=spec.evaluation.max_length)
 
 
-def write_checkpoint(spec: RunSpec, family: Prepared, subject: Subject) -> None:
-    """The merged model as a Hugging Face checkpoint in the run directory; kept if it is there already."""
+def write_checkpoint(spec: RunSpec, family: Prepared, subject: Subject, scores: Mapping[str, str]) -> None:
+    """The merged model as a Hugging Face checkpoint in the run directory; kept if it is there already.
+
+    scores: benchmark -> its score as text, for the model card.
+    """
     start = time.perf_counter()
     target = spec.directory / "checkpoint"
     done = target.is_dir()
     if not done:
         assert subject.merge is not None
+        kept = recipes.published(family, subject.recipe)
+        moved = "; ".join(family.layout.said()) if family.layout else None
+        text = card(
+            spec.title, subject.recipe, sources=kept["sources"], rule=describe(spec.scaling), scores=scores, moved=moved
+        )
         with ExitStack() as stack:
             merged = subject.merge(stack)
-            made: Any = {"card": _card(spec, subject), "recipe": subject.recipe, "shell": family.shells["base"]}
-            merge.write(target, merged, **made, progress=_bar("merge"))
+            shell = family.shells["base"]
+            merge.write(target, merged, card=text, recipe=kept, shell=shell, progress=_bar("merge"))
             cuts.keep(family, merged.merger, merged.cuts)
     say("checkpoint", start, target, reused=done)
-
-
-def _card(spec: RunSpec, subject: Subject) -> str:
-    experts = "\n".join(f"- {task}: sha256 {value}" for task, value in subject.recipe["experts"].items())
-    return f"""---
-tags: [merge, sensmerge]
----
-# {spec.title}
-
-Merged by sensmerge: {subject.recipe["merger"]}, coefficients by `{describe(spec.scaling)}`.
-
-Base: sha256 {subject.recipe["base"]}
-{experts}
-
-The coefficients and every other setting are in merge.json. Versions: {provenance.versions()}.
-"""
 
 
 def _bar(label: str) -> Callable[[Any], Any]:

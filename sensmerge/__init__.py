@@ -1,0 +1,66 @@
+"""Sens-Merging: fine-tuned copies of one language model merged into one, every expert weighted by block.
+
+    family = sensmerge.open_family("base", {"math": "expert1", "code": "expert2"})
+    found = sensmerge.compute_coefficients(family, {"math": "math.jsonl", "code": "code.jsonl"})
+    sensmerge.write_merged(family, "merged", sensmerge.Ties(density=0.2), found.table)
+
+What is in `__all__` is loaded when it is first asked for: importing this package imports nothing else. docs/library.md.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sensmerge.calibration import Calibration
+    from sensmerge.coefficients import Sens, Shuffled, Table, Uniform
+    from sensmerge.library import (
+        compute_coefficients,
+        export_mergekit,
+        load_merged,
+        open_family,
+        uniform,
+        write_merged,
+    )
+    from sensmerge.mergers import Average, Breadcrumbs, Dare, Della, Slerp, TaskArithmetic, Ties
+    from sensmerge.recipes import Recipe
+
+__all__ = [
+    "Average",
+    "Breadcrumbs",
+    "Calibration",
+    "Dare",
+    "Della",
+    "Recipe",
+    "Sens",
+    "Shuffled",
+    "Slerp",
+    "Table",
+    "TaskArithmetic",
+    "Ties",
+    "Uniform",
+    "compute_coefficients",
+    "export_mergekit",
+    "load_merged",
+    "open_family",
+    "uniform",
+    "write_merged",
+]
+_HOMES = {
+    "sensmerge.mergers": ("Average", "Breadcrumbs", "Dare", "Della", "Slerp", "TaskArithmetic", "Ties"),
+    "sensmerge.coefficients": ("Sens", "Shuffled", "Table", "Uniform"),
+    "sensmerge.calibration": ("Calibration",),
+    "sensmerge.recipes": ("Recipe",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = next((module for module, names in _HOMES.items() if name in names), "sensmerge.library")
+    return getattr(importlib.import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -21,6 +21,20 @@ def block_of(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
+def block_tag(name: str) -> str:
+    """The part of `name` that names its decoder block, and stands in no other block's names.
+
+    Raises ValueError for a tensor of no block.
+
+    >>> block_tag("model.layers.1.mlp.up_proj.weight"), block_tag("h.10.ln_1.bias")
+    ('layers.1.', 'h.10.')
+    """
+    match = _BLOCK.search(name)
+    if match is None:
+        raise ValueError(f"{name} belongs to no decoder block")
+    return match[0].lstrip(".")
+
+
 def is_derived(name: str) -> bool:
     """Whether `name` is a stored constant (rotary frequencies, a causal mask) rather than a weight."""
     return bool(_DERIVED.search(name))

@@ -40,7 +40,7 @@ class Given:
         return []
 
     def prepare(self, cache: Path, data: Path | None) -> Members:
-        return Members(self.root / "base", {t: self.root / t for t in self.calibration}, None)
+        return Members(self.root / "base", {t: self.root / t for t in self.calibration})
 
 
 @pytest.fixture(scope="module")

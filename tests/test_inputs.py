@@ -15,10 +15,10 @@ from conftest import weights
 from input_fixtures import TURNED, adapter, folded, of, world, write  # noqa: F401
 from pipeline_fixtures import WORDS, root, spec  # noqa: F401
 
-from experiments import costs, inputs, pipeline, rates, stages
+from experiments import costs, pipeline, rates, stages
 from experiments.prepare import Prepared, prepare
 from experiments.spec import RunSpec
-from sensmerge import checkpoint, models
+from sensmerge import checkpoint, inputs, models
 from sensmerge.checkpoint import Reader
 from sensmerge.store import digest
 

@@ -13,7 +13,6 @@ import yaml
 from experiments import parity
 from experiments.parity import CASES, their_config
 from sensmerge.checkpoint import Reader
-from sensmerge.coefficients import Evidence, Uniform
 from sensmerge.engine import Engine
 from sensmerge.merge import Merge, write
 
@@ -24,12 +23,14 @@ def test_every_case_is_compared(
 ) -> None:
     def merge(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
         config = yaml.safe_load(Path(command[3]).read_text())
-        merger, tasks, _settings = CASES[config["merge_method"].replace("linear", "average")]
+        listed = isinstance(config["models"][0]["parameters"].get("weight"), list)
+        name = "exported" if listed else config["merge_method"].replace("linear", "average")
+        merger, tasks, _settings = CASES[name]
         folder = Path(config["models"][0]["model"]).parent
         with ExitStack() as stack:
             base, engine = stack.enter_context(Reader(folder / "base")), stack.enter_context(Engine(compiled=False))
             readers = {task: stack.enter_context(Reader(folder / task)) for task in tasks}
-            table = Uniform().table(Evidence(list(tasks), base.names))
+            table = parity.coefficients(name, tasks, base.names)
             table.default.add_(off)
             table.blocks.add_(off)
             write(Path(command[4]), Merge(base, readers, merger, table, engine), card="", recipe={})

@@ -12,21 +12,14 @@ from pathlib import Path
 from typing import ClassVar, Protocol
 
 from evaluation.data import Pairs
-from sensmerge.vocabulary import Policy
+from sensmerge.inputs import Models
 
 
 @dataclass(frozen=True)
-class Members:
-    """Directories of a prepared family, and where its data lie (None: wherever `output.data` says).
+class Members(Models):
+    """A prepared family's directories, and where its data lie (None: wherever `output.data` says)."""
 
-    The base is a whole model; an expert is one too, or a LoRA adapter on the base. vocabulary: what becomes of tokens
-    that an expert keeps elsewhere than the base (see sensmerge/vocabulary.py); None: all are known to agree.
-    """
-
-    base: Path
-    experts: dict[str, Path]
-    data: Path | None
-    vocabulary: Policy | None = None
+    data: Path | None = None
 
 
 class Family(Protocol):

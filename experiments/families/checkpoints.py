@@ -13,11 +13,8 @@ from pydantic.dataclasses import dataclass
 
 from evaluation.data import Pairs
 from experiments.families import Members
+from sensmerge import hub
 from sensmerge.vocabulary import Policy
-
-_COMPANIONS = ("*.json", "*.model", "*.jinja", "tokenizer*.txt", "merges.txt", "vocab.txt")
-_WEIGHTS = ("model*.safetensors", "adapter_model.safetensors")
-_OLD_WEIGHTS = ("pytorch_model*.bin", "adapter_model.bin")
 
 
 @dataclass(frozen=True, config={"extra": "forbid"})
@@ -44,37 +41,16 @@ class Source:
             return None
         return (
             None
-            if self._reachable()
+            if hub.reachable(str(self.id), self.revision)
             else (
                 f"{self.id} is not in the Hugging Face cache and the hub is switched off (HF_HUB_OFFLINE); "
                 "allow the network, or give a path"
             )
         )
 
-    def _reachable(self) -> bool:
-        import huggingface_hub
-        from huggingface_hub import constants
-
-        if not constants.HF_HUB_OFFLINE:
-            return True
-        return any(
-            isinstance(huggingface_hub.try_to_load_from_cache(str(self.id), name, revision=self.revision), str)
-            for name in ("config.json", "adapter_config.json")
-        )
-
     def fetch(self) -> Path:
-        """The directory of this checkpoint, downloaded if need be: safetensors where the repository has them."""
-        if self.path is not None:
-            return self.path
-        import huggingface_hub
-
-        wanted = [*_COMPANIONS, *_WEIGHTS]
-        folder = Path(huggingface_hub.snapshot_download(str(self.id), revision=self.revision, allow_patterns=wanted))
-        if not _has(folder, _WEIGHTS):
-            wanted = [*_COMPANIONS, *_OLD_WEIGHTS]
-            # The commit of the first call, so that a branch which moves meanwhile cannot mix two versions.
-            huggingface_hub.snapshot_download(str(self.id), revision=folder.name, allow_patterns=wanted)
-        return folder
+        """The directory of this checkpoint, downloaded if need be."""
+        return self.path if self.path is not None else hub.fetch(str(self.id), self.revision)
 
 
 @dataclass(frozen=True, config={"extra": "forbid"})
@@ -113,8 +89,4 @@ class Checkpoints:
         if found := self.problems(cache, data):
             raise FileNotFoundError(f"family {self.name!r} is not there:\n" + "\n".join(f"  - {p}" for p in found))
         experts = {task: source.fetch() for task, source in sorted(self.experts.items())}
-        return Members(self.base.fetch(), experts, data, self.vocabulary)
-
-
-def _has(folder: Path, patterns: tuple[str, ...]) -> bool:
-    return any(next(folder.glob(pattern), None) for pattern in patterns)
+        return Members(self.base.fetch(), experts, self.vocabulary, data)

@@ -112,7 +112,7 @@ class SmolLM:
                 for task, path in experts.items():
                     if not path.is_dir():
                         self._train(task, base, path, data)
-        return Members(base, experts, data)
+        return Members(base, experts, data=data)
 
     def expert_digest(self, task: str, data: Path | None) -> str:
         """Identity of one expert: the base, its recipe, its sources and the contents of the files they read."""

@@ -117,7 +117,7 @@ class Tiny:
             with FileLock(f"{home}.lock"):
                 if not (home / "family.json").is_file():
                     self._build(home)
-        return Members(home / "base", {task: home / task for task in TASKS}, home / "data")
+        return Members(home / "base", {task: home / task for task in TASKS}, data=home / "data")
 
     def _build(self, home: Path) -> None:
         log.info("  building the embedded family, once: a base, then three experts (about two minutes on two cores)")

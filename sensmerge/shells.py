@@ -15,9 +15,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from experiments.families import Members
-from experiments.inputs import Layout
 from sensmerge import models
+from sensmerge.inputs import Layout, Models
 from sensmerge.sources import is_adapter
 from sensmerge.store import digest
 
@@ -26,7 +25,7 @@ _NUMBERED = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
 _COMPANIONS = ("*.json", "*.model", "*.txt", "*.jinja")
 
 
-def shells(members: Members, layout: Layout | None, digests: Mapping[str, str], cache: Path) -> dict[str, Path]:
+def shells(members: Models, layout: Layout | None, digests: Mapping[str, str], cache: Path) -> dict[str, Path]:
     """Member -> its shell; the base's also holds the tokenizer that all are asked with.
 
     digests: of `inputs.digests`. ValueError for tokens that cannot be added to the base's tokenizer.
@@ -59,7 +58,7 @@ def _renumbered(expert: Path, base: Path, cache: Path) -> Path:
     return _kept(cache / digest(files)[:12], fill)
 
 
-def _widened(members: Members, layout: Layout, folder: Path) -> None:
+def _widened(members: Models, layout: Layout, folder: Path) -> None:
     """The base's files but its weights, the new tokens in its tokenizer, and their rows counted in config.json."""
     for pattern in _COMPANIONS:
         for file in members.base.glob(pattern):

@@ -11,15 +11,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments import provenance
-from experiments.families import Members
-from sensmerge import models, vocabulary
+from sensmerge import checkpoint, models, vocabulary
 from sensmerge.checkpoint import Source
 from sensmerge.sources import is_adapter, open_source
 from sensmerge.store import Store, digest
 from sensmerge.vocabulary import Policy, Report, Vocabulary
 
 _LISTED = 5
+
+
+@dataclass(frozen=True)
+class Models:
+    """Directories of a base and its experts by task, on disk.
+
+    The base is a whole model; an expert is one too, or a LoRA adapter on the base. vocabulary: what becomes of tokens
+    that an expert keeps elsewhere than the base (see sensmerge/vocabulary.py); None: all are known to agree.
+    """
+
+    base: Path
+    experts: dict[str, Path]
+    vocabulary: Policy | None = None
 
 
 @dataclass(frozen=True)
@@ -42,7 +53,7 @@ class Layout:
         return [_sentence(task, self.report) for task in sorted(self.moved - {"base"})]
 
 
-def opened(members: Members, layout: Layout | None, stack: ExitStack) -> dict[str, Source]:
+def opened(members: Models, layout: Layout | None, stack: ExitStack) -> dict[str, Source]:
     """Every member by name, the base as "base", in the order of rows that the merge has; closed with `stack`.
 
     Raises what `open_source` raises for what cannot be read, ValueError for an adapter that does not fit the base.
@@ -55,7 +66,7 @@ def opened(members: Members, layout: Layout | None, stack: ExitStack) -> dict[st
     return {"base": found.base, **found.experts}
 
 
-def line_up(members: Members) -> Layout | None:
+def line_up(members: Models) -> Layout | None:
     """The layout that the family's policy makes; None where every member has the base's, or the family has no policy.
 
     Reads headers and tokenizers. Raises what `opened` raises, and ValueError for a tokenizer that cannot be loaded, for
@@ -96,13 +107,13 @@ def _sentence(task: str, report: Report) -> str:
     return f"vocabulary of {task} brought to {report.rows} rows by {report.policy!r}: {', '.join(parts)}"
 
 
-def digests(members: Members, layout: Layout | None, store: Store) -> dict[str, str]:
+def digests(members: Models, layout: Layout | None, store: Store) -> dict[str, str]:
     """Member -> digest of what its tensors depend on: its files, an adapter's on those of the base too, and moved rows
     on the base, the policy and the order of tokens (with "union" on all experts, whose rows are the new tokens')."""
-    base = provenance.checkpoint_digest(members.base, store)
+    base = checkpoint_digest(members.base, store)
     found = {"base": base}
     for task, path in members.experts.items():
-        files = provenance.checkpoint_digest(path, store)
+        files = checkpoint_digest(path, store)
         found[task] = digest({"adapter": files, "base": base}) if is_adapter(path) else files
     if layout is None:
         return found
@@ -110,3 +121,10 @@ def digests(members: Members, layout: Layout | None, store: Store) -> dict[str, 
     if layout.policy == "union":
         rows["experts"] = dict(found)
     return {m: digest({"member": one, **rows}) if m in layout.moved else one for m, one in found.items()}
+
+
+def checkpoint_digest(path: Path, store: Store) -> str:
+    """checkpoint.digest, remembered for as long as no file of the checkpoint changes its size or time."""
+    listing = [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in sorted(path.iterdir())]
+    key = {"path": str(path.resolve()), "files": listing}
+    return store.compute("digest", key, lambda: checkpoint.digest(path))[0]

@@ -1,0 +1,122 @@
+"""Coefficients, merges and exports for models of your own: `python -m sensmerge VERB --help`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+_MERGERS = "average, task_arithmetic, ties, dare, dare_ties, breadcrumbs, della, slerp, or a class of yours"
+_RULES = ("sens", "task_specific", "cross_task", "uniform", "random")
+_RECIPE = (
+    "a table of `coefficients`, a run's recipe.json, a checkpoint's merge.json (JSON or YAML), or the directory of one "
+    "of the last two"
+)
+
+
+def parser() -> argparse.ArgumentParser:
+    """All verbs. Nothing heavy is imported, so that --help answers at once."""
+    top = argparse.ArgumentParser(prog="python -m sensmerge", description=(__doc__ or "").partition(":")[0] + ".")
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
+    _coefficients(verbs.add_parser("coefficients", help="compute coefficients from calibration data, into a JSON file"))
+    _merge(verbs.add_parser("merge", help="merge into a Hugging Face checkpoint, from a table, a recipe, or uniformly"))
+    _export(verbs.add_parser("export", help="write the merge as a configuration of mergekit"))
+    show = verbs.add_parser("inspect", help="print a file's coefficients by block, and what it was made of")
+    show.add_argument("recipe", type=Path, help=_RECIPE)
+    _push(verbs.add_parser("push", help="upload a written checkpoint to the Hugging Face hub, private unless told"))
+    return top
+
+
+def _models(verb: argparse.ArgumentParser, *, recipe: bool) -> None:
+    where = "directory, or owner/name[@revision] on the Hugging Face hub"
+    told = "; default: as the recipe says" if recipe else ""
+    verb.add_argument("--base", metavar="PLACE", help=f"the base: {where}{told}")
+    verb.add_argument(
+        "--expert", metavar="TASK=PLACE", action="append", default=[], help=f"an expert, once for each: {where}{told}"
+    )
+    verb.add_argument(
+        "--vocabulary", choices=("base", "union", "error"),
+        help="tokens of experts that are not the base's: drop them, add them, or refuse (default: base)",
+    )  # fmt: skip
+    verb.add_argument("--cache", type=Path, default=Path(".cache"), help="where digests are remembered (%(default)s)")
+
+
+def _merger(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("recipe", type=Path, nargs="?", help=_RECIPE + "; without: uniform coefficients")
+    verb.add_argument("--merger", help=f"{_MERGERS}; default: the recipe's")
+    verb.add_argument(
+        "--set", metavar="FIELD=VALUE", action="append", default=[], dest="fields",
+        help="a parameter of the merger, such as density=0.3 or inner.scale=0.5",
+    )  # fmt: skip
+
+
+def _coefficients(verb: argparse.ArgumentParser) -> None:
+    _models(verb, recipe=False)
+    verb.add_argument(
+        "--calibration", metavar="TASK=FILE", action="append", default=[],
+        help='a .jsonl file for each expert, a line each {"prompt": "...", "answer": "..."}',
+    )  # fmt: skip
+    verb.add_argument("--rule", choices=_RULES, default="sens", help="default: %(default)s")
+    verb.add_argument(
+        "--set", metavar="FIELD=VALUE", action="append", default=[], dest="fields",
+        help="an option of the rule, such as temperature=0.3",
+    )  # fmt: skip
+    verb.add_argument("--samples", type=int, default=100, help="of each task (default: %(default)s)")
+    verb.add_argument("--max-length", type=int, default=512, help="tokens of prompt and answer (default: %(default)s)")
+    verb.add_argument(
+        "--overlong", choices=("error", "drop"), default="error", help="longer ones (default: %(default)s)"
+    )
+    verb.add_argument("--loss", choices=("answer", "full"), default="answer", help="over what (default: %(default)s)")
+    verb.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="float32", help="of the experts")
+    verb.add_argument("--sample-seed", type=int, default=0, help="draws the samples (default: %(default)s)")
+    verb.add_argument("--seed", type=int, default=0, help="of the rule `random` (default: %(default)s)")
+    verb.add_argument("--device", default="auto", help="default: %(default)s")
+    verb.add_argument("--stream", action="store_true", help="hold one block of a model at a time: slower, far smaller")
+    verb.add_argument("--out", type=Path, required=True, help="the JSON file to write; must not exist")
+
+
+def _merge(verb: argparse.ArgumentParser) -> None:
+    _merger(verb)
+    _models(verb, recipe=True)
+    verb.add_argument("--seed", type=int, help="of a merger that draws; default: the recipe's, or 0")
+    verb.add_argument("--device", default="auto", help="default: %(default)s")
+    verb.add_argument("--threads", type=int, help="default: as many as torch uses")
+    verb.add_argument("--title", help="of the model card; default: the name of the directory")
+    verb.add_argument("--out", type=Path, required=True, help="the checkpoint's directory; must not exist, or be empty")
+
+
+def _export(verb: argparse.ArgumentParser) -> None:
+    _merger(verb)
+    _models(verb, recipe=True)
+    verb.add_argument(
+        "--approximate", action="store_true", help="also what mergekit does otherwise, with that said in the file"
+    )
+    verb.add_argument("--out", type=Path, required=True, help="the YAML file to write; must not exist")
+
+
+def _push(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("checkpoint", type=Path, help="a directory that `merge` or a run with output=checkpoint wrote")
+    verb.add_argument("--repo", required=True, metavar="OWNER/NAME", help="made if it does not exist")
+    verb.add_argument("--public", action="store_true", help="make a new repository public")
+    verb.add_argument("--dry-run", action="store_true", help="only show what would be uploaded")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; 0, or 1 with one message where the input is at fault."""
+    given = parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("sensmerge").setLevel(logging.INFO)
+    from sensmerge import verbs
+
+    try:
+        sys.stdout.write(verbs.VERBS[given.verb](given))
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"python -m sensmerge {given.verb}: {error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+"""Models by name: a directory, or a repository on the Hugging Face hub, fetched into its cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_COMPANIONS = ("*.json", "*.model", "*.jinja", "tokenizer*.txt", "merges.txt", "vocab.txt")
+_WEIGHTS = ("model*.safetensors", "adapter_model.safetensors")
+_OLD_WEIGHTS = ("pytorch_model*.bin", "adapter_model.bin")
+_MARKS = ("config.json", "adapter_config.json")
+
+
+def locate(place: str | Path) -> Path:
+    """The directory that `place` names: itself, or, for "owner/name" or "owner/name@revision", a copy of the hub's.
+
+    Raises FileNotFoundError where there is neither, or the hub is switched off and its cache lacks it.
+    """
+    path = Path(place)
+    if path.exists():
+        return path
+    if problem := problem_of(place):
+        raise FileNotFoundError(problem)
+    name, _, revision = str(place).partition("@")
+    return fetch(name, revision or None)
+
+
+def problem_of(place: str | Path) -> str | None:
+    """Why `locate` would fail before it asks the network; None if nothing is known to be wrong."""
+    if Path(place).exists():
+        return None
+    name, _, revision = str(place).partition("@")
+    if isinstance(place, Path) or name.count("/") != 1 or name.startswith((".", "/", "~")):
+        return f"nothing is at {place}; give a model's directory, or owner/name[@revision] of one on the hub"
+    if reachable(name, revision or None):
+        return None
+    return (
+        f"{name} is no directory here, is not in the Hugging Face cache, and the hub is switched off (HF_HUB_OFFLINE); "
+        "allow the network, or give a path"
+    )
+
+
+def reachable(name: str, revision: str | None) -> bool:
+    """Whether the hub may be asked, or its cache has something of the model."""
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    if not constants.HF_HUB_OFFLINE:
+        return True
+    return any(
+        isinstance(huggingface_hub.try_to_load_from_cache(name, mark, revision=revision), str) for mark in _MARKS
+    )
+
+
+def fetch(name: str, revision: str | None) -> Path:
+    """A hub model's directory, downloaded if need be: safetensors where the repository has them."""
+    import huggingface_hub
+
+    wanted = [*_COMPANIONS, *_WEIGHTS]
+    folder = Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=wanted))
+    if not any(next(folder.glob(pattern), None) for pattern in _WEIGHTS):
+        wanted = [*_COMPANIONS, *_OLD_WEIGHTS]
+        # The commit of the first call, so that a branch which moves meanwhile cannot mix two versions.
+        huggingface_hub.snapshot_download(name, revision=folder.name, allow_patterns=wanted)
+    return folder
+
+
+def identify(path: Path) -> tuple[str, str] | None:
+    """(owner/name, commit) of a directory in the Hugging Face cache; None for any other.
+
+    >>> identify(Path("/cache/hub/models--a--b-c/snapshots/0f1e"))
+    ('a/b-c', '0f1e')
+    """
+    if path.parent.name != "snapshots" or not path.parent.parent.name.startswith("models--"):
+        return None
+    return path.parent.parent.name.removeprefix("models--").replace("--", "/"), path.name

@@ -1,0 +1,171 @@
+"""What the documents show is run as it stands there, and what they link to exists."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hydra.utils import instantiate
+from pipeline_fixtures import root  # noqa: F401
+
+from evaluation.exact_match import ExactMatch
+from evaluation.suites import Suite
+from experiments.families.checkpoints import Checkpoints
+from sensmerge.__main__ import main
+from sensmerge.checkpoint import Reader
+from sensmerge.coefficients import Evidence, Rule
+from sensmerge.mergers import Merger
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "results").glob("*.md")])
+
+
+def blocks(document: str, language: str) -> list[str]:
+    text = (ROOT / "docs" / document).read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.M | re.S)
+
+
+def links(text: str) -> Iterator[str]:
+    """Relative targets of Markdown links and pictures, without what is code."""
+    prose = re.sub(r"`[^`\n]*`", "", re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S))
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose):
+        if not re.match(r"[a-z]+:", target):
+            yield target
+
+
+def broken(document: Path, text: str) -> list[str]:
+    """Links whose file, or whose heading in it, is not there."""
+    found = []
+    for link in links(text):
+        path, _, anchor = link.partition("#")
+        target = document.parent / path if path else document
+        if not target.exists() or (anchor and anchor not in headings(target.read_text(encoding="utf-8"))):
+            found.append(link)
+    return found
+
+
+def headings(text: str) -> set[str]:
+    """As GitHub makes anchors of them."""
+    lines = [line.lstrip("#").strip().lower() for line in text.splitlines() if line.startswith("#")]
+    return {re.sub(r"[^\w\- ]", "", line).replace(" ", "-") for line in lines}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(document: Path) -> None:
+    assert broken(document, document.read_text(encoding="utf-8")) == []
+
+
+def test_a_broken_link_is_seen() -> None:
+    text = "[a](docs/none.md) [b](https://x.org/y) [c](README.md#no-such-thing) [d](LICENSE) `[e](none)` [f](#here)"
+    assert broken(ROOT / "CONTRIBUTING.md", text) == ["docs/none.md", "README.md#no-such-thing", "#here"]
+
+
+def test_every_document_is_linked_from_the_readme() -> None:
+    linked = set(links((ROOT / "README.md").read_text(encoding="utf-8")))
+    assert {path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md")} <= linked
+
+
+# ---- docs/library.md
+
+
+@pytest.fixture
+def place(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory with the models and data that docs/library.md speaks of."""
+    (tmp_path / "models").mkdir()
+    for name in ("base", "math", "code"):
+        (tmp_path / "models" / name).symlink_to(root / name)
+    (tmp_path / "data").mkdir()
+    for task in ("math", "code"):
+        (tmp_path / "data" / f"{task}.jsonl").write_bytes((root / "data" / "pairs.jsonl").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def commands(text: str) -> list[list[str]]:
+    lines = [line for block in blocks(text, "console") for line in block.replace("\\\n", " ").splitlines()]
+    return [shlex.split(line) for line in lines]
+
+
+def weights(folder: str) -> bytes:
+    return Path(folder, "model.safetensors").read_bytes()
+
+
+def test_the_commands_of_the_library_run(place: Path) -> None:
+    for words in commands("library.md"):
+        assert words[:3] == ["python", "-m", "sensmerge"]
+        assert main(words[3:]) == 0, words
+    assert weights("merged-again") == weights("merged-ties")
+    assert len({weights(name) for name in ("merged-ties", "merged-dare", "merged-uniform")}) == 3
+    assert yaml.safe_load(Path("mergekit.yml").read_text())["merge_method"] == "task_arithmetic"
+
+
+def test_the_recipe_by_hand_merges(place: Path) -> None:
+    (place / "recipe.yaml").write_text(blocks("library.md", "yaml")[0])
+    assert main(["merge", "recipe.yaml", "--out", "by-hand"]) == 0
+    assert json.loads(Path("by-hand", "merge.json").read_text())["merger"]["density"] == 0.3
+
+
+def test_the_code_of_the_library_runs(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told: dict[str, Any] = {}
+    (code,) = blocks("library.md", "python")
+    exec(compile(code, "docs/library.md", "exec"), told)
+    with Reader(place / "from-python") as reader:
+        state = told["model"].state_dict()
+        assert all((state[name] == reader.tensor(name)).all() for name in reader.names)
+    assert "'max': " in capsys.readouterr().out
+    assert yaml.safe_load(told["text"])["base_model"] == str((place / "models" / "base").resolve())
+
+
+def test_every_name_of_the_package_is_in_the_document() -> None:
+    import sensmerge
+
+    text = (ROOT / "docs" / "library.md").read_text(encoding="utf-8")
+    assert [name for name in sensmerge.__all__ if f"`{name}`" not in text] == []
+
+
+# ---- docs/extending.md
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Every yaml of docs/extending.md but the suite's as the object it names, its modules being the document's."""
+    text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    files = re.findall(r"^`(sensmerge/[\w/]+)\.py`", text, flags=re.M)
+    for name, code in zip(files, blocks("extending.md", "python"), strict=True):
+        module = types.ModuleType(name.replace("/", "."))
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        parent, _, last = module.__name__.rpartition(".")
+        monkeypatch.setattr(sys.modules[parent], last, module, raising=False)
+        exec(compile(code, f"{name}.py", "exec"), vars(module))
+    yamls = [yaml.safe_load(block) for block in blocks("extending.md", "yaml")]
+    return [instantiate(one, _convert_="all") for one in yamls if "defaults" not in one]
+
+
+def test_the_examples_of_extending_are_what_they_say(shown: list[Any]) -> None:
+    import torch
+
+    merger, rule, family, benchmark = shown
+    assert isinstance(merger, Merger)
+    got = merger(torch.tensor([10.0]), torch.tensor([[4.0], [-1.0], [2.0]]), torch.ones(3))
+    assert got.item() == 12, "the example of its docstring, on a base of 10"
+    assert isinstance(rule, Rule)
+    table = rule.table(Evidence(["a", "b"], [f"model.layers.{n}.w" for n in range(3)]))
+    assert table.blocks.tolist() == [[0.5, 1.0, 1.5]] * 2
+    assert isinstance(family, Checkpoints)
+    assert family.experts["law"].revision == "0f1e2d3"
+    assert isinstance(benchmark, ExactMatch)
+    (suite,) = [yaml.safe_load(block) for block in blocks("extending.md", "yaml") if "defaults" in block]
+    assert suite["_target_"] == f"{Suite.__module__}.{Suite.__name__}"
+    assert {"/benchmark@benchmarks.mine_sums": benchmark.name} in suite["defaults"]
+
+
+def test_examples_of_yaml_say_what_they_are() -> None:
+    assert all(block.startswith("# ") for block in blocks("extending.md", "yaml"))
