@@ -114,9 +114,10 @@ def curves(lines: Lines, mean: Mean, label: str, *, differences: bool) -> Figure
                 low, high = ([point[end] * _scale(mean) for point in shown] for end in (1, 2))
                 axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
         axes.set_title(merger, loc="left")
-        axes.set_xscale("log" if differences else "linear")
-        axes.set_xticks(values, [f"{value:g}" for value in values])
-        axes.xaxis.set_minor_locator(NullLocator())
+        if differences:  # of settings that are tried by factors
+            axes.set_xscale("log")
+            axes.set_xticks(values, [f"{value:g}" for value in values])
+            axes.xaxis.set_minor_locator(NullLocator())
     for axes in panels[len(lines) :]:
         axes.set_visible(False)
     for axes in panels[max(0, len(lines) - across) : len(lines)]:
@@ -147,9 +148,8 @@ def profiles(tasks: Sequence[str], alpha: Sequence[Sequence[float]]) -> Figure:
 
     figure = _figure(1.7)
     axes = figure.subplots()
-    looks = list(zip(_COLOURS[1:], _MARKERS[1:], strict=True))
-    for at, (task, row) in enumerate(zip(tasks, alpha, strict=True)):
-        colour, marker = looks[at % len(looks)]
+    looks = itertools.cycle(zip(_COLOURS[1:], _MARKERS[1:], strict=True))
+    for task, row, (colour, marker) in zip(tasks, alpha, looks, strict=False):
         axes.plot(range(len(row)), row, color=colour, marker=marker, markersize=2.5, label=task)
     axes.set_xlabel("block")
     axes.set_ylabel("sensitivity α")
