@@ -93,7 +93,7 @@ def test_every_committed_study_has_its_pack() -> None:
     studies = {path.parent.name for path in RESULTS.glob("*/table.md")}
     assert {path.parent.name for path in PACKS} == studies - {
         "quickstart"
-    }  # what `make run` leaves, and nobody commits
+    }  # that is `make run`'s
 
 
 @pytest.mark.parametrize("study", ["smollm_smoke", "tiny_tune"])
