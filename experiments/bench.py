@@ -13,6 +13,7 @@ BENCHES = {
     "sensitivity": "experiments.bench_sensitivity",
     "overhead": "experiments.bench_overhead",
     "parity": "experiments.parity",
+    "page": "experiments.bench_page",
 }
 
 

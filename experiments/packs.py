@@ -16,17 +16,17 @@ import lzma
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments import records, report
+from experiments import page, records, report
+from experiments.provenance import without_places
 
 NAME = "records.tar.xz"
 _HOW = "report.json"
-_PLACES = ("output", "tracking", "launcher", "hydra")  # groups of overrides that say where, and move no number
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def write(study: str, runs: Path, path: Path, how: How = How()) -> int:
     packed = {record.directory.name: record for group in groups for record in group}
     content = {_HOW: _json(asdict(how))}
     for name, record in sorted(packed.items()):
-        content[f"{name}/record.json"] = _json(published(record.data))
+        content[f"{name}/record.json"] = _json(without_places(record.data))
         if study in record.studies:
             content[f"{name}/studies/{study}"] = b""
         for result in record.results.values():
@@ -61,22 +61,6 @@ def write(study: str, runs: Path, path: Path, how: How = How()) -> int:
             tar.addfile(entry, io.BytesIO(data))
     partial.replace(path)
     return len(packed)
-
-
-def published(data: Mapping[str, Any]) -> dict[str, Any]:
-    """A record without the directories of the machine that made it: they move no number, and are nobody's business."""
-    config = {key: value for key, value in data["config"].items() if key != "output"}
-    if "tracking" in config:
-        config["tracking"] = {key: value for key, value in (config["tracking"] or {}).items() if key != "directory"}
-    measured = data["measured"]
-    if "argv" in measured:
-        program, *words = measured["argv"]
-        measured = {**measured, "argv": [Path(program).name, *_without_places(words)]}
-    return {**data, "config": config, "overrides": _without_places(data["overrides"]), "measured": measured}
-
-
-def _without_places(words: Sequence[str]) -> list[str]:
-    return [word for word in words if word.lstrip("+~").split("=")[0].split(".")[0] not in _PLACES]
 
 
 @contextmanager
@@ -98,16 +82,23 @@ def opened(path: Path) -> Iterator[tuple[Path, How]]:
 
 
 def regenerate(results: Path, out: Path, *, figures: bool = True) -> list[str]:
-    """Make the report of every pack below `results` into `out`/<study>; the studies. FileNotFoundError without any."""
+    """Make the report of every pack below `results` into `out`/<study>, and the page of all into `out`/report (unless
+    without figures); the studies. FileNotFoundError without any."""
     found = sorted(results.glob(f"*/{NAME}"))
     if not found:
         raise FileNotFoundError(f"no */{NAME} below {results}: `python -m experiments.packs write --study S` makes one")
-    for path in found:
-        study = path.parent.name
-        with opened(path) as (runs, how):
+    with ExitStack() as stack:
+        shown = []
+        for path in found:
+            study = path.parent.name
+            runs, how = stack.enter_context(opened(path))
             report.report(study, runs, out, by=how.by, figures=figures)
             if how.best is not None:
                 report.choose(study, runs, out, how.best, by=how.by)
+            if figures:
+                shown.append(page.study(study, runs, how.by))
+        if figures:
+            page.write(shown, out / "report")
     return [path.parent.name for path in found]
 
 

@@ -91,9 +91,7 @@ def test_committed_packs_say_nothing_of_a_machine(path: Path) -> None:
 
 def test_every_committed_study_has_its_pack() -> None:
     studies = {path.parent.name for path in RESULTS.glob("*/table.md")}
-    assert {path.parent.name for path in PACKS} == studies - {
-        "quickstart"
-    }  # that is `make run`'s
+    assert {path.parent.name for path in PACKS} == studies - {"quickstart"}  # that is `make run`'s
 
 
 @pytest.mark.parametrize("study", ["smollm_smoke", "tiny_tune"])
