@@ -31,10 +31,12 @@ GROUPS = (
     "launcher",
     "experiment",
 )
+FAMILIES = ("llama2_7b", "llama2_13b", "mistral_7b", "smollm2_135m", "tiny")
 CHOICES = [
     (group, path.relative_to(CONF / group).with_suffix("").as_posix())
     for group in GROUPS
     for path in sorted((CONF / group).rglob("*.yaml"))
+    if path.parent.name not in FAMILIES or group != "experiment"  # they have a test of their own, at the end
 ]
 
 
@@ -150,3 +152,32 @@ def test_uniform_does_not_depend_on_calibration_nor_members_on_the_seed() -> Non
 
 def test_calibration_follows_the_seed() -> None:
     assert build("seed=5").calibration.seed == 5
+
+
+# ---- the tables and figures of a paper
+
+PAPER = ("main", "ablation", "temperature", "calibration", "profiles", "alignment", "lambda")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(f"{family}/{part}", marks=[pytest.mark.slow] if family in ("llama2_13b", "mistral_7b") else [])
+        for family in FAMILIES
+        for part in PAPER
+    ],
+)
+def test_every_family_has_every_part_of_a_paper(name: str) -> None:
+    """The command in the yaml is the yaml's own, and the last job of its sweep is a run of that family."""
+    family, part = name.split("/")
+    own, shared = (OmegaConf.load(CONF / f"experiment/{folder}/{part}.yaml") for folder in (family, "paper"))
+    swept = OmegaConf.merge(shared.hydra, own.get("hydra", {})).sweeper.params
+    spec = build(f"experiment={name}", *(f"{key}={str(values).split(',')[-1]}" for key, values in swept.items()))
+    assert f"\n# python run.py -m experiment={name}\n" in (CONF / f"experiment/{name}.yaml").read_text()
+    assert (spec.model.name, spec.study, spec.seed) == (family, name.replace("/", "_"), 2)
+    assert {"merger", "scaling", "seed"} <= set(swept)
+
+
+def test_no_experiment_of_a_family_is_left_out_of_the_test_above() -> None:
+    found = {path.relative_to(CONF / "experiment").with_suffix("") for path in (CONF / "experiment").glob("*/*.yaml")}
+    assert {path for path in found if path.parent.name != "paper"} == {Path(f, p) for f in FAMILIES for p in PAPER}
