@@ -102,20 +102,23 @@ def test_a_disturbed_sweep_says_what_happened_and_issued_again_does_what_is_miss
     undisturbed: Project, root: Path, copy: Path, tmp_path: Path
 ) -> None:
     project = Project(root, tmp_path / "disturbed", copy)
+    # Base and experts are evaluated: a job that is held at one of them would hold up all that wait for it.
+    shutil.copytree(undisturbed.runs, project.runs, ignore=shutil.ignore_patterns("sweeps", "*-sens-*"))
     more = ["hydra.launcher.max_num_timeout=0", "hydra.launcher.signal_delay_s=1", "hydra.launcher.array_parallelism=3"]
     for index in (2, 3, 4):
         (project.hold / str(index)).touch()
     words = [sys.executable, *project.words(*SWEEP, *SLURM, *more, "hydra.launcher.wait=true")]
     with subprocess.Popen(words, cwd=copy, env=project.environment, stdout=subprocess.PIPE, text=True) as waiting:
         until(lambda: all((project.hold / f"{index}.reached").exists() for index in (2, 3, 4)))
-        control("update", f"jobid={number(project, 4)}", "EndTime=now+1")
-        subprocess.run(["scancel", number(project, 2)], check=True)
-        os.kill(sweeps.noted(sweeps.every(project.runs)[-1].place(3))["pid"], signal.SIGKILL)
+        fourth = number(project, 4)
         assert "0 jobs submitted, 0 finished before, 1 live" in project.sweep(*SWEEP, *SLURM, "hydra.launcher.only=[4]")
+        control("update", f"jobid={fourth}", "EndTime=now+1")
+        first = sweeps.every(project.runs)[0]
+        subprocess.run(["scancel", str(first.jobs[2].slurm)], check=True)
+        os.kill(sweeps.noted(first.place(3))["pid"], signal.SIGKILL)
         out, _ = waiting.communicate(timeout=120)  # it ends by itself, though a job was killed hard
     assert waiting.returncode == 1
     assert "9 jobs: 5 done, 1 failed, 1 timed out, 1 cancelled, 1 killed" in out
-    first = sweeps.every(project.runs)[0]
     want = ["done", "done", "cancelled", "killed", "timed out", "done", "done", "done", "failed"]
     assert project.states(first.name) == want
     assert project.states() == ["timed out"]
