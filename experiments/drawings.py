@@ -14,7 +14,7 @@ from experiments import figures, naming
 from experiments.tables import Mean, Row, Table
 
 _MOST_SCALINGS = 8  # side by side within a merger: there are no more colours to tell apart
-
+_MOST_MERGERS = 8  # side by side; the names of more run into each other
 _MOST_RULES = 5  # heat maps or profiles side by side; of more only the first is drawn
 
 Drawings = dict[str, Callable[[], "figures.Figure"]]
@@ -75,11 +75,11 @@ SWEEPS = {
 def _plan(table: Table) -> tuple[Drawings, list[str]]:
     found: Drawings = {}
     left_out = []
-    many = len({row.scaling for row in table.merges}) > _MOST_SCALINGS
+    many = _too_many(table)
     for mean in table.means:
         suffix = f"_{mean.name}" if len(table.means) > 1 else ""
         if many:
-            left_out.append(f"bars and differences: more than {_MOST_SCALINGS} scalings a merger")
+            left_out.append(f"bars and differences: {many}")
         elif any(mean.name in row.means for row in table.merges):
             found[f"bars{suffix}"] = lambda mean=mean: figures.bars(table, mean)
             if any(mean.name in row.differences for row in table.merges):
@@ -95,6 +95,13 @@ def _plan(table: Table) -> tuple[Drawings, list[str]]:
             shown = dict(itertools.islice(shown.items(), 1))
         found |= {f"{name}_{rule}" if len(shown) > 1 else name: partial(draw, *of) for rule, of in shown.items()}
     return found, list(dict.fromkeys(left_out))
+
+
+def _too_many(table: Table) -> str:
+    """Why methods cannot stand side by side; nothing if they can."""
+    if len({row.scaling for row in table.merges}) > _MOST_SCALINGS:
+        return f"more than {_MOST_SCALINGS} scalings a merger"
+    return f"more than {_MOST_MERGERS} mergers" if len({row.merger for row in table.merges}) > _MOST_MERGERS else ""
 
 
 def _of_rules(table: Table) -> list[tuple[str, Callable[..., figures.Figure], dict[str, Any]]]:

@@ -225,9 +225,12 @@ def _difference(mean: Mean, of: str = "Δ uniform") -> str:
 
 
 def _looks(scalings: Sequence[str]) -> list[tuple[str, str]]:
-    """Colour and marker of each: the known scalings keep theirs in every figure, others take what is left."""
+    """Colour and marker of each: the known scalings keep theirs in every figure, others take what is left.
+
+    Grey stays the control's, which also where it is no row is drawn as a line.
+    """
     looks = list(zip(_COLOURS, _MARKERS, strict=True))
-    spare = [look for at, look in enumerate(looks) if at >= len(SCALINGS) or SCALINGS[at] not in scalings]
+    spare = [look for at, look in enumerate(looks) if at and (at >= len(SCALINGS) or SCALINGS[at] not in scalings)]
     others = itertools.cycle(spare or looks)
     return [looks[SCALINGS.index(name)] if name in SCALINGS else next(others) for name in scalings]
 

@@ -174,7 +174,7 @@ def test_every_family_has_every_part_of_a_paper(name: str) -> None:
     swept = OmegaConf.merge(shared.hydra, own.get("hydra", {})).sweeper.params
     spec = build(f"experiment={name}", *(f"{key}={str(values).split(',')[-1]}" for key, values in swept.items()))
     assert f"\n# python run.py -m experiment={name}\n" in (CONF / f"experiment/{name}.yaml").read_text()
-    assert (spec.model.name, spec.study, spec.seed) == (family, name.replace("/", "_"), 2)
+    assert (spec.model.name, spec.study, spec.seed) == (family, f"paper_{family}_{part}", 2)
     assert {"merger", "scaling", "seed"} <= set(swept)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -225,6 +226,33 @@ def test_figures_that_nobody_could_read_are_left_out_and_named(tmp_path: Path) -
     written, left_out = drawings.write([table_of(tmp_path)], tmp_path / "figures")
     assert {path.stem for path in written} == {"temperature"}
     assert left_out == ["bars and differences: more than 8 scalings a merger"]
+
+
+def test_bars_of_more_mergers_than_have_room_are_left_out(tmp_path: Path) -> None:
+    for count in (8, 9):
+        runs = tmp_path / str(count)
+        for at in range(count):
+            write_run(runs, f"merger{at}", "uniform", GAIN)
+        written, left_out = drawings.write([table_of(runs)], runs / "figures")
+        assert {path.stem for path in written} == ({"bars"} if count == 8 else set())
+        assert left_out == ([] if count == 8 else ["bars and differences: more than 8 mergers"])
+
+
+def test_grey_is_the_controls(tmp_path: Path) -> None:
+    """Rules with settings in their names take colours that are left; not that of the line at 0."""
+    shared = {"model": {}, "suite": {}, "evaluation": {}, "merger": {"class": "ties"}, "seed": 0}
+    write_run(tmp_path, "ties", "uniform", NOTHING, identity={**shared, "scaling": {"class": "Uniform"}})
+    for samples, loss in itertools.product((10, 30), ("answer", "full")):
+        chosen = {"scaling": rule(0.1), "calibration": {"samples": samples, "loss": loss}}
+        write_run(tmp_path, "ties", "sens", GAIN, identity={**shared, **chosen})
+    table = table_of(tmp_path)
+    (mean,) = table.means
+    lines = drawings.SWEEPS["samples"].lines(table, mean)
+    assert sorted(lines["ties"]) == ["sens loss=answer", "sens loss=full"]
+    with figures.style():
+        axes = figures.curves(lines, mean, "samples", differences=True).axes[0]
+    zero, *drawn_lines = axes.get_lines()
+    assert zero.get_color() not in {line.get_color() for line in drawn_lines}
 
 
 def drawn(table: Table, directory: Path) -> set[str]:
