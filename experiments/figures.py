@@ -44,6 +44,7 @@ _STYLE = {
 _COLOURS = ("#999999", "#56B4E9", "#E69F00", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#F0E442")
 _MARKERS = ("o", "^", "v", "X", "s", "P", "D", "*")
 _APART = 1.06  # factor between the rules' places at one T
+_SIGNS = 21  # of a legend to an inch
 _MOST_ANNOTATED = 12  # columns; with more, numbers in the cells of a heat map can no longer be read
 
 
@@ -275,7 +276,8 @@ def _matrix(
 
 def _legend(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
-    across = min(len(labels), 4 if figure.get_figwidth() <= WIDTH else 8)
+    room = int(_SIGNS * figure.get_figwidth()) // (max(map(len, labels), default=0) + 4)  # 4: the line before a label
+    across = max(1, min(len(labels), 4 if figure.get_figwidth() <= WIDTH else 8, room))
     figure.legend(handles, labels, loc="outside upper center", ncols=across, columnspacing=1)
 
 

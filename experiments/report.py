@@ -135,8 +135,18 @@ def _command(experiment: str, values: Mapping[str, Sequence[str]], study: str) -
     chosen = {key: ",".join(value) for key, value in values.items()}
     if experiment or not values:  # the experiment itself says which mergers and scalings it sweeps
         kept = {key: value for key, value in chosen.items() if key not in ("merger", "scaling")}
-        chosen = {"experiment": experiment or study, **kept}
+        chosen = {"experiment": experiment or _experiment(study), **kept}
     return shlex.join(["python", "run.py", "-m", *(f"{key}={value}" for key, value in chosen.items())])
+
+
+def _experiment(study: str) -> str:
+    """The experiment in a family's folder that makes the study; other experiments are called as their study is.
+
+    Asked only where every run was there before: records say what first asked for them, not what joined later.
+    """
+    folder = Path(__file__).resolve().parent.parent / "conf/experiment"
+    named = (path for path in sorted(folder.glob("*/*.yaml")) if f"study: {study}" in path.read_text().splitlines())
+    return next((path.relative_to(folder).with_suffix("").as_posix() for path in named), study)
 
 
 def _whereabouts(

@@ -197,6 +197,15 @@ def test_command_of_an_experiment_leaves_out_where_things_lie(runs: Path) -> Non
     ]
 
 
+def test_command_of_a_study_that_found_every_run_done(runs: Path) -> None:
+    for study, command in (("paper_tiny_main", "tiny/main"), ("demo_again", "demo_again")):
+        for directory in runs.iterdir():
+            (directory / "studies").mkdir(exist_ok=True)
+            (directory / "studies" / study).touch()
+        table = table_of(runs, study=study)
+        assert report.commands_of([table], study) == [f"python run.py -m experiment={command}"]
+
+
 def test_tracked_runs_say_where(tmp_path: Path) -> None:
     tracking = {"mode": "auto", "entity": "lab", "project": "p", "directory": str(tmp_path)}
     write_run(tmp_path / "runs", "ties", "uniform", UNIFORM, config={"tracking": tracking})
