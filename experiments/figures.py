@@ -87,9 +87,8 @@ def differences(table: Table, mean: Mean) -> Figure:
 
 
 def curves(lines: Lines, mean: Mean, label: str, *, differences: bool) -> Figure:
-    """The mean, or its difference to the uniform control with its 95 % interval, against a setting called `label`: a
-    panel per merger, a line per rule, as drawings.Sweep.lines. Means have bands of one standard error.
-    """
+    """The mean with its standard error, or its difference to the uniform control with its 95 % interval, against the
+    setting called `label`: a panel per merger, a line per rule, as drawings.Sweep.lines."""
     from matplotlib.ticker import NullLocator
 
     across = min(3, len(lines))
@@ -104,7 +103,10 @@ def curves(lines: Lines, mean: Mean, label: str, *, differences: bool) -> Figure
             axes.axhline(0, color=_COLOURS[0], zorder=0, label="uniform")
         for rule, line in sorted(found.items(), key=lambda item: rules.index(item[0])):
             apart = _APART ** (rules.index(rule) - (len(rules) - 1) / 2) if differences else 1.0
-            shown = [_interval(row, mean) if differences else _mean(row, mean) for _, row in line]
+            if differences:
+                shown = [_interval(row, mean) for _, row in line]
+            else:
+                shown = [(of.score, *_around(of)) for of in (row.means[mean.name] for _, row in line)]
             x, y = [value * apart for value, _ in line], [score * _scale(mean) for score, _, _ in shown]
             colour, marker = looks[rule]
             drawn = {"color": colour, "marker": marker, "markersize": 2.5, "label": rule, "linestyle": "-"}
@@ -208,10 +210,6 @@ def _interval(row: Row, mean: Mean) -> Points:
     return found.score, found.low, found.high
 
 
-def _mean(row: Row, mean: Mean) -> Points:
-    return row.means[mean.name].score, *_around(row.means[mean.name])
-
-
 def _around(metric: Metric) -> tuple[float, float]:
     """One standard error down, and up."""
     return metric.score - metric.stderr, metric.score + metric.stderr
@@ -226,10 +224,7 @@ def _difference(mean: Mean, of: str = "Δ uniform") -> str:
 
 
 def _looks(scalings: Sequence[str]) -> list[tuple[str, str]]:
-    """Colour and marker of each: the known scalings keep theirs in every figure, others take what is left.
-
-    Grey stays the control's, which also where it is no row is drawn as a line.
-    """
+    """Colour and marker of each: the known scalings keep theirs everywhere; others take what is left, but not grey."""
     looks = list(zip(_COLOURS, _MARKERS, strict=True))
     spare = [look for at, look in enumerate(looks) if at and (at >= len(SCALINGS) or SCALINGS[at] not in scalings)]
     others = itertools.cycle(spare or looks)
