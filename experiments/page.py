@@ -122,7 +122,9 @@ def _row(row: tables.Row) -> dict[str, Any]:
         "scores": {name: asdict(metric) for name, metric in row.scores.items()},
         "means": {name: asdict(metric) for name, metric in row.means.items()},
         "differences": {
-            name: {**asdict(found), "significant": found.significant} for name, found in row.differences.items()
+            # Rounded, as table.csv has them: an interval's last digits wander from run to run.
+            name: {**_rounded(asdict(found)), "significant": found.significant}
+            for name, found in row.differences.items()
         },
         "weights": row.weights,
         "runs": [{"id": record.id, "title": record.title, "seed": record.seed} for record in row.records],
@@ -171,7 +173,7 @@ def _short(value: float | None) -> float | None:
 
 
 def _rounded(value: Any) -> Any:
-    """Five digits of every number below: more cannot be seen in a heat map."""
+    """Five digits of every number below: more are not shown."""
     if isinstance(value, float):
         return _short(value)
     if isinstance(value, Mapping):
