@@ -38,6 +38,7 @@ def counts(found: list[canary.Check]) -> dict[str, tuple[int, int]]:
     return {one.kind: (one.passed, one.n) for one in found}
 
 
+@pytest.mark.slow
 def test_every_benchmark_of_conf(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """HumanEval on the package's problems, the others on a few rows each; none may be left out."""
     assert run(data, "--strict", "--limit", "12") == 0

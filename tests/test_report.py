@@ -136,6 +136,7 @@ def test_controls_of_another_study_are_found_and_holes_shown(runs: Path) -> None
     assert "A row of dashes is a run without a complete record." in text
 
 
+@pytest.mark.slow
 def test_report_writes_says_and_repeats_itself(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     contents = []
     for out in (tmp_path / "one", tmp_path / "two"):

@@ -196,6 +196,7 @@ def test_the_best_loss_is_the_lowest(tmp_path: Path) -> None:
         report.choose("demo", tmp_path, tmp_path / "out", 0)
 
 
+@pytest.mark.slow
 def test_the_temperature_figure_has_a_panel_a_merger_and_a_line_a_rule(tmp_path: Path) -> None:
     for merger in ("ties", "dare"):
         screen(tmp_path, {10.0: GAIN, 0.1: GAIN}, merger=merger)

@@ -27,6 +27,7 @@ def tracked(spec: RunSpec) -> RunSpec:
     return dataclasses.replace(spec, tracking=Tracking(mode="offline", directory=spec.output.runs), study="demo")
 
 
+@pytest.mark.slow
 def test_a_run_resumed_twice_is_one_wandb_run(tracked: RunSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     record = pipeline.run(tracked, {"seed": 0, "merger": {"scale": 0.5}})
     first = folders(tracked.output.runs)

@@ -59,6 +59,7 @@ def said(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.name.startswith("experiments")]
 
 
+@pytest.mark.slow
 def test_everything_on_disk_is_in_the_offline_run(directory: Path, offline: Tracking) -> None:
     where = tracking.mirror(directory, offline)
     record = records.read(directory).data
