@@ -13,7 +13,6 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evaluation.record import Metric
 from experiments.naming import SCALINGS, place
 from experiments.tables import Mean, Row, Table
 
@@ -64,14 +63,14 @@ def image(draw: Callable[[], Figure]) -> Image.Image:
 def bars(table: Table, mean: Mean) -> Figure:
     """Mean score by merger, a bar for each scaling from zero up, ± one standard error; lines: base and best expert."""
     rows = [row for row in table.rows if mean.name in row.means]
-    shown = {row: (row.means[mean.name].score, *_around(row.means[mean.name])) for row in rows}
+    shown = {row: _spread(row, mean) for row in rows}
     figure, axes = _methods({row: shown[row] for row in rows if row.scaling is not None}, mean, from_zero=True)
     best = max if mean.higher_is_better else min
     for kind, label, line in (("base", "base", ":"), ("expert", "best expert", "--")):
         scores = [shown[row][0] for row in rows if row.scaling is None and row.merger.split()[0] == kind]
         if scores:
             axes.axhline(best(scores) * _scale(mean), color="black", linestyle=line, label=label, zorder=3)
-    axes.set_ylabel("mean accuracy (%)" if mean.higher_is_better else f"mean {mean.name} (lower is better)")
+    axes.set_ylabel(_axis(mean, differences=False))
     _legend(figure, axes)
     return figure
 
@@ -81,7 +80,7 @@ def differences(table: Table, mean: Mean) -> Figure:
     shown = {row: _interval(row, mean) for row in table.merges if mean.name in row.differences}
     figure, axes = _methods(shown, mean, from_zero=False)
     axes.axhline(0, color=_COLOURS[0], label="uniform", zorder=0)
-    axes.set_ylabel(_difference(mean))
+    axes.set_ylabel(_axis(mean, differences=True))
     _legend(figure, axes)
     return figure
 
@@ -103,10 +102,7 @@ def curves(lines: Lines, mean: Mean, label: str, *, differences: bool) -> Figure
             axes.axhline(0, color=_COLOURS[0], zorder=0, label="uniform")
         for rule, line in sorted(found.items(), key=lambda item: rules.index(item[0])):
             apart = _APART ** (rules.index(rule) - (len(rules) - 1) / 2) if differences else 1.0
-            if differences:
-                shown = [_interval(row, mean) for _, row in line]
-            else:
-                shown = [(of.score, *_around(of)) for of in (row.means[mean.name] for _, row in line)]
+            shown = [(_interval if differences else _spread)(row, mean) for _, row in line]
             x, y = [value * apart for value, _ in line], [score * _scale(mean) for score, _, _ in shown]
             colour, marker = looks[rule]
             drawn = {"color": colour, "marker": marker, "markersize": 2.5, "label": rule, "linestyle": "-"}
@@ -126,7 +122,7 @@ def curves(lines: Lines, mean: Mean, label: str, *, differences: bool) -> Figure
     for axes in panels[max(0, len(lines) - across) : len(lines)]:
         axes.set_xlabel(label)
         axes.tick_params(labelbottom=True)
-    figure.supylabel(_difference(mean, "Δ uniform" if differences else "mean"), fontsize=_STYLE["font.size"])
+    figure.supylabel(_axis(mean, differences=differences), fontsize=_STYLE["font.size"])
     _legend(figure, max(panels, key=lambda axes: len(axes.get_legend_handles_labels()[1])))
     return figure
 
@@ -210,17 +206,20 @@ def _interval(row: Row, mean: Mean) -> Points:
     return found.score, found.low, found.high
 
 
-def _around(metric: Metric) -> tuple[float, float]:
-    """One standard error down, and up."""
-    return metric.score - metric.stderr, metric.score + metric.stderr
+def _spread(row: Row, mean: Mean) -> Points:
+    """The mean, and one standard error down and up."""
+    found = row.means[mean.name]
+    return found.score, found.score - found.stderr, found.score + found.stderr
 
 
 def _scale(mean: Mean) -> int:
     return 100 if mean.higher_is_better else 1
 
 
-def _difference(mean: Mean, of: str = "Δ uniform") -> str:
-    return f"{of} (points)" if mean.higher_is_better else f"{of} ({mean.name}, lower is better)"
+def _axis(mean: Mean, *, differences: bool) -> str:
+    if differences:
+        return "Δ uniform (points)" if mean.higher_is_better else f"Δ uniform ({mean.name}, lower is better)"
+    return "mean accuracy (%)" if mean.higher_is_better else f"mean {mean.name} (lower is better)"
 
 
 def _looks(scalings: Sequence[str]) -> list[tuple[str, str]]:

@@ -7,7 +7,8 @@ Needs the packages booktabs, longtable where a table is longer than a page, and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 
 from experiments import notes, published
@@ -23,13 +24,22 @@ _SPECIAL = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},
     "–": "--", "±": r"$\pm$", "†": r"$^\dagger$", "‡": r"$^\ddagger$", "↓": r"$\downarrow$", "Δ": r"$\Delta$",
-    "σ": r"$\sigma$", "·": r"$\cdot$", "√": r"$\surd$", "≤": r"$\le$", "−": "$-$",
+    "σ": r"$\sigma$", "·": r"$\cdot$", "√": r"$\surd$", "≤": r"$\le$", "−": "$-$", "<": "$<$", ">": "$>$", "|": "$|$",
 }  # fmt: skip
 
 
 def document(study: str, found: Sequence[Table], commands: Sequence[str]) -> str:
-    """One float (or longtable) per model and suite. The notes that a caption cannot hold come as comments."""
-    return "\n".join(_table(study, table, commands) for table in found)
+    """One float (or longtable) per model and suite, two where it has accuracies and losses: side by side they get too
+    small to read. The notes that a caption cannot hold come as comments."""
+    return "\n".join(part for table in found for part in _parts(study, table, commands))
+
+
+def _parts(study: str, table: Table, commands: Sequence[str]) -> Iterator[str]:
+    yield "".join(f"% {note}\n" for note in notes.notes(table, commands)).removesuffix("\n")
+    for mean in table.means:
+        columns = tuple(benchmark for benchmark in table.benchmarks if benchmark.name in mean.benchmarks)
+        suffix = f"-{mean.name}" if len(table.means) > 1 else ""
+        yield _table(study, replace(table, benchmarks=columns, means=(mean,)), commands, suffix)
 
 
 def escape(text: str) -> str:
@@ -40,7 +50,7 @@ def escape(text: str) -> str:
     return "".join(_SPECIAL.get(sign, sign) for sign in text)
 
 
-def _table(study: str, table: Table, commands: Sequence[str]) -> str:
+def _table(study: str, table: Table, commands: Sequence[str], suffix: str) -> str:
     header, aligned = _header(table)
     marks = _marks(table)
     groups = [list(rows) for _, rows in groupby(table.rows, key=_group)]
@@ -53,10 +63,9 @@ def _table(study: str, table: Table, commands: Sequence[str]) -> str:
     lines += _published(table)
     label = escape(f"{table.model} on {table.suite}")
     caption = f"{label} ({escape(study)}). {_caption(table)} {_origin(table, commands)}"
-    comments = "".join(f"% {note}\n" for note in notes.notes(table, commands))
-    name = f"tab:{study}-{table.model}-{table.suite}"
+    name = f"tab:{study}-{table.model}-{table.suite}{suffix}"
     wide = 12 * len(aligned) + max(len(row.scaling or "") for row in table.rows) > _WIDE
-    return comments + _float(header, aligned, lines, caption, name, wide=wide)
+    return _float(header, aligned, lines, caption, name, wide=wide)
 
 
 def _float(header: str, aligned: str, lines: Sequence[str], caption: str, name: str, *, wide: bool) -> str:
@@ -136,7 +145,11 @@ def _marks(table: Table) -> dict[tuple[int, str], str]:
 
 def _caption(table: Table) -> str:
     items = ", ".join(f"{b.name} {'..'.join(map(str, b.items))}" for b in table.benchmarks)
-    said = [f"Items: {items}; score ± one standard error, accuracies in percent."]
+    many = sorted({row.models for row in table.rows if row.models > 1})
+    over = f"the models of a row ({', '.join(map(str, many))}), where there is one over items" if many else "items"
+    (mean,) = table.means
+    unit = "percent" if mean.higher_is_better else f"{mean.name}, lower is better"
+    said = [f"Items: {items}; in {unit}, ± one standard error over {over}."]
     if table.merges:
         said.append(
             "Best merge of a column bold, second underlined. Δ: mean less that of uniform coefficients, paired."

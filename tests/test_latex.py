@@ -45,27 +45,45 @@ def rows(text: str) -> list[list[str]]:
 
 def test_marks_and_groups_by_hand(runs: Path) -> None:
     text = latex.document("my_study", [table_of(runs)], ["python run.py -m merger=ties,dare"])
-    header, base, *merges = rows(text)
-    assert header[:4] == ["merger", "scaling", "gsm8k", r"loss\_a $\downarrow$"]
-    assert base[:4] == ["base", "--", r"100.0$_{\pm 0.0}$", r"0.100$_{\pm 0.000}$"]
-    assert [row[:2] for row in merges] == [["ties", "uniform"], ["", "sens"], ["dare", "uniform"], ["", "sens"]]
-    accuracies, losses = [row[2] for row in merges], [row[3].split("$")[0] for row in merges]
+    header, base, *merges = rows(text)[:6]
+    other, first, *below = rows(text)[6:]
+    assert header == ["merger", "scaling", "gsm8k", "mean acc", r"$\Delta$ acc [95 \%]"]
+    assert other[:3] == ["merger", "scaling", r"loss\_a $\downarrow$"]
+    assert base[:3] == ["base", "--", r"100.0$_{\pm 0.0}$"]
+    assert first[:3] == ["base", "--", r"0.100$_{\pm 0.000}$"]
+    for part in (merges, below):
+        assert [row[:2] for row in part] == [["ties", "uniform"], ["", "sens"], ["dare", "uniform"], ["", "sens"]]
+    accuracies, losses = [row[2] for row in merges], [row[2].split("$")[0] for row in below]
     assert accuracies == [
         r"\underline{50.0}$_{\pm 28.9}$", r"\textbf{75.0}$_{\pm 25.0}$", r"\textbf{75.0}$_{\pm 25.0}$",
         r"0.0$_{\pm 0.0}$",
     ]  # fmt: skip
     assert losses == [r"\underline{1.200}", "1.300", "1.300", r"\textbf{1.000}"]
-    assert merges[3][5].startswith(r"$-$75.0 {\tiny[")
-    assert text.count(r"\midrule") == 3
+    assert merges[3][4].startswith(r"$-$75.0 {\tiny[")
+    assert text.count(r"\midrule") == 6
+    assert [line.split("label{")[1] for line in text.splitlines() if r"\label{" in line] == [
+        "tab:my_study-tiny-small-acc}",
+        "tab:my_study-tiny-small-bpb}",
+    ]
+    assert text.count("Holm's correction over 4 comparisons") == 2
+    assert text.count("standard error over items.") == 2
     for said in ("% Items: gsm8k 4, loss_a 2", r"\texttt{merger=ties,dare}", "commit 0123456789ab", r"(my\_study)"):
         assert said in text
 
 
 def test_a_missing_cell_is_a_dash(runs: Path) -> None:
     write_run(runs, "ties", "random", {"gsm8k": [1, 1, 1, 1]})
-    (cells,) = [row for row in rows(latex.document("s", [table_of(runs)], [])) if row[1] == "random" and not row[0]][:1]
-    assert cells[2] == r"\textbf{100.0}$_{\pm 0.0}$"
-    assert cells[3] == "--"
+    found = rows(latex.document("s", [table_of(runs)], []))
+    accuracy, of_dare, loss, _ = [row for row in found if row[1] == "random" and not row[0]]
+    assert accuracy[2] == r"\textbf{100.0}$_{\pm 0.0}$"
+    assert of_dare[2:] == loss[2:] == ["--", "--", "--"]
+
+
+def test_the_caption_says_over_how_many_models_an_error_is(tmp_path: Path) -> None:
+    for seed, values in enumerate(([1, 0, 1, 1], [1, 0, 0, 0])):
+        write_run(tmp_path, "ties", "uniform", {"gsm8k": values}, seed=seed)
+    text = latex.document("s", [table_of(tmp_path)], [])
+    assert "over the models of a row (2), where there is one over items" in text
 
 
 def test_what_others_published_stands_apart(runs: Path, tmp_path: Path) -> None:
