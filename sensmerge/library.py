@@ -7,7 +7,7 @@ has all of it by name (docs/library.md).
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -169,13 +169,3 @@ def _merge(
 
 def _nearest(path: Path) -> Path:
     return next(place for place in (path, *path.absolute().parents) if place.exists())
-
-
-__all__: Sequence[str] = (
-    "compute_coefficients",
-    "export_mergekit",
-    "load_merged",
-    "open_family",
-    "uniform",
-    "write_merged",
-)
