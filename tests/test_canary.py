@@ -98,6 +98,7 @@ def test_a_metric_that_gold_answers_miss_is_found(data: Path) -> None:
     assert "exact_match,last-number=1.0" in gold.faults[0]
 
 
+@pytest.mark.slow
 def test_a_documented_exception_must_be_one(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     halves = [(r"\boxed{\frac12}", "a?"), (r"\boxed{0.5}", "b?"), (r"\boxed{3}", "c?")]
     rows = [{"problem": asked, "solution": text, "level": "Level 1", "type": "Algebra"} for text, asked in halves]

@@ -59,6 +59,7 @@ def test_leaving_early_is_not_passing(source: str) -> None:
     assert not judged(source)[0].passed
 
 
+@pytest.mark.slow
 def test_loops_and_sleep_meet_their_limits() -> None:
     loop, stubborn, endless = judged(
         "while True: pass",

@@ -33,6 +33,7 @@ def lines(capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_every_run_once_however_often(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for _ in range(2):
         assert sync.main(["--runs", str(runs)]) == 0

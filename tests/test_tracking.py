@@ -140,6 +140,7 @@ def test_mirrored_again_it_is_one_run_and_the_last_wins(directory: Path, offline
     assert first == found.folder or not first.exists()
 
 
+@pytest.mark.slow
 def test_the_last_mirror_stays_until_the_next_is_complete(
     directory: Path, offline: Tracking, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -175,6 +176,7 @@ def test_what_has_not_changed_is_left_alone(
     assert tracking.mirror(directory, offline) == "mirrored offline: there"  # as often as it is said
 
 
+@pytest.mark.slow
 def test_no_server_is_one_line_and_asked_once(
     directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -196,6 +198,7 @@ def test_no_server_is_one_line_and_asked_once(
     wandb.teardown()  # its service still holds the run's id
 
 
+@pytest.mark.slow
 def test_weights_only_where_asked_for(directory: Path, offline: Tracking) -> None:
     (directory / "checkpoint").mkdir()
     for name in ("model.safetensors", "config.json"):

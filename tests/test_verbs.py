@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 from pathlib import Path
 
@@ -17,20 +19,27 @@ from sensmerge.mergers import Ties
 TASKS = ("code", "general", "math")
 
 
+def members(root: Path, cache: Path) -> list[str]:
+    experts = [word for task in TASKS for word in ("--expert", f"{task}={root / task}")]
+    return ["--base", str(root / "base"), *experts, "--cache", str(cache)]
+
+
 @pytest.fixture
 def places(root: Path, tmp_path: Path) -> list[str]:
-    experts = [word for task in TASKS for word in ("--expert", f"{task}={root / task}")]
-    return ["--base", str(root / "base"), *experts, "--cache", str(tmp_path / "cache")]
+    return members(root, tmp_path / "cache")
 
 
-@pytest.fixture
-def table(root: Path, places: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+@pytest.fixture(scope="module")
+def table(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made once by the verb, and only read by the tests."""
+    place = tmp_path_factory.mktemp("coefficients")
     data = [word for task in TASKS for word in ("--calibration", f"{task}={root / 'data' / 'pairs.jsonl'}")]
-    out = tmp_path / "table.json"
     sizes = ["--samples", "4", "--max-length", "32", "--device", "cpu", "--set", "temperature=0.02"]
-    assert main(["coefficients", *places, *data, *sizes, "--out", str(out)]) == 0
-    assert "blocks: " in capsys.readouterr().out
-    return out
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        assert main(["coefficients", *members(root, place / "cache"), *data, *sizes, "--out",
+                     str(place / "table.json")]) == 0  # fmt: skip
+    assert "blocks: " in said.getvalue()
+    return place / "table.json"
 
 
 def weights(folder: Path) -> bytes:
