@@ -127,8 +127,13 @@ def _row(row: tables.Row) -> dict[str, Any]:
             for name, found in row.differences.items()
         },
         "weights": row.weights,
-        "runs": [{"id": record.id, "title": record.title, "seed": record.seed} for record in row.records],
+        "runs": [{"id": record.id, "title": record.title, "seed": _seed(record)} for record in row.records],
     }
+
+
+def _seed(record: Record) -> int:
+    """What tells the runs of a row apart: of base and experts, which no seed touches, that of their training."""
+    return record.seed if record.member is None else record.identity.get("model.seed", record.seed)
 
 
 def _details(one: Study) -> dict[str, Any]:

@@ -3,15 +3,15 @@
 
 /**
  * columns: {name, text (left-aligned), cell(row) -> nodes, key(row) -> value to sort by, null last}.
- * rowClass: class of a row in the given order. Sorting twice turns the order round, a third time restores the given one.
+ * rowClass: class of a row in the given order. pinned: how many first columns stay in view. Sorting twice turns the order round, a third time restores the given one.
  */
-function sortable(columns, rows, { caption, rowClass = () => null } = {}) {
+function sortable(columns, rows, { caption, rowClass = () => null, pinned = 0 } = {}) {
   let column = null;
   let ascending = true;
   const body = make("tbody");
-  const heads = columns.map((one) => make("th", { scope: "col", class: one.text ? "text" : null, "aria-sort": "none" },
-    make("button", { type: "button", onclick: () => turn(one) }, one.name)));
-  const table = make("table", {}, make("caption", { hidden: true }, caption ?? ""),
+  const heads = columns.map((one) => make("th", { scope: "col", class: one.text ? `text ${one.kind ?? ""}` : null, "aria-sort": "none" },
+    make("button", { type: "button", onclick: () => turn(one) }, breakable(one.name))));
+  const table = make("table", { class: pinned ? "pinned" : null, "data-pinned": pinned || null }, make("caption", { hidden: true }, caption ?? ""),
     make("thead", {}, make("tr", {}, heads)), body);
 
   function turn(one) {
@@ -38,15 +38,29 @@ function sortable(columns, rows, { caption, rowClass = () => null } = {}) {
   }
 
   draw();
-  return make("div", { class: "scroll" }, table);
+  return make("div", { class: "scroll", role: "region", "aria-label": caption, tabindex: 0 }, table);
+}
+
+/** Keep a table's first columns in view while the others scroll by: each lies as far in as those before it are wide. */
+function pin(table) {
+  let left = 0;
+  for (const head of [...table.tHead.rows[0].cells].slice(0, Number(table.dataset.pinned))) {
+    table.style.setProperty(`--left-${head.cellIndex}`, `${left}px`);
+    left += head.getBoundingClientRect().width;
+  }
+}
+
+/** A name that may go on in the next line behind each underscore, as narrow paper wants it. */
+function breakable(name) {
+  return name.split(/(?<=_)/).flatMap((part, i) => (i ? [make("wbr"), part] : [part]));
 }
 
 /** The columns of a study's table, in the report's order and units. */
 function methodColumns(table) {
   const merges = table.rows.some((row) => row.scaling !== null);
   const columns = [
-    { name: "merger", text: true, cell: (row) => [row.merger], key: (row) => row.merger },
-    { name: "scaling", text: true, cell: (row) => [row.scaling ?? "–"], key: (row) => row.scaling },
+    { name: "merger", text: true, cell: (row) => breakable(row.merger), key: (row) => row.merger },
+    { name: "scaling", text: true, cell: (row) => breakable(row.scaling ?? "–"), key: (row) => row.scaling },
     { name: "models", cell: (row) => [row.models ? String(row.models) : "–"], key: (row) => row.models },
   ];
   for (const { name, higher_is_better: higher } of table.benchmarks)
