@@ -39,16 +39,21 @@ def driver(written: Path) -> Iterator[Any]:
     assert [url for url in asked if not re.fullmatch(r"file:.*/index\.html|data:.*", url)] == []
 
 
+def wait(driver: Any, condition: str, *arguments: str) -> None:
+    """Until a line of JavaScript is true; elements that are looked at from here could be gone before the answer comes."""
+    deadline = time.monotonic() + 20
+    while not driver.execute_script(f"return {condition}", *arguments):
+        assert time.monotonic() < deadline, (condition, *arguments)
+        time.sleep(0.02)
+
+
 def goto(driver: Any, place: str) -> None:
     driver.execute_script(
         "delete document.documentElement.dataset.ready;"
         "if (location.hash === arguments[0]) show(); else location.hash = arguments[0]",
         place,
     )
-    deadline = time.monotonic() + 20
-    while driver.execute_script("return document.documentElement.dataset.ready") != place:
-        assert time.monotonic() < deadline, place
-        time.sleep(0.02)
+    wait(driver, "document.documentElement.dataset.ready === arguments[0]", place)
 
 
 def body(driver: Any, which: int = 0) -> list[list[str]]:
@@ -129,9 +134,7 @@ def test_two_runs_side_by_side(driver: Any) -> None:
     goto(driver, f"#/run/{first}")
     assert driver.find_element("css selector", "#other").get_attribute("value") == second
     click(driver, "form button")
-    deadline = time.monotonic() + 20
-    while driver.execute_script("return document.documentElement.dataset.ready") != f"#/compare/{first}/{second}":
-        assert time.monotonic() < deadline
+    wait(driver, "document.documentElement.dataset.ready === arguments[0]", f"#/compare/{first}/{second}")
     text = driver.find_element("css selector", "main").text
     assert "4 items: A better on 1, B better on 0, equal on 3." in text
     assert "2 items: A better on 1, B better on 0, equal on 1." in text  # of bits, where lower is better
@@ -186,7 +189,9 @@ def test_several_studies_a_choice_in_the_address_and_names_that_stay(driver: Any
         ["demo", "ties, dare", "6", "6", "0 of 5"],
         ["wide", "–", "0", "1", "0 of 0"],
     ]
+    heading = "document.querySelector('h1').textContent"
     click(driver, "tbody a")
+    wait(driver, f"{heading} === 'demo'")
     select = "const s = document.getElementById('scaling'); s.value = 'sens'; s.dispatchEvent(new Event('change'))"
     driver.execute_script(select)
     click(driver, "#members")
@@ -194,12 +199,9 @@ def test_several_studies_a_choice_in_the_address_and_names_that_stay(driver: Any
     assert chosen == [["ties", "sens"], ["dare", "sens"]]
     assert driver.current_url.endswith("#/study/demo?scaling=sens&members=no")
     click(driver, "td.runs a")
-    deadline = time.monotonic() + 20
-    while driver.find_element("css selector", "h1").text == "demo":
-        assert time.monotonic() < deadline
+    wait(driver, f"{heading} !== 'demo'")
     driver.back()
-    while driver.find_element("css selector", "h1").text != "demo":
-        assert time.monotonic() < deadline
+    wait(driver, f"{heading} === 'demo'")
     assert [row[:2] for row in body(driver)] == chosen
     goto(driver, "#/study/wide")
     left = "return document.querySelectorAll('td')[arguments[0]].getBoundingClientRect().left"
