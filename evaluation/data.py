@@ -90,7 +90,13 @@ class Rows:
         if data_dir is None:
             import datasets
 
-            loaded: Any = datasets.load_dataset(str(self.hub), self.config, split=self.split)
+            try:
+                loaded: Any = datasets.load_dataset(str(self.hub), self.config, split=self.split)
+            except OSError as error:  # no network, no such data set, no leave to read it
+                raise FileNotFoundError(
+                    f"{self.hub} could not be fetched from the Hugging Face hub ({type(error).__name__}: {error}); "
+                    f"connect this machine to the network, or set output.data to a directory that has {self.file}"
+                ) from None
             return [dict(row) for row in loaded]
         path = data_dir / self.file
         opener = gzip.open if path.suffix == ".gz" else open

@@ -86,9 +86,12 @@ class Harness:
             clipped.append(excess > 0)
         with quiet():
             scores = self._lm._loglikelihood_tokens(encoded, disable_tqdm=not _watched(len(pairs)))
-        broken = next((index for index, (logprob, _) in enumerate(scores) if math.isnan(logprob)), None)
+        broken = next((index for index, (logprob, _) in enumerate(scores) if not math.isfinite(logprob)), None)
         if broken is not None:  # argmax over NaN picks the first choice, which is the gold one in truthfulqa_mc1
-            raise ValueError(f"item {_name(ids, broken)}: log-probabilities are NaN: its weights are broken")
+            raise ValueError(
+                f"item {_name(ids, broken)}: its log-probability is {scores[broken][0]}: the weights are broken, or "
+                "too large for the dtype that the model runs in"
+            )
         return [LogLikelihood(float(p), bool(g), c) for (p, g), c in zip(scores, clipped, strict=True)]
 
     def generate(

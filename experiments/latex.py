@@ -7,6 +7,7 @@ Needs the packages booktabs, longtable where a table is longer than a page, and 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -63,7 +64,7 @@ def _table(study: str, table: Table, commands: Sequence[str], suffix: str) -> st
     lines += _published(table)
     label = escape(f"{table.model} on {table.suite}")
     caption = f"{label} ({escape(study)}). {_caption(table)} {_origin(table, commands)}"
-    name = f"tab:{study}-{table.model}-{table.suite}{suffix}"
+    name = re.sub(r"[^\w:.-]+", "-", f"tab:{study}-{table.model}-{table.suite}{suffix}")
     wide = 12 * len(aligned) + max(len(row.scaling or "") for row in table.rows) > _WIDE
     return _float(header, aligned, lines, caption, name, wide=wide)
 

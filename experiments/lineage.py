@@ -20,7 +20,7 @@ from experiments.families.checkpoints import Checkpoints, Source
 from experiments.families.smollm import SmolLM
 from experiments.families.tiny import TASKS, Tiny
 from experiments.spec import RunSpec
-from sensmerge import inputs
+from sensmerge import hub, inputs
 from sensmerge.adapters import WEIGHTS, Adapter
 from sensmerge.aligned import holds_tokens
 from sensmerge.blocks import block_of, count_blocks, is_derived
@@ -208,7 +208,7 @@ def _hub(name: str, revision: str | None, base: Found | None) -> Found:
         pass
     try:
         files = huggingface_hub.get_safetensors_metadata(name, revision=revision).files_metadata
-    except (OSError, errors.NotASafetensorsRepoError, errors.SafetensorsParsingError) as error:
+    except (*hub.failures(), errors.NotASafetensorsRepoError, errors.SafetensorsParsingError) as error:
         return Found(note=f"{name}: unknown until downloaded ({type(error).__name__})")
     tensors = {key: info for file in files.values() for key, info in file.tensors.items() if not is_derived(key)}
     if strange := sorted({str(info.dtype) for info in tensors.values()} - set(DTYPES)):

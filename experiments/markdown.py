@@ -22,12 +22,15 @@ def document(study: str, found: Sequence[Table], commands: Sequence[str]) -> str
 def grid(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
     """A Markdown table, padded so that it is also a table without a renderer; the first `left` columns align left.
 
+    A bar within a cell is escaped, lest it end the cell.
+
     >>> print(grid(["a", "score"], [["x", "1.0"], ["long", "12.5"]]))
     | a    | score |
     | :--- | ----: |
     | x    |   1.0 |
     | long |  12.5 |
     """
+    header, *rows = ([cell.replace("|", r"\|") for cell in line] for line in [header, *rows])
     widths = [max(4, *(len(line[at]) for line in [header, *rows])) for at in range(len(header))]
     rule = [":" + "-" * (w - 1) if at < left else "-" * (w - 1) + ":" for at, w in enumerate(widths)]
 

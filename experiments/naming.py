@@ -10,23 +10,31 @@ from experiments.records import Record, differing
 
 MERGERS = ("average", "task_arithmetic", "ties", "dare", "dare_ties")
 SCALINGS = ("uniform", "task_specific", "cross_task", "cross_task_farther", "sens", "sens_farther", "random")
-_METHOD = ("merger", "scaling", "calibration")  # parts of the identity that make another method, not another question
+_PARTS = {"merger": ("merger",), "scaling": ("scaling", "calibration")}  # of a name: where its settings stand
 
 Name = tuple[str, str | None]  # merger, scaling; a member of the family has no scaling
 
 
 def varied(records: Sequence[Record]) -> tuple[str, ...]:
-    """Paths of the identity that need rows of their own: settings of one merger and rule, run with several values.
+    """Paths of the identity whose values names must tell: those that differ under one merger's name, or one rule's.
 
-    Seeds are no settings. Of the model, the suite or the evaluation nothing is listed: what differs there makes scores
-    that do not compare, and is for the reader of the table to ask for.
+    A rule that ran at another T under each merger differs too. Seeds are no settings. Of the model, the suite or the
+    evaluation nothing is listed: what differs there makes scores that do not compare, and is for the reader of the
+    table to ask for.
     """
-    methods: dict[Name, list[Record]] = {}
+    merges = [record for record in records if record.member is None]
+    paths = set()
+    for part, own in _PARTS.items():
+        for found in _grouped(merges, part).values():
+            paths |= {_own(path) for path in differing(found) if path.split(".")[0] in own}
+    return tuple(sorted(paths))
+
+
+def _grouped(records: Sequence[Record], part: str) -> dict[str, list[Record]]:
+    found: dict[str, list[Record]] = {}
     for record in records:
-        if record.member is None:
-            methods.setdefault(name(record), []).append(record)
-    paths = {_own(path) for found in methods.values() for path in differing(found)}
-    return tuple(sorted(path for path in paths if path.split(".")[0] in _METHOD))
+        found.setdefault(record.method(part), []).append(record)
+    return found
 
 
 def name(record: Record, by: Sequence[str] = ()) -> Name:
@@ -39,8 +47,9 @@ def name(record: Record, by: Sequence[str] = ()) -> Name:
     around = chosen("model", "suite", "evaluation", "device")
     if record.member is not None:
         return ("base" if record.member == "base" else f"expert {record.member}") + around, None
-    merger = record.method("merger") + chosen("merger") + around
-    return merger, record.method("scaling") + chosen("scaling", "calibration")
+    merger = record.method("merger") + chosen(*_PARTS["merger"]) + around
+    rule = "" if record.is_uniform else chosen(*_PARTS["scaling"])  # ones are ones, whatever other rules are given
+    return merger, record.method("scaling") + rule
 
 
 def setting(record: Record, path: str) -> Any:

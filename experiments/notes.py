@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 
-from experiments import published, stats
-from experiments.records import Record
+from experiments import naming, published, stats
+from experiments.records import Record, shuffled
 from experiments.tables import Row, Table
 
 _COUNTS = ("truncated", "empty", "clipped", "undefined")
@@ -14,7 +15,7 @@ _MOST_NAMED = 6
 _TESTS = {
     "McNemar": "McNemar's exact test",
     "sign-flip": "sign-flip permutation over items",
-    "bootstrap": "bootstrap over items with seeds",
+    "bootstrap": "bootstrap over items with seeds, or sign flips over items where those give more",
 }
 
 
@@ -56,21 +57,50 @@ def _comparisons(table: Table) -> Iterator[str]:
     seeds = sorted({record.seed for row in table.merges for record in row.records})
     repeated = any(row.models < len(row.records) for row in table.merges)
     same = " A merge that is the same model at several seeds (same digest) counts once." if repeated else ""
-    yield f"Seeds: {', '.join(map(str, seeds))}; models: different ones among a row's runs.{same}"
+    own = " Each seed has questions of its own." if any(_questions(row) > 1 for row in table.merges) else ""
+    yield f"Seeds: {', '.join(map(str, seeds))}; models: different ones among a row's runs.{same}{own}"
     yield (
         "Δ: difference of the mean to the same merger and seed with uniform coefficients. K·σ: smallest and largest "
         "coefficient over experts and blocks (1 is uniform)."
     )
     if comparisons := table.comparisons:
         tests = ", ".join(text for name, text in _TESTS.items() if any(one.test == name for one in comparisons))
-        yield f"[95 %]: paired bootstrap over items, an item with all its seeds. {_seeds(table)}"
+        yield f"[95 %]: paired bootstrap over items, an item with all its seeds. {_seeds(table)}{_few(table)}"
         yield (
             f"p: {tests}, two-sided; Holm's correction over this table's {len(comparisons)} comparisons. "
             "†: distinguishable from uniform, p ≤ 0.05 after it."
         )
-    compared = [record for row in table.merges for record in row.records if not record.is_uniform]
-    if compared and all(record.shuffles is None for record in compared):
-        yield "No random control: no run with these coefficients in wrong places (scaling=random) is complete."
+    yield from _random(table)
+
+
+def _questions(row: Row) -> int:
+    """How many different sets of questions its runs answered: a family that is made anew for each seed has as many."""
+    return len({json.dumps(record.data["digests"].get("data"), sort_keys=True) for record in row.records})
+
+
+def _random(table: Table) -> Iterator[str]:
+    """Whose coefficients the random control has, and which rules it is no control of."""
+    rows = [row for row in table.merges if row.records and not any(record.is_uniform for record in row.records)]
+    records = [record for row in rows for record in row.records]
+    originals = {record.id for record in shuffled(records).values()}
+    made = [row for row in rows if any(record.shuffles is not None for record in row.records)]
+    controlled = [row for row in rows if any(record.id in originals for record in row.records)]
+    if controlled:
+        names = _some([row.scaling or "" for row in controlled])
+        yield f"random: the coefficients, in wrong places, of {names} of the same merger and seed."
+    if others := [row.name for row in rows if row not in made and row not in controlled]:
+        which = f" of {_some(others)}" if made else ""
+        yield f"No random control{which}: no run with these coefficients in wrong places (scaling=random) is complete."
+
+
+def _some(names: Sequence[str]) -> str:
+    """
+    >>> _some(["b", "a", "b"]), _some("abcdefgh")
+    ('a, b', 'a, b, c, d, e, f and 2 more')
+    """
+    found = sorted(set(names), key=lambda name: naming.place(name, (*naming.MERGERS, *naming.SCALINGS)))
+    more = len(found) - _MOST_NAMED
+    return ", ".join(found[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _seeds(table: Table) -> str:
@@ -83,6 +113,11 @@ def _seeds(table: Table) -> str:
     if max(counts) < enough:
         return f"Seeds: {few}."
     return f"Seeds: from {enough} on, {many}; with fewer, {few}."
+
+
+def _few(table: Table) -> str:
+    few = [benchmark.name for benchmark in table.benchmarks if min(benchmark.items) < stats.FEW_ITEMS]
+    return f" Too narrow where items are few ({', '.join(few)}); p is not misled." if few else ""
 
 
 def _counts(table: Table) -> Iterator[str]:

@@ -6,6 +6,7 @@ Only JSON is read and nothing heavy imported, so tables of runs made on a cluste
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -121,13 +122,18 @@ class Record:
         return _read(self.directory / self.results[benchmark]["outcomes"])
 
     def items(self, benchmark: str) -> dict[str, float]:
-        """Item -> its value of the headline metric. ValueError where an item stands twice or lacks the metric."""
+        """Item -> its value of the headline metric. ValueError where an item stands twice or has no number there."""
         path, primary = self.directory / self.results[benchmark]["outcomes"], self.results[benchmark]["primary"]
         outcomes = self.outcomes(benchmark)
         values = {outcome["id"]: outcome["values"].get(primary) for outcome in outcomes}
         if len(values) < len(outcomes) or None in values.values():
             raise ValueError(
                 f"{path}: an item stands twice or has no {primary!r}; remove the run's directory and rerun"
+            )
+        if odd := [item for item, value in values.items() if not math.isfinite(value)]:
+            raise ValueError(
+                f"{path}: {primary} of item {odd[0]} is {values[odd[0]]}, which nothing can be compared with: the "
+                "model that answered is broken; remove the run's directory"
             )
         return values
 
@@ -181,6 +187,20 @@ def controls(records: Sequence[Record]) -> dict[str, Record]:
         if record.is_uniform:
             found.setdefault(record.pairing, record)
     return found
+
+
+def shuffled(records: Sequence[Record]) -> dict[str, Record]:
+    """Id of a random control -> the merge whose coefficients it has in wrong places, where that is among `records`."""
+    rules = {
+        _rule(record, record.data["identity"]["scaling"]): record
+        for record in records
+        if record.member is None and record.shuffles is None
+    }
+    return {
+        record.id: rules[rule]
+        for record in records
+        if record.shuffles is not None and (rule := _rule(record, record.shuffles)) in rules
+    }
 
 
 def differing(records: Sequence[Record]) -> dict[str, list[Any]]:

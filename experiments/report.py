@@ -73,7 +73,7 @@ def as_csv(found: Sequence[tables.Table]) -> str:
     """A line per row of every table, in raw units: accuracies in 0..1. An empty field: no such number.
 
     *_n: what its standard error is over, items or, where models > 1, models. Limits of intervals and p values are
-    random in their last digits, and rounded to six.
+    random in their last digits: limits are rounded to six decimals, p values to six digits.
     """
     names = list(dict.fromkeys(benchmark.name for table in found for benchmark in table.benchmarks))
     means = list(dict.fromkeys(mean.name for table in found for mean in table.means))
@@ -103,7 +103,8 @@ def _line(row: tables.Row, names: Sequence[str], means: Sequence[str]) -> dict[s
         kept = dataclasses.asdict(row.differences[name]) if name in row.differences else {}
         column = f"difference_{name}"
         line |= {column: kept.get("score"), f"{column}_stderr": kept.get("stderr")}
-        line |= {f"{column}_{part}": round(kept[part], 6) if kept else None for part in ("low", "high", "p", "p_holm")}
+        line |= {f"{column}_{part}": round(kept[part], 6) if kept else None for part in ("low", "high")}
+        line |= {f"{column}_{part}": float(f"{kept[part]:.6g}") if kept else None for part in ("p", "p_holm")}
         line |= {f"{column}_{part}": kept.get(part) for part in ("test", "items", "seeds")}
     low, high = row.weights or (None, None)
     return line | {"ksigma_min": low, "ksigma_max": high, "runs": " ".join(record.id for record in row.records)}

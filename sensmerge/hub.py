@@ -52,16 +52,48 @@ def reachable(name: str, revision: str | None) -> bool:
 
 
 def fetch(name: str, revision: str | None) -> Path:
-    """A hub model's directory, downloaded if need be: safetensors where the repository has them."""
+    """A hub model's directory, downloaded if need be: safetensors where the repository has them.
+
+    FileNotFoundError, with what to do about it, where the hub cannot be reached or does not give the model away.
+    """
+    try:
+        folder = _snapshot(name, revision, _WEIGHTS)
+        if not any(next(folder.glob(pattern), None) for pattern in _WEIGHTS):
+            # The commit of the first call, so that a branch which moves meanwhile cannot mix two versions.
+            _snapshot(name, folder.name, _OLD_WEIGHTS)
+    except failures() as error:
+        where = name if revision is None else f"{name}@{revision}"
+        said = str(error).strip().partition("\n")[0]
+        # What the hub's client was doing when the connection failed is pages long, and helps nobody.
+        raise FileNotFoundError(
+            f"{where} could not be fetched from the Hugging Face hub ({type(error).__name__}: {said}); "
+            f"{_advice(error)}, or give the path of a copy"
+        ) from None
+    return folder
+
+
+def failures() -> tuple[type[Exception], ...]:
+    """What huggingface_hub raises where the hub cannot be reached, refuses, or has no such thing."""
+    from huggingface_hub import errors
+
+    # The latter is its HTTP client's, whichever that is in this version.
+    return (OSError, errors.HTTPError)  # pyright: ignore[reportPrivateImportUsage]
+
+
+def _snapshot(name: str, revision: str | None, weights: tuple[str, ...]) -> Path:
     import huggingface_hub
 
-    wanted = [*_COMPANIONS, *_WEIGHTS]
-    folder = Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=wanted))
-    if not any(next(folder.glob(pattern), None) for pattern in _WEIGHTS):
-        wanted = [*_COMPANIONS, *_OLD_WEIGHTS]
-        # The commit of the first call, so that a branch which moves meanwhile cannot mix two versions.
-        huggingface_hub.snapshot_download(name, revision=folder.name, allow_patterns=wanted)
-    return folder
+    return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=[*_COMPANIONS, *weights]))
+
+
+def _advice(error: Exception) -> str:
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.GatedRepoError):
+        return "ask for access on the model's page, then `hf auth login`"
+    if isinstance(error, errors.RepositoryNotFoundError | errors.RevisionNotFoundError):
+        return "check the name and revision (of a private model: `hf auth login`)"
+    return "connect this machine to the network"
 
 
 def identify(path: Path) -> tuple[str, str] | None:

@@ -139,8 +139,16 @@ def test_nothing_to_score_is_an_error() -> None:
 def test_broken_weights_are_an_error_and_not_a_score() -> None:
     net = model()
     net.model.norm.weight.fill_(math.nan)
-    with pytest.raises(ValueError, match=r"item q7.*NaN"):
+    with pytest.raises(ValueError, match=r"item q7.* nan"):
         harness(model=net).loglikelihood([("Q: Where", " river")], ids=["q7"])
+
+
+def test_nor_is_minus_infinity(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loss that is infinite at one item would make every mean infinite, and a difference of two of them nan."""
+    broken = harness()
+    monkeypatch.setattr(broken._lm, "_loglikelihood_tokens", lambda *_, **__: [(-1.0, False), (-math.inf, False)])
+    with pytest.raises(ValueError, match=r"item q8.* -inf"):
+        broken.loglikelihood([("Q: Where", " river"), ("Q: Who", " Ada")], ids=["q7", "q8"])
 
 
 def test_the_callers_tokenizer_is_left_alone() -> None:

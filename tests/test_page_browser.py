@@ -40,7 +40,7 @@ def driver(written: Path) -> Iterator[Any]:
 
 
 def wait(driver: Any, condition: str, *arguments: str) -> None:
-    """Until a line of JavaScript is true; elements that are looked at from here could be gone before the answer comes."""
+    """Until a line of JavaScript is true. An element that is looked at from here could be gone before the answer."""
     deadline = time.monotonic() + 20
     while not driver.execute_script(f"return {condition}", *arguments):
         assert time.monotonic() < deadline, (condition, *arguments)
@@ -142,6 +142,23 @@ def test_two_runs_side_by_side(driver: Any) -> None:
     assert body(driver, math) == [["math-0", "1", "0", "42", HOSTILE + "tiessens", HOSTILE + "tiesuniform"]]
     click(driver, "#differing")
     assert [row[0] for row in body(driver, math)] == [f"math-{n}" for n in range(4)]
+
+
+def test_runs_of_other_questions_are_not_compared(driver: Any, tmp_path: Path) -> None:
+    """A family that is made anew for each seed asks other things under the same names."""
+    digests = {"subject": None, "base": "b" * 64, "experts": {}}
+    for seed in (0, 1):
+        for scaling in ("uniform", "sens"):
+            write_run(tmp_path / "runs", "ties", scaling, {"math": [1.0, 0.0]}, seed=seed,
+                      digests={**digests, "data": {"math.jsonl": str(seed)}})  # fmt: skip
+    driver.get(page.write([page.study("demo", tmp_path / "runs")], tmp_path).as_uri())
+    runs = driver.execute_script("return DATA.studies[0].tables[0].rows.map((row) => row.runs.map((run) => run.id))")
+    (first, second), (_, ours) = runs
+    goto(driver, f"#/run/{ours}")
+    offered = "return [...document.getElementById('other').options].map((one) => one.value)"
+    assert driver.execute_script(offered) == [second]
+    goto(driver, f"#/compare/{ours}/{first}")
+    assert driver.find_element("css selector", "h1").text == "Two runs of different questions"
 
 
 def test_dark_and_narrow(driver: Any) -> None:

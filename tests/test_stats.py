@@ -166,6 +166,31 @@ def test_three_seeds_reject_the_truth_seldom_enough(seed: float, item: float, no
     assert rejected < 0.065
 
 
+@pytest.mark.parametrize("noise", [0, 0.3])
+@pytest.mark.parametrize("items", [4, 8, 16])
+def test_nor_do_few_items_of_three_seeds(items: int, noise: float) -> None:
+    """The bootstrap alone rejects one truth in five at 4 items, one in nine at 8."""
+
+    def make(random: np.random.Generator) -> Differences:
+        return made(random.normal(0, 1, items) + random.normal(0, noise, (3, items)))
+
+    assert shares_below(0.05, make)[0] < 0.065
+
+
+def test_seeds_that_agree_are_no_more_evidence_than_one() -> None:
+    for row in ([1], [1, 1, 1, 1], [1, 1, 1, 0], [1] * 7 + [0] * 413):
+        (p,) = stats.p_values([made([row, row, row])], resamples=40_000)
+        assert p >= 0.9 * stats.mcnemar(sum(row), 0), row
+
+
+def test_ends_of_intervals_have_nine_digits_and_no_minus_zero() -> None:
+    """0.0525 is shown as 5.2, 0.052500000000000005, as another order of summation gives it, as 5.3."""
+    rows = [[1] * at + [-1] * (at // 2) + [0] * (400 - at) for at in range(0, 60, 3)]
+    ends = [end for span in stats.intervals([made([row]) for row in rows]) for end in span]
+    assert ends == [round(end, 9) for end in ends]
+    assert "-0.0" not in map(str, ends)
+
+
 def test_resampling_three_seeds_would_not_do() -> None:
     """Why the seeds' share is drawn from t: seeds and items both resampled reject a true null far more than 5 %."""
     random, rejected = RANDOM(10), 0

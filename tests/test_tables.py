@@ -2,48 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from report_fixtures import write_run
+from report_fixtures import COEFFICIENTS, write_run
+from table_fixtures import DIGESTS, GAIN, NOTHING, row, rule, screen, shuffled, table_of
 
-from experiments import drawings, figures, markdown, records, report, stats, tables
-from experiments.tables import Row, Table
-
-RULE = {"class": "Sens", "sign": "closer"}
-NOTHING = {"a": [0, 1, 0, 1, 0, 1, 0, 1]}
-GAIN = {"a": [1, 1, 1, 1, 1, 1, 0, 1]}
-
-
-def rule(temperature: float, **options: Any) -> dict[str, Any]:
-    return {**RULE, "temperature": temperature, **options}
-
-
-def shuffled(temperature: float) -> dict[str, Any]:
-    return {"class": "Shuffled", "of": rule(temperature)}
-
-
-def table_of(runs: Path, study: str = "demo") -> Table:
-    (group,) = records.of_study(records.load(runs), study)
-    return tables.build(group)
-
-
-def row(table: Table, merger: str, scaling: str) -> Row:
-    (found,) = (one for one in table.merges if (one.merger, one.scaling) == (merger, scaling))
-    return found
-
-
-def screen(
-    runs: Path, scores: Mapping[float, Mapping[str, Sequence[float]]], merger: str = "ties", **more: Any
-) -> None:
-    """Uniform coefficients, and a rule at each temperature."""
-    write_run(runs, merger, "uniform", NOTHING, **more)
-    for temperature, values in scores.items():
-        write_run(runs, merger, "sens", values, options=rule(temperature), **more)
+from experiments import drawings, markdown, report, stats
 
 
 def test_settings_that_vary_get_rows_in_numerical_order(tmp_path: Path) -> None:
@@ -68,6 +35,52 @@ def test_one_setting_needs_no_name(tmp_path: Path) -> None:
     assert [(one.scaling, len(one.records)) for one in table_of(tmp_path).merges] == [("uniform", 2), ("sens", 2)]
 
 
+def test_a_setting_that_goes_with_the_merger_is_named(tmp_path: Path) -> None:
+    """As tuned settings do: every merger has its own T, and no name may hide that."""
+    screen(tmp_path, {0.1: GAIN})
+    screen(tmp_path, {0.3: GAIN}, "dare")
+    for merger, temperature in (("ties", 0.1), ("dare", 0.3)):
+        write_run(tmp_path, merger, "random", GAIN, options=shuffled(temperature), coefficients=COEFFICIENTS)
+    assert [one.name for one in table_of(tmp_path).merges] == [
+        "ties + uniform", "ties + sens temperature=0.1", "ties + random temperature=0.1",
+        "dare + uniform", "dare + sens temperature=0.3", "dare + random temperature=0.3",
+    ]  # fmt: skip
+
+
+def test_controls_of_rules_of_two_classes_are_rows_and_uniform_is_one(tmp_path: Path) -> None:
+    screen(tmp_path, {0.1: GAIN})
+    for made in ("Sens", "Mine"):
+        options = {"class": "Shuffled", "of": {**rule(0.1), "class": made}}
+        write_run(tmp_path, "ties", "random", GAIN, options=options)
+    assert [(one.scaling, len(one.records)) for one in table_of(tmp_path).merges] == [
+        ("uniform", 1), ("sens class=Sens", 1), ("random class=Mine", 1), ("random class=Sens", 1),
+    ]  # fmt: skip
+
+
+def test_whose_coefficients_the_control_has_is_said(tmp_path: Path) -> None:
+    screen(tmp_path, {0.1: GAIN})
+    write_run(tmp_path, "ties", "task_specific", GAIN, options=rule(0.1, cross_task=False))
+    other = {"class": "Shuffled", "of": rule(0.1, cross_task=False)}
+    write_run(tmp_path, "ties", "random", GAIN, options=other)
+    text = markdown.document("demo", [table_of(tmp_path)], ["x"])
+    assert "- random: the coefficients, in wrong places, of task_specific of the same merger and seed.\n" in text
+    assert "- No random control of ties + sens: no run with these" in text
+
+
+def test_questions_that_go_with_the_seed_and_few_of_them_are_said(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        screen(tmp_path, {0.1: GAIN}, seed=seed, digests={**DIGESTS, "data": {"a.jsonl": str(seed)}})
+    text = markdown.document("demo", [table_of(tmp_path)], ["x"])
+    assert "Each seed has questions of its own." in text
+    assert "Too narrow where items are few (a)" in text
+
+
+def test_a_value_that_is_no_number_is_refused_by_name(tmp_path: Path) -> None:
+    screen(tmp_path, {0.1: {"a": [1, 1, 1, float("inf"), 1, 1, 0, 1]}})
+    with pytest.raises(ValueError, match=r"outcomes/a\.json: accuracy of item a-3 is inf"):
+        table_of(tmp_path)
+
+
 def test_the_random_control_that_another_study_made_is_found(tmp_path: Path) -> None:
     screen(tmp_path, {0.1: GAIN})
     write_run(tmp_path, "ties", "random", GAIN, options=shuffled(0.1), study="earlier")
@@ -86,12 +99,13 @@ def test_a_missing_control_is_said_and_shown(tmp_path: Path) -> None:
     assert row(table, "dare", "sens temperature=0.1").differences == {}
     assert "No random control" in markdown.document("demo", [table], ["x"])
     write_run(tmp_path, "ties", "random", GAIN, options=shuffled(0.1))
-    assert "No random control" not in markdown.document("demo", [table_of(tmp_path)], ["x"])
+    still = "No random control of ties + sens temperature=1.0, dare + sens temperature=0.1: "
+    assert still in markdown.document("demo", [table_of(tmp_path)], ["x"])
 
 
 def test_one_model_at_several_seeds_is_no_replication(tmp_path: Path) -> None:
     def digests(subject: str) -> dict[str, Any]:
-        return {"subject": subject, "base": "b" * 64, "experts": {}}
+        return {**DIGESTS, "subject": subject}
 
     for seed in (0, 1, 2):
         write_run(tmp_path, "ties", "uniform", NOTHING, seed=seed, digests=digests("same"))
@@ -140,7 +154,9 @@ def test_accuracies_and_losses_have_means_of_their_own(tmp_path: Path) -> None:
     header = [cell.strip() for cell in text.splitlines()[4].strip("|").split("|")]
     assert header[5:] == ["mean acc", "Δ acc [95 %]", "p", "mean bpb ↓", "Δ bpb ↓ [95 %]", "p", "K·σ"]
     assert "this table's 2 comparisons" in text
-    assert {"bars_acc", "bars_bpb", "differences_acc", "differences_bpb"} <= drawn(table, tmp_path / "figures")
+    assert {"bars_acc", "bars_bpb", "differences_acc", "differences_bpb"} <= {
+        path.stem for path in drawings.write([table], tmp_path / "figures")[0]
+    }
 
 
 def test_seeds_that_answer_other_items_are_refused(tmp_path: Path) -> None:
@@ -194,67 +210,3 @@ def test_the_best_loss_is_the_lowest(tmp_path: Path) -> None:
     assert chosen["difference"] == pytest.approx(-0.65)
     with pytest.raises(ValueError, match="--best 0: chooses at least 1"):
         report.choose("demo", tmp_path, tmp_path / "out", 0)
-
-
-@pytest.mark.slow
-def test_the_temperature_figure_has_a_panel_a_merger_and_a_line_a_rule(tmp_path: Path) -> None:
-    for merger in ("ties", "dare"):
-        screen(tmp_path, {10.0: GAIN, 0.1: GAIN}, merger=merger)
-        write_run(tmp_path, merger, "random", GAIN, options=shuffled(0.1))
-    table = table_of(tmp_path)
-    (mean,) = table.means
-    lines = drawings.SWEEPS["temperature"].lines(table, mean)
-    assert list(lines) == ["ties", "dare"]
-    assert {rule: [t for t, _ in line] for rule, line in lines["ties"].items()} == {
-        "sens": [0.1, 10.0],
-        "random": [0.1],
-    }
-    with figures.style():
-        drawing = figures.curves(lines, mean, "temperature T", differences=True)
-    titles = [axes.get_title(loc="left") for axes in drawing.axes if axes.get_visible()]
-    assert titles == ["ties", "dare"]
-    assert drawing.get_figwidth() == 6.8
-    heights = [container.lines[0].get_ydata().tolist() for container in drawing.axes[0].containers]  # type: ignore[attr-defined]
-    assert heights == [pytest.approx([37.5, 37.5]), pytest.approx([37.5])]
-    assert "temperature" in drawn(table, tmp_path / "one")
-    drawn(table, tmp_path / "two")
-    for path in (tmp_path / "one").iterdir():
-        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
-
-
-def test_figures_that_nobody_could_read_are_left_out_and_named(tmp_path: Path) -> None:
-    screen(tmp_path, {0.1 * at: GAIN for at in range(1, 10)})
-    written, left_out = drawings.write([table_of(tmp_path)], tmp_path / "figures")
-    assert {path.stem for path in written} == {"temperature"}
-    assert left_out == ["bars and differences: more than 8 scalings a merger"]
-
-
-def test_bars_of_more_mergers_than_have_room_are_left_out(tmp_path: Path) -> None:
-    for count in (8, 9):
-        runs = tmp_path / str(count)
-        for at in range(count):
-            write_run(runs, f"merger{at}", "uniform", GAIN)
-        written, left_out = drawings.write([table_of(runs)], runs / "figures")
-        assert {path.stem for path in written} == ({"bars"} if count == 8 else set())
-        assert left_out == ([] if count == 8 else ["bars and differences: more than 8 mergers"])
-
-
-def test_grey_is_the_controls(tmp_path: Path) -> None:
-    """Rules with settings in their names take colours that are left; not that of the line at 0."""
-    shared = {"model": {}, "suite": {}, "evaluation": {}, "merger": {"class": "ties"}, "seed": 0}
-    write_run(tmp_path, "ties", "uniform", NOTHING, identity={**shared, "scaling": {"class": "Uniform"}})
-    for samples, loss in itertools.product((10, 30), ("answer", "full")):
-        chosen = {"scaling": rule(0.1), "calibration": {"samples": samples, "loss": loss}}
-        write_run(tmp_path, "ties", "sens", GAIN, identity={**shared, **chosen})
-    table = table_of(tmp_path)
-    (mean,) = table.means
-    lines = drawings.SWEEPS["samples"].lines(table, mean)
-    assert sorted(lines["ties"]) == ["sens loss=answer", "sens loss=full"]
-    with figures.style():
-        axes = figures.curves(lines, mean, "samples", differences=True).axes[0]
-    zero, *drawn_lines = axes.get_lines()
-    assert zero.get_color() not in {line.get_color() for line in drawn_lines}
-
-
-def drawn(table: Table, directory: Path) -> set[str]:
-    return {path.stem for path in drawings.write([table], directory)[0]}

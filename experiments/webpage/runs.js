@@ -17,7 +17,7 @@ async function runPage(id) {
       ["peak memory", run.measured.peak_memory_mb ? `${Math.round(run.measured.peak_memory_mb)} MB, of the process` : null],
       ["command", (run.measured.argv ?? []).join(" ")],
     ]),
-    compareForm(at, id),
+    compareForm(at, id, held),
     make("h2", {}, "Scores"), scoreTable(run),
     run.coefficients ? make("h2", {}, "Coefficients") : null,
     make("div", { class: "charts" }, coefficientCharts(run.coefficients)),
@@ -81,14 +81,23 @@ function value(number) {
   return number === null || number === undefined ? "–" : d3.format(".4~g")(number);
 }
 
-function compareForm(at, id) {
-  const others = at.table.rows.flatMap((row) => row.runs.map((run) => ({ run, row }))).filter(({ run }) => run.id !== id);
-  const chosen = others.find(({ row }) => row.merger === at.row.merger && row.scaling === "uniform") ?? others[0];
+/** Runs of the same table that were asked the same; the control of the same merger and seed is chosen beforehand. */
+function compareForm(at, id, held) {
+  const others = at.table.rows.flatMap((row) => row.runs.map((run) => ({ run, row })))
+    .filter(({ run }) => run.id !== id && askedTheSame(held.runs[id], held.runs[run.id]));
   if (!others.length) return null;
+  const alike = ({ run, row }) => 2 * (row.merger === at.row.merger && row.scaling === "uniform") + (run.seed === at.run.seed);
+  const chosen = d3.greatest(others, alike);
   const select = make("select", { id: "other" }, others.map(({ run, row }) => make("option",
     { value: run.id, selected: run.id === chosen.run.id }, `${row.merger} ${row.scaling ?? ""} s${run.seed} ${run.id}`)));
   return make("form", { class: "controls", onsubmit: (event) => { event.preventDefault(); location.hash = `#/compare/${id}/${select.value}`; } },
     make("label", {}, "item by item against", select), make("button", { type: "submit" }, "compare"));
+}
+
+/** Whether what both read had the same bytes: a family that is made anew for each seed has other items under the same names. */
+function askedTheSame(a, b) {
+  const [mine, theirs] = [a.digests.data ?? {}, b.digests.data ?? {}];
+  return Object.keys(mine).every((file) => !(file in theirs) || mine[file] === theirs[file]);
 }
 
 async function comparePage(first, second) {
@@ -96,6 +105,9 @@ async function comparePage(first, second) {
   if (places.includes(undefined)) return [make("h1", {}, "No such run"), make("p", {}, "One of the two is not on this page.")];
   const held = await Promise.all(places.map((at) => detailsOf(at.study.name)));
   const [a, b] = [held[0].runs[first], held[1].runs[second]];
+  if (!askedTheSame(a, b))
+    return [make("h1", {}, "Two runs of different questions"), make("p", {}, "Their items bear the same names, but their data had other bytes: "
+      + "each seed of such a family has its own. Compare runs of one seed.")];
   const names = Object.keys(a.results).filter((name) => name in b.results);
   const only = make("input", { type: "checkbox", id: "differing", checked: true });
   const place = make("div");
