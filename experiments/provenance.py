@@ -62,11 +62,19 @@ def git_state() -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """What the run ran on. The host's name stays out: records are published."""
+    """What the run ran on. cpu: with the instruction set that torch uses, since another adds up in another order.
+
+    The host's name stays out: records are published.
+    """
     import torch
 
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"platform": platform.platform(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpu": gpu}
+    return {
+        "platform": platform.platform(),
+        "cpu": f"{processor()}, {torch.backends.cpu.get_cpu_capability()}",
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
 
 
 def processor() -> str:

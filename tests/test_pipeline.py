@@ -49,6 +49,7 @@ def test_a_run_and_its_references(spec: RunSpec) -> None:
     assert coefficients["range"]["mean"] == pytest.approx(1)
     assert record["config"] == {"seed": 0}
     assert set(record["measured"]["seconds"]) == {"calibrate", "evaluate"}
+    assert torch.backends.cpu.get_cpu_capability() in record["measured"]["machine"]["cpu"]
     base = json.loads((spec.reference("base").directory / "record.json").read_text())
     assert (base["member"], base["coefficients"]) == ("base", None)
     assert "sensitivities of math" in (spec.directory / "run.log").read_text()

@@ -42,7 +42,7 @@ function commit(git) {
 
 function machine(found) {
   if (!found) return null;
-  return `${found.platform}, ${found.cores} cores, ${found.threads} threads${found.gpu ? `, ${found.gpu}` : ""}`;
+  return `${found.platform}, ${found.cpu ? `${found.cpu}, ` : ""}${found.cores} cores, ${found.threads} threads${found.gpu ? `, ${found.gpu}` : ""}`;
 }
 
 function unfold(title, content) {
