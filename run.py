@@ -16,19 +16,20 @@ from omegaconf import DictConfig
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(config: DictConfig) -> float | None:
-    from experiments import job, plan  # torch and transformers load only once there is something to run
+    from experiments.planning import plan  # torch and transformers load only once there is something to run
+    from experiments.run import command
 
     hydra_config = HydraConfig.get()
     if hydra_config.mode == RunMode.RUN and hydra_config.sweeper.get("params"):
         raise ValueError("this experiment is a sweep: run it with -m, as in `python run.py -m experiment=...`")
-    frozen = job.freeze(config, hydra_config)
-    spec = job.build(frozen)
+    frozen = command.freeze(config, hydra_config)
+    spec = command.build(frozen)
     if spec.plan:
         planned = plan.of(spec, deep=spec.plan == "deep")
         print(planned.text(), flush=True)
         planned.check()
         return None
-    return job.perform(spec, frozen)
+    return command.perform(spec, frozen)
 
 
 if __name__ == "__main__":

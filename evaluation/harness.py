@@ -20,7 +20,7 @@ from typing import Any
 from tqdm import tqdm
 
 from evaluation.answers import Generation, LogLikelihood, Sample, Sampling, TaskModel
-from evaluation.tasks import Task, quiet, with_rows
+from evaluation.lm_eval_rows import Task, quiet, with_rows
 
 _STOP_EVERY = 4  # steps between searches for stop strings: decoding each step costs as much as a small model's forward
 _CONTEXT_TOKENS = 8  # prompt tokens decoded in front of an answer, so that its first space survives

@@ -13,18 +13,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sensmerge.api import compute_coefficients, export_mergekit, load_merged, open_family, uniform, write_merged
     from sensmerge.calibration import Calibration
     from sensmerge.coefficients import Sens, Shuffled, Table, Uniform
-    from sensmerge.library import (
-        compute_coefficients,
-        export_mergekit,
-        load_merged,
-        open_family,
-        uniform,
-        write_merged,
-    )
     from sensmerge.mergers import Average, Breadcrumbs, Dare, Della, Slerp, TaskArithmetic, Ties
-    from sensmerge.recipes import Recipe
+    from sensmerge.publish.recipes import Recipe
 
 __all__ = [
     "Average",
@@ -51,14 +44,14 @@ _HOMES = {
     "sensmerge.mergers": ("Average", "Breadcrumbs", "Dare", "Della", "Slerp", "TaskArithmetic", "Ties"),
     "sensmerge.coefficients": ("Sens", "Shuffled", "Table", "Uniform"),
     "sensmerge.calibration": ("Calibration",),
-    "sensmerge.recipes": ("Recipe",),
+    "sensmerge.publish.recipes": ("Recipe",),
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = next((module for module, names in _HOMES.items() if name in names), "sensmerge.library")
+    home = next((module for module, names in _HOMES.items() if name in names), "sensmerge.api")
     return getattr(importlib.import_module(home), name)
 
 

@@ -108,10 +108,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("sensmerge").setLevel(logging.INFO)
-    from sensmerge import verbs
+    from sensmerge import commands
 
     try:
-        sys.stdout.write(verbs.VERBS[given.verb](given))
+        sys.stdout.write(commands.VERBS[given.verb](given))
     except (ValueError, OSError) as error:
         sys.stderr.write(f"python -m sensmerge {given.verb}: {error}\n")
         return 1

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sensmerge import alignment, calibration, coefficients, models, sensitivity, streamed
+from sensmerge import alignment, calibration, coefficients, models, sensitivity
 from sensmerge.alignment import Predictions
+from sensmerge.blockwise import passes as streamed
 from sensmerge.calibration import Calibration, Sample
 from sensmerge.coefficients import Evidence, Rule, Table
-from sensmerge.family import Family
+from sensmerge.family.family import Family
 
 log = logging.getLogger(__name__)
 Pairs = Sequence[tuple[str, str]]  # prompts with their answers
@@ -74,7 +75,7 @@ def calibrate(
     """What `rule` makes of the family. pairs: task -> prompts with answers; may be empty if the rule asks for nothing.
 
     seed: of a rule that draws (settings.seed draws the samples). stream: one block of a model in memory at a time,
-    instead of the model (sensmerge/streamed.py).
+    instead of the model (sensmerge/blockwise/passes.py).
     Raises ValueError for tasks without pairs and whatever drawing samples, the passes and the rule raise.
     """
     with ExitStack() as stack:

@@ -22,8 +22,8 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as validated
 from torch import Tensor
 
-from sensmerge.blocks import block_of, count_blocks
 from sensmerge.seeds import generator
+from sensmerge.tensor_names import block_of, count_blocks
 
 
 @dataclass(frozen=True)

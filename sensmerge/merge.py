@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sensmerge.checkpoint import Entry, Source, differences
+from sensmerge.checkpoints.reader import Entry, Source, differences
+from sensmerge.checkpoints.writer import Writer
 from sensmerge.coefficients import Table
-from sensmerge.engine import Engine
-from sensmerge.loops import Cut, NotFinite, Out, Setting
+from sensmerge.engine.engine import Engine
+from sensmerge.engine.kernel_args import Cut, NotFinite, Out, Setting
 from sensmerge.mergers import Merger
 from sensmerge.seeds import key
 from sensmerge.store import digest
-from sensmerge.writer import Writer
 
 # What makes a directory of weights a model that from_pretrained loads, and that is the base's own after a merge.
 _COMPANIONS = ("*.json", "*.model", "*.txt", "*.jinja")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sensmerge.checkpoint import Source
+from sensmerge.checkpoints.reader import Source
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -114,7 +114,7 @@ def _pour(source: Source, stored: list[str], places: list[tuple[dict[str, Any], 
     if value.shape != empty.shape:
         raise ValueError(
             f"{stored[0]} has shape {list(value.shape)} in {source.path}, config.json makes it {list(empty.shape)} (a "
-            "resized vocabulary? sensmerge.vocabulary.align brings it to the base's rows)"
+            "resized vocabulary? sensmerge.checkpoints.vocabulary.align brings it to the base's rows)"
         )
     if any(not torch.equal(value, source.tensor(other)) for other in stored[1:]):
         raise ValueError(f"the model ties {stored[0]} to {stored[1]}, but {source.path} holds two tensors")

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import torch
 
-from experiments import training
-from sensmerge.checkpoint import Reader
+from experiments.families import training
+from sensmerge.checkpoints.reader import Reader
 
 
 def llama(

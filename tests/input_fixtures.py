@@ -18,8 +18,8 @@ from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor
 
 from experiments.families.checkpoints import Checkpoints, Source
-from experiments.spec import RunSpec
-from sensmerge.vocabulary import Policy
+from experiments.run.spec import RunSpec
+from sensmerge.checkpoints.vocabulary import Policy
 
 EMBED, QUERY = "model.embed_tokens.weight", "model.layers.1.self_attn.q_proj"
 TURNED = [WORDS[0], *WORDS[:0:-1]]  # every word but the first at another id

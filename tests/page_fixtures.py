@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from report_fixtures import COEFFICIENTS, write_run
 
-from experiments import page
+from experiments.report import page
 
 HOSTILE = "</script><img src=x onerror=document.title='broken'> & \"quoted\" <!-- —"
 MATH = {"uniform": [0.0, 1.0, 1.0, 0.0], "sens": [1.0, 1.0, 1.0, 0.0]}

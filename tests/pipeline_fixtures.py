@@ -14,12 +14,12 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
+from evaluation.benchmarks.multiple_choice import MultipleChoice
 from evaluation.data import Pairs, Rows
-from evaluation.multiple_choice import MultipleChoice
 from evaluation.suites import Suite
 from experiments.families import Members
-from experiments.spec import Evaluation, Output, RunSpec
-from experiments.tracking import Tracking
+from experiments.run.spec import Evaluation, Output, RunSpec
+from experiments.tracking.upload import Tracking
 from sensmerge.calibration import Calibration
 from sensmerge.coefficients import Sens
 from sensmerge.mergers import TaskArithmetic

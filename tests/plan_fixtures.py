@@ -6,14 +6,14 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from evaluation.benchmarks.multiple_choice import MultipleChoice
 from evaluation.data import Pairs, Rows
-from evaluation.multiple_choice import MultipleChoice
 from evaluation.suites import Suite
-from experiments.bench_families import SHAPES, Shape, write_headers
+from experiments.bench.random_checkpoints import SHAPES, Shape, write_headers
 from experiments.families.checkpoints import Checkpoints, Source
-from experiments.rates import Machine
-from experiments.spec import Evaluation, Output, RunSpec
-from experiments.tracking import Tracking
+from experiments.planning.hardware import Machine
+from experiments.run.spec import Evaluation, Output, RunSpec
+from experiments.tracking.upload import Tracking
 from sensmerge.calibration import Calibration
 from sensmerge.coefficients import Sens
 from sensmerge.mergers import TaskArithmetic

@@ -8,8 +8,9 @@ from typing import Any
 
 from report_fixtures import write_run
 
-from experiments import records, tables
-from experiments.tables import Row, Table
+from experiments.analysis import records
+from experiments.report import tables
+from experiments.report.tables import Row, Table
 
 RULE = {"class": "Sens", "sign": "closer"}
 NOTHING = {"a": [0, 1, 0, 1, 0, 1, 0, 1]}

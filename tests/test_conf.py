@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 
 import hydra
 import pytest
-from hydra import compose, initialize_config_dir
+from conf_fixtures import CONF, build, composed, without_hydra
 from hydra.errors import ConfigCompositionException, InstantiationException
 from omegaconf import OmegaConf
 
-from experiments import job
-from experiments.spec import Member, RunSpec
-from experiments.sweeps import Frozen
+from experiments.run import command
+from experiments.run.command import Frozen
+from experiments.run.spec import Member, RunSpec
 
-CONF = Path(__file__).resolve().parent.parent / "conf"
 NOT_CHOSEN_AT_THE_TOP = {"benchmark", "source", "hydra"}
 GROUPS = (
     "model",
@@ -40,23 +37,6 @@ CHOICES = [
     for path in sorted((CONF / group).rglob("*.yaml"))
     if path.parent.name not in FAMILIES or group != "experiment"  # they have a test of their own, at the end
 ]
-
-
-def composed(*overrides: str) -> Any:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("config", overrides=list(overrides), return_hydra_config=True)
-    config.hydra.runtime.output_dir = "."
-    config.hydra.job.num = 0
-    return config
-
-
-def without_hydra(config: Any) -> Any:
-    return OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
-
-
-@functools.cache  # composing takes 0.2 s, and what is built is frozen
-def build(*overrides: str) -> RunSpec:
-    return hydra.utils.instantiate(without_hydra(composed(*overrides)), _convert_="all")
 
 
 def test_every_group_has_a_choice() -> None:
@@ -88,8 +68,8 @@ def test_every_yaml_becomes_a_run_and_freezing_it_moves_nothing(words: tuple[str
     spec = hydra.utils.instantiate(plain, _convert_="all")
     assert isinstance(spec, RunSpec)
     assert len(spec.run_id) == 12
-    frozen = json.loads(json.dumps(dataclasses.asdict(job.freeze(plain, config.hydra))))
-    assert job.build(Frozen(**frozen)).identity() == spec.identity()
+    frozen = json.loads(json.dumps(dataclasses.asdict(command.freeze(plain, config.hydra))))
+    assert command.build(Frozen(**frozen)).identity() == spec.identity()
 
 
 @pytest.mark.parametrize("path", sorted((CONF / "benchmark").glob("*.yaml")), ids=lambda p: p.stem)

@@ -16,11 +16,11 @@ import yaml
 from hydra.utils import instantiate
 from pipeline_fixtures import root  # noqa: F401
 
-from evaluation.exact_match import ExactMatch
+from evaluation.benchmarks.exact_match import ExactMatch
 from evaluation.suites import Suite
 from experiments.families.checkpoints import Checkpoints
 from sensmerge.__main__ import main
-from sensmerge.checkpoint import Reader
+from sensmerge.checkpoints.reader import Reader
 from sensmerge.coefficients import Evidence, Rule
 from sensmerge.mergers import Merger
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import ClassVar, Protocol
 
 from evaluation.data import Pairs
-from sensmerge.inputs import Models
+from sensmerge.family.members import Models
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from pydantic.dataclasses import dataclass
 
 from evaluation.data import Pairs
 from experiments.families import Members
-from sensmerge import hub
-from sensmerge.vocabulary import Policy
+from sensmerge.checkpoints import hub
+from sensmerge.checkpoints.vocabulary import Policy
 
 
 @dataclass(frozen=True, config={"extra": "forbid"})
@@ -59,7 +59,7 @@ class Checkpoints:
 
     experts, calibration: one entry per task, under the same keys.
     vocabulary: what becomes of an expert's tokens that are not the base's, or have another id: "base" keeps the base's
-    rows and drops the others, "union" adds them to the base's, "error" refuses them (sensmerge/vocabulary.py).
+    rows and drops the others, "union" adds them to the base's, "error" refuses them (vocabulary.py).
     """
 
     brings_data: ClassVar[bool] = False

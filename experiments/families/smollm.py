@@ -31,7 +31,7 @@ from pydantic.dataclasses import dataclass
 from evaluation.data import Pairs
 from experiments import provenance
 from experiments.families import Members, conversion
-from experiments.training import Recipe, batches, finetune
+from experiments.families.training import Recipe, batches, finetune
 from sensmerge import models
 from sensmerge.calibration import Sample, encode
 from sensmerge.store import describe, digest, write_json

@@ -27,7 +27,7 @@ from pydantic.dataclasses import dataclass
 from evaluation.data import Pairs, Rows
 from experiments.families import Members, tiny_model, tiny_world
 from experiments.families.tiny_model import Architecture, Pair, mixture, pretrain, train_expert
-from experiments.training import Recipe
+from experiments.families.training import Recipe
 from sensmerge import models
 from sensmerge.calibration import encode
 from sensmerge.store import describe, digest, write_json

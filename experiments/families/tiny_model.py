@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from experiments.training import Recipe, finetune
+from experiments.families.training import Recipe, finetune
 from sensmerge import models
 from sensmerge.calibration import Sample, encode
 

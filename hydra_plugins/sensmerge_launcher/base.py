@@ -23,8 +23,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 if TYPE_CHECKING:
     from hydra.types import HydraContext, TaskFunction
 
-    from experiments.plan import Command
-    from experiments.sweeps import Job, Sweep
+    from experiments.run.spec import RunSpec
+    from experiments.sweeps.manifest import Job, Sweep
 
 log = logging.getLogger(__name__)
 
@@ -43,12 +43,12 @@ class SweepLauncher(Launcher):
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
 
     @abstractmethod
-    def start(self, jobs: Sequence[Job], configs: dict[int, DictConfig], specs: dict[int, Command]) -> dict[int, Any]:
+    def start(self, jobs: Sequence[Job], configs: dict[int, DictConfig], specs: dict[int, RunSpec]) -> dict[int, Any]:
         """Run these jobs of self.sweep, or have them run; each one's score, or the exception it ended with, by index.
         One that is not in the answer has neither, yet."""
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from experiments import sweeps
+        from experiments import locks
 
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
@@ -60,7 +60,7 @@ class SweepLauncher(Launcher):
         jobs, specs, ended = self._written(configs)
         assert self.sweep is not None
         try:
-            with sweeps.holding(self.sweep.directory):
+            with locks.holding(self.sweep.directory):
                 ended |= self.start([job for job in jobs if job.index in specs], configs, specs)
         finally:
             self._show()
@@ -81,41 +81,43 @@ class SweepLauncher(Launcher):
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         return done
 
-    def _written(self, configs: dict[int, DictConfig]) -> tuple[list[Job], dict[int, Command], dict[int, Any]]:
+    def _written(self, configs: dict[int, DictConfig]) -> tuple[list[Job], dict[int, RunSpec], dict[int, Any]]:
         """Write the sweep down. Its new jobs, the runs that they are, and what ended those that cannot be runs."""
-        from experiments import job, sweeps
+        from experiments.run import command
+        from experiments.sweeps import job, manifest
 
         jobs, specs, ended = [], {}, {}
         frozen = {index: _frozen(config) for index, config in configs.items()}
         sweep = self.sweep or self._begun(next((one.config.get("study") for one in frozen.values()), None))
         for index, one in frozen.items():
             place, overrides = sweep.place(index), tuple(one.overrides)
-            sweeps.freeze(place, one)
+            manifest.write_job(place, one)
             try:
-                spec = specs[index] = self.foreseen(job.build(one))
+                spec = specs[index] = self.foreseen(command.build(one))
                 directory = os.path.relpath(spec.directory, sweep.runs)
-                jobs.append(sweeps.Job(index, overrides, spec.run_id, spec.title, directory))
+                jobs.append(manifest.Job(index, overrides, spec.run_id, spec.title, directory))
             except Exception as error:  # whatever is wrong with it, the other jobs can run
                 ended[index] = error
                 (place / "error.txt").write_text(traceback.format_exc())
-                sweeps.note(place, "failed", {"why": job.brief(error)})
-                jobs.append(sweeps.Job(index, overrides))
+                manifest.note(place, "failed", {"why": job.brief(error)})
+                jobs.append(manifest.Job(index, overrides))
                 log.error("#%d cannot be a run, and the others go on: %s", index, job.brief(error))
         self._keep(dataclasses.replace(sweep, jobs=(*sweep.jobs, *jobs)))
         return jobs, specs, ended
 
     def _begun(self, study: str | None) -> Sweep:
-        from experiments import provenance, source, sweeps
+        from experiments import provenance
+        from experiments.sweeps import code_state, manifest
 
-        code = source.files()
-        return sweeps.Sweep(
-            sweeps.create(Path(str(self.config.hydra.sweep.dir)), study),
+        code = code_state.files()
+        return manifest.Sweep(
+            manifest.create(Path(str(self.config.hydra.sweep.dir)), study),
             self.kind,
             tuple(sys.argv[1:]),
             study,
             time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            {"digest": source.digest(code), "files": code},
-            source.digest(source.files(source.CONF)),
+            {"digest": code_state.digest(code), "files": code},
+            code_state.digest(code_state.files(code_state.CONF)),
             provenance.git_state(),
         )
 
@@ -123,12 +125,12 @@ class SweepLauncher(Launcher):
         self.sweep = sweep
         sweep.write()
 
-    def foreseen(self, spec: Command) -> Command:
+    def foreseen(self, spec: RunSpec) -> RunSpec:
         """The run that a job will be where it runs."""
         return spec
 
     def _show(self) -> None:
-        from experiments import status
+        from experiments.sweeps import status
 
         assert self.sweep is not None
         sys.stdout.write(f"\n{status.table(status.rows(self.sweep))}{look(self.sweep)}\n")
@@ -141,23 +143,23 @@ def _task(config: DictConfig) -> DictConfig:
 
 def _frozen(config: DictConfig) -> Any:
     """The job's configuration, resolved while Hydra's own part of it is in force."""
-    from experiments import job
+    from experiments.run import command
 
     before = HydraConfig.instance().cfg
     HydraConfig.instance().set_config(config)
     try:
-        return job.freeze(_task(config), config.hydra)
+        return command.freeze(_task(config), config.hydra)
     finally:
         HydraConfig.instance().cfg = before
 
 
 def outcomes(sweep: Sweep) -> dict[int, Any]:
     """Each job's score, or an exception that says what became of it."""
-    from experiments import status, sweeps
+    from experiments.sweeps import manifest, status
 
     ended: dict[int, Any] = {}
     for row in status.rows(sweep):
-        score = sweeps.noted(sweep.place(row.job.index)).get("score")
+        score = manifest.noted(sweep.place(row.job.index)).get("score")
         ended[row.job.index] = score if row.state == "done" else RuntimeError(f"{row.state}: {row.note}")
     return ended
 
@@ -172,4 +174,4 @@ def _return(config: DictConfig, ended: Any) -> JobReturn:
 
 def look(sweep: Sweep) -> str:
     default = "" if str(sweep.runs) == str(Path("results/runs").absolute()) else f" --runs {sweep.runs}"
-    return f"look with: python -m experiments.status --sweep {sweep.name}{default}"
+    return f"look with: python -m experiments.sweeps.status --sweep {sweep.name}{default}"

@@ -15,9 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 from hydra_plugins.sensmerge_launcher.base import SweepLauncher, look, outcomes
 
 if TYPE_CHECKING:
-    from experiments.plan import Command
-    from experiments.status import Row
-    from experiments.sweeps import Job
+    from experiments.run.spec import RunSpec
+    from experiments.sweeps.manifest import Job
+    from experiments.sweeps.status import Row
 
 log = logging.getLogger(__name__)
 
@@ -27,8 +27,8 @@ class LocalLauncher(SweepLauncher):
 
     kind = "local"
 
-    def start(self, jobs: Sequence[Job], configs: dict[int, DictConfig], specs: dict[int, Command]) -> dict[int, Any]:
-        from experiments.job import announce, attempt, brief
+    def start(self, jobs: Sequence[Job], configs: dict[int, DictConfig], specs: dict[int, RunSpec]) -> dict[int, Any]:
+        from experiments.sweeps.job import announce, attempt, brief
 
         assert self.sweep is not None
         said, ended = _called(jobs), {}
@@ -57,13 +57,13 @@ class ParallelLauncher(SweepLauncher):
         super().__init__(**shared)
         self.n_jobs = n_jobs
 
-    def start(self, jobs: Sequence[Job], configs: dict[int, DictConfig], specs: dict[int, Command]) -> dict[int, Any]:
-        from experiments import workers
-        from experiments.job import stoppable
+    def start(self, jobs: Sequence[Job], configs: dict[int, DictConfig], specs: dict[int, RunSpec]) -> dict[int, Any]:
+        from experiments.sweeps import processes
+        from experiments.sweeps.job import stoppable
 
         assert self.sweep is not None
-        sweep, devices = self.sweep, workers.gpus()
-        count = workers.how_many(self.n_jobs, devices, len(os.sched_getaffinity(0)))
+        sweep, devices = self.sweep, processes.gpus()
+        count = processes.how_many(self.n_jobs, devices, len(os.sched_getaffinity(0)))
         log.info("%d jobs, %d at a time; %s", len(jobs), count, look(sweep))
         said = _called(jobs)
         flags = ["--allow-changed-code"] if self.allow_changed_code else []
@@ -72,7 +72,7 @@ class ParallelLauncher(SweepLauncher):
             log.info("#%d %s : %s", index, f"ended with {code}" if code else "done", said[index])
 
         with stoppable():
-            workers.run(sweep, list(said), count, devices, ended, *flags)
+            processes.run(sweep, list(said), count, devices, ended, *flags)
         return outcomes(sweep)
 
 
@@ -89,14 +89,14 @@ class SlurmLauncher(SweepLauncher):
         }
         self.wait, self.parameters = wait, plain
 
-    def foreseen(self, spec: Command) -> Command:
+    def foreseen(self, spec: RunSpec) -> RunSpec:
         """A login node has no GPU; the node of a job that asks for one has."""
         asks = self.parameters.get("gpus_per_node") or self.parameters.get("gpus_per_task")
         asks = asks or "gpu" in str(self.parameters.get("gres"))
         return dataclasses.replace(spec, device="cuda") if spec.device == "auto" and asks else spec
 
-    def start(self, jobs: Sequence[Job], configs: dict[int, DictConfig], specs: dict[int, Command]) -> dict[int, Any]:
-        from experiments import slurm, status
+    def start(self, jobs: Sequence[Job], configs: dict[int, DictConfig], specs: dict[int, RunSpec]) -> dict[int, Any]:
+        from experiments.sweeps import status, submit
 
         assert self.sweep is not None
         live = status.live(self.sweep.runs)
@@ -104,7 +104,7 @@ class SlurmLauncher(SweepLauncher):
         wanted = [index for index, job in chosen.items() if not job.kept and job.follows is None]
         numbers: list[str] = []
         if wanted:
-            numbers = slurm.submit(
+            numbers = submit.submit(
                 self.sweep.directory, wanted, self.parameters, allow_changed_code=self.allow_changed_code
             )
         for index, number in zip(wanted, numbers, strict=True):
@@ -115,9 +115,9 @@ class SlurmLauncher(SweepLauncher):
         log.info("%d jobs submitted, %d finished before, %d live in earlier sweeps", len(wanted), kept, live)
         return self._waited() if self.wait else {}
 
-    def _left_out(self, job: Job, spec: Command, live: dict[str, Row]) -> Job:
+    def _left_out(self, job: Job, spec: RunSpec, live: dict[str, Row]) -> Job:
         """`job`, marked if it need not be submitted: its run is finished, or an earlier sweep's job will do it."""
-        from experiments import pipeline
+        from experiments.run import pipeline
 
         if pipeline.is_complete(spec):
             pipeline.join(spec)
@@ -135,7 +135,7 @@ class SlurmLauncher(SweepLauncher):
         return outcomes(self.sweep)
 
     def _live(self, after: float) -> bool:
-        from experiments import status
+        from experiments.sweeps import status
 
         assert self.sweep is not None
         time.sleep(after)
@@ -144,6 +144,6 @@ class SlurmLauncher(SweepLauncher):
 
 def _called(jobs: Sequence[Job]) -> dict[int, str]:
     """What to call each job on the terminal: its run's title, and what else sets it apart."""
-    from experiments import status
+    from experiments.sweeps import status
 
     return {job.index: f"{job.title}: {' '.join(v)}" for job, v in zip(jobs, status.varied(jobs), strict=True)}

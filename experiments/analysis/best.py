@@ -1,0 +1,86 @@
+"""The best settings of every merger's rules by a screen's validation score, for the next study to be chosen from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from experiments.report import markdown, row_names
+from experiments.report.tables import Row, Table
+
+_MOST_NAMED = 6
+Choice = Mapping[str, Sequence[Row]]  # merger -> rows, best first
+
+
+def best(table: Table, count: int) -> Choice:
+    """Every merger's `count` best rule settings by the difference to uniform of the table's first mean; ties by name.
+
+    Not among the candidates: the controls (uniform, random), and settings that lack a seed which another setting of the
+    merger has, as their mean is over something else (see `left_out`).
+    """
+    mean = table.means[0]
+    found: dict[str, list[Row]] = {row.merger: [] for row in _candidates(table)}
+    for row in _candidates(table):
+        found[row.merger] += [] if _lacks(table, row) else [row]
+
+    def rank(row: Row) -> tuple[Any, ...]:
+        score = row.differences[mean.name].score
+        return (-score if mean.higher_is_better else score), row_names.order((row.merger, row.scaling))
+
+    return {merger: sorted(rows, key=rank)[:count] for merger, rows in found.items()}
+
+
+def left_out(table: Table) -> list[str]:
+    """Names of the settings that are no candidates because they are not complete."""
+    return [row.name for row in _candidates(table) if _lacks(table, row)]
+
+
+def as_json(table: Table, chosen: Choice) -> dict[str, list[dict[str, Any]]]:
+    """Merger -> its choices: scaling (the rule's yaml), temperature (None: the rule has none), settings (identity path
+    -> value of all that varied), measure (Mean.name), difference and its interval (raw units; None: no interval), runs
+    (ids)."""
+    return {merger: [_entry(table, row) for row in rows] for merger, rows in chosen.items()}
+
+
+def text(table: Table, chosen: Choice) -> str:
+    """The choice as a table for the terminal."""
+    mean = table.means[0]
+    lines = []
+    for merger, rows in chosen.items():
+        for at, row in enumerate(rows, 1):
+            shown = markdown.difference(row.differences[mean.name], percent=mean.higher_is_better)
+            lines.append([merger, row.scaling or "", str(at), str(len(row.records)), shown])
+    header = ["merger", "rule", "rank", "seeds", f"Δ {mean.name}{'' if mean.higher_is_better else ' ↓'} [95 %]"]
+    said = markdown.grid(header, lines, left=2) if lines else "no rule is complete, with its uniform control"
+    if missing := left_out(table):
+        named = ", ".join(missing[:_MOST_NAMED]) + (", ..." if len(missing) > _MOST_NAMED else "")
+        said += f"\n\nleft out, as a seed or a control is missing: {len(missing)} settings: {named}"
+    return said + "\n"
+
+
+def _candidates(table: Table) -> list[Row]:
+    return [
+        row
+        for row in table.merges
+        if row.records and not any(record.is_uniform or record.shuffles is not None for record in row.records)
+    ]
+
+
+def _lacks(table: Table, row: Row) -> bool:
+    seeds = {record.seed for other in _candidates(table) if other.merger == row.merger for record in other.records}
+    return {record.seed for record in row.records} != seeds or table.means[0].name not in row.differences
+
+
+def _entry(table: Table, row: Row) -> dict[str, Any]:
+    record, difference = row.records[0], row.differences[table.means[0].name]
+    interval = None if math.isnan(difference.low) else [round(difference.low, 6), round(difference.high, 6)]
+    return {
+        "scaling": record.method("scaling"),
+        "temperature": record.temperature,
+        "settings": {path: value for path in table.by if (value := row_names.setting(record, path)) is not None},
+        "measure": table.means[0].name,
+        "difference": difference.score,
+        "interval": interval,
+        "runs": [record.id for record in row.records],
+    }

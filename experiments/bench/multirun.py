@@ -1,0 +1,118 @@
+"""What a sweep costs beyond its merges and evaluations: twenty settings that nobody has run, their calibration kept.
+
+    python -m experiments.bench.multirun --cache .cache [--points 20] [--launchers local] [--tracking none]
+
+First one more point of the sweep runs by itself: it builds the family where the cache lacks it, evaluates base and
+experts, calibrates. Then the sweep, through `run.py -m`, is timed as one whole command, and divided by what its runs
+say they spent merging and evaluating. Runs and kept stages go to a directory of their own, so that no point is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+from experiments import provenance
+from experiments.sweeps.code_state import ROOT
+
+TARGET = 1.1  # times what merging and evaluating takes
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """wall: seconds of the whole command. work: of merging and evaluating, summed over its runs. rest: what else its
+    runs timed, such as looking up what calibration had kept."""
+
+    launcher: str
+    points: int
+    wall: float
+    work: float
+    rest: float
+
+    def row(self) -> str:
+        ratio = self.wall / self.work
+        return (
+            f"| {self.launcher} | {self.points} | {self.wall:.1f} | {self.work:.1f} | {self.rest:.1f} | {ratio:.3f} "
+            f"| {'yes' if ratio <= TARGET else 'no'} |"
+        )
+
+
+def measure(launcher: str, points: int, cache: Path, given: Sequence[str]) -> Sweep:
+    """One sweep by `launcher`. RuntimeError if its runs are not all there, or one did not find its calibration kept."""
+    with tempfile.TemporaryDirectory(prefix="multirun-") as scratch:
+        runs, own = Path(scratch, "runs"), Path(scratch, "cache")
+        own.mkdir()
+        (own / "families").symlink_to(cache.resolve() / "families")
+        words = [f"output.runs={runs}", f"output.cache={own}", "scaling=sens", *given]
+        _call(*words, "scaling.temperature=1", "study=warm")
+        temperatures = ",".join(f"{0.1 + point / 100:.2f}" for point in range(points))
+        start = time.perf_counter()
+        _call("-m", f"launcher={launcher}", *words, f"scaling.temperature={temperatures}", "study=sweep")
+        wall = time.perf_counter() - start
+        records = [json.loads((path / "record.json").read_text()) for path in _of_study(runs, "sweep")]
+    if len(records) != points:
+        raise RuntimeError(f"{launcher}: {len(records)} records of {points} points")
+    if any(record["measured"]["stages"]["sensitivity"]["computed"] for record in records):
+        raise RuntimeError(f"{launcher}: calibration was computed again")
+    seconds = [record["measured"]["seconds"] for record in records]
+    work = sum(one["evaluate"] + one.get("write", 0.0) for one in seconds)
+    return Sweep(launcher, points, wall, work, sum(sum(one.values()) for one in seconds) - work)
+
+
+def _of_study(runs: Path, study: str) -> list[Path]:
+    return [marker.parent.parent for marker in runs.glob(f"*/studies/{study}")]
+
+
+def _call(*words: str) -> None:
+    done = subprocess.run([sys.executable, "run.py", *words], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise RuntimeError(f"run.py {shlex.join(words)} ended with {done.returncode}:\n{done.stdout[-2000:]}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print a markdown table; 0 whatever it says, for a busy machine is no defect."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    given = _parser().parse_args(arguments)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    (given.cache / "families").mkdir(parents=True, exist_ok=True)
+    words = [f"model={given.model}", f"suite={given.suite}", f"merger={given.merger}", f"tracking={given.tracking}"]
+    out = [
+        f"`python -m experiments.bench.multirun {shlex.join(arguments)}`",
+        f"{date.today()}, {provenance.bench_machine()}, {' '.join(words)} scaling=sens",
+        "",
+        "| launcher | points | whole command, s | merges and evaluations, s | rest of its runs, s | ratio | <= 1.1 |",
+        "|---|--:|--:|--:|--:|--:|---|",
+    ]
+    sys.stdout.write("\n".join(out) + "\n")
+    for launcher in given.launchers.split(","):
+        sys.stdout.write(measure(launcher, given.points, given.cache, [*words, *given.override]).row() + "\n")
+        sys.stdout.flush()
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    summary = (__doc__ or "").partition("\n")[0]
+    parser = argparse.ArgumentParser(prog="python -m experiments.bench.multirun", description=summary)
+    parser.add_argument("--cache", type=Path, default=Path(".cache"), help="where families lie (default: %(default)s)")
+    parser.add_argument("--points", type=int, default=20, help="runs of the sweep (default: %(default)s)")
+    parser.add_argument("--launchers", default="local", help="of local,local_parallel (default: %(default)s)")
+    parser.add_argument("--model", default="tiny", help="default: %(default)s")
+    parser.add_argument("--suite", default="tiny", help="default: %(default)s")
+    parser.add_argument("--merger", default="ties", help="default: %(default)s")
+    parser.add_argument("--tracking", default="none", help="default: %(default)s")
+    parser.add_argument("override", nargs="*", help="more of run.py's overrides, for every run: threads=1")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,172 @@
+"""Checkpoints of published sizes with random weights: what benches of time and memory run on, made in a minute or so.
+
+    python -m experiments.bench.random_checkpoints DIR --shape 13b --tasks general,math,code --headers
+
+Names, shapes and dtype are those of a Llama checkpoint on the Hugging Face hub, so that whatever reads one reads these;
+the numbers mean nothing. One tensor exists at a time, so the largest is made on the smallest machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import struct
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sensmerge.checkpoints.reader import SINGLE, Entry, Reader
+from sensmerge.checkpoints.writer import Writer
+from sensmerge.seeds import generator
+
+_SPREAD = 0.02  # of the base's weights: what Llama models are initialised with
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A Llama's dimensions. kv_heads: heads of keys and values (grouped queries); tied: one matrix for both ends."""
+
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    intermediate: int
+    vocabulary: int
+    tied: bool
+    positions: int = 2048
+
+    def entries(self) -> list[Entry]:
+        """Every tensor, named and ordered as the hub's checkpoints are."""
+        return [Entry(name, shape, torch.bfloat16) for name, shape in self._tensors()]
+
+    @property
+    def n_parameters(self) -> int:
+        return sum(torch.Size(entry.shape).numel() for entry in self.entries())
+
+    def config(self) -> dict[str, Any]:
+        """The content of config.json."""
+        return {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "hidden_size": self.hidden,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "intermediate_size": self.intermediate,
+            "vocab_size": self.vocabulary,
+            "tie_word_embeddings": self.tied,
+            "max_position_embeddings": self.positions,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 10000.0,
+            "hidden_act": "silu",
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "torch_dtype": "bfloat16",
+        }
+
+    def _tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        keys = self.hidden // self.heads * self.kv_heads
+        yield "model.embed_tokens.weight", (self.vocabulary, self.hidden)
+        for layer in range(self.layers):
+            at = f"model.layers.{layer}"
+            yield f"{at}.self_attn.q_proj.weight", (self.hidden, self.hidden)
+            yield f"{at}.self_attn.k_proj.weight", (keys, self.hidden)
+            yield f"{at}.self_attn.v_proj.weight", (keys, self.hidden)
+            yield f"{at}.self_attn.o_proj.weight", (self.hidden, self.hidden)
+            yield f"{at}.mlp.gate_proj.weight", (self.intermediate, self.hidden)
+            yield f"{at}.mlp.up_proj.weight", (self.intermediate, self.hidden)
+            yield f"{at}.mlp.down_proj.weight", (self.hidden, self.intermediate)
+            yield f"{at}.input_layernorm.weight", (self.hidden,)
+            yield f"{at}.post_attention_layernorm.weight", (self.hidden,)
+        yield "model.norm.weight", (self.hidden,)
+        if not self.tied:
+            yield "lm_head.weight", (self.vocabulary, self.hidden)
+
+
+SHAPES = {
+    "0.13b": Shape(576, 30, 9, 3, 1536, 49152, tied=True),  # SmolLM2-135M
+    "1.1b": Shape(2048, 22, 32, 4, 5632, 32000, tied=False),  # TinyLlama-1.1B
+    "7b": Shape(4096, 32, 32, 32, 11008, 32000, tied=False),  # LLaMA-2 7B
+    "13b": Shape(5120, 40, 40, 40, 13824, 32000, tied=False, positions=4096),  # LLaMA-2 13B
+    "70b": Shape(8192, 80, 64, 8, 28672, 32000, tied=False, positions=4096),  # LLaMA-2 70B
+}
+
+
+def write_checkpoint(path: Path, shape: Shape, *, seed: int, base: Path | None = None, spread: float = 1e-3) -> None:
+    """Write a bfloat16 checkpoint of random weights to `path`: shards of at most 5 GB, and config.json; no tokenizer.
+
+    Without `base`: matrices ~ N(0, 0.02²), norms all one. With it, an expert of that checkpoint: each of its tensors
+    plus N(0, spread²), added in fp32 and rounded once. Numbers belong to (seed, tensor name).
+
+    Raises FileExistsError if `path` holds anything, OSError if the disk is too small for it, and ValueError or KeyError
+    naming the tensor if `base` has another shape.
+    """
+    with ExitStack() as stack:
+        source = stack.enter_context(Reader(base)) if base is not None else None
+        writer = stack.enter_context(Writer(path, shape.entries()))
+        for entry in shape.entries():
+            writer.put(entry.name, _expert(entry, seed, source, spread) if source else _base(entry, seed))
+        (writer.staging / "config.json").write_text(json.dumps(shape.config(), indent=2))
+
+
+def write_headers(path: Path, shape: Shape) -> None:
+    """Write config.json and a safetensors file of the right header and size whose weights are a hole, which takes no
+    room on disk and is all zero: what plans are made from. FileExistsError if `path` is there."""
+    header, offset = {}, 0
+    for entry in shape.entries():
+        span = [offset, offset + entry.nbytes]
+        header[entry.name] = {"dtype": "BF16", "shape": list(entry.shape), "data_offsets": span}
+        offset = span[1]
+    text = json.dumps(header).encode()
+    path.mkdir(parents=True)
+    (path / SINGLE).write_bytes(struct.pack("<Q", len(text)) + text)
+    os.truncate(path / SINGLE, 8 + len(text) + offset)
+    (path / "config.json").write_text(json.dumps(shape.config(), indent=2))
+
+
+def write_family(path: Path, shape: Shape, tasks: Sequence[str]) -> None:
+    """A base and one expert a task below `path`, but for those that are there."""
+    for number, part in enumerate(("base", *tasks)):
+        if not (path / part).is_dir():
+            write_checkpoint(path / part, shape, seed=number, base=path / "base" if number else None)
+
+
+def _base(entry: Entry, seed: int) -> Tensor:
+    if len(entry.shape) == 1:
+        return torch.ones(entry.shape, dtype=entry.dtype)
+    return torch.empty(entry.shape, dtype=entry.dtype).normal_(0, _SPREAD, generator=generator(seed, entry.name))
+
+
+def _expert(entry: Entry, seed: int, source: Reader, spread: float) -> Tensor:
+    tensor = source.tensor(entry.name)
+    noise = torch.empty(tensor.shape).normal_(0, spread, generator=generator(seed, entry.name))
+    return noise.add_(tensor).to(entry.dtype)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write a family; 0."""
+    summary = (__doc__ or "").partition("\n")[0]
+    parser = argparse.ArgumentParser(prog="python -m experiments.bench.random_checkpoints", description=summary)
+    parser.add_argument("directory", type=Path, help="gets base/ and a directory for each task")
+    parser.add_argument("--shape", choices=SHAPES, required=True)
+    parser.add_argument("--tasks", default="general,math,code", help="default: %(default)s")
+    parser.add_argument("--headers", action="store_true", help="no weights: sparse files, for plan=true")
+    given = parser.parse_args(argv)
+    shape, tasks = SHAPES[given.shape], given.tasks.split(",")
+    if given.headers:
+        for part in ("base", *tasks):
+            write_headers(given.directory / part, shape)
+    else:
+        write_family(given.directory, shape, tasks)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,278 @@
+"""A run's stages and what each will take: bytes, FLOPs, memory, time and disk, from headers and calibration lengths."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from evaluation.benchmarks import humaneval
+from evaluation.data import Rows
+from experiments.planning import costs
+from experiments.planning.costs import Fit, Peaks, Weights
+from experiments.planning.hardware import Machine
+from experiments.planning.headers import Found
+from experiments.run.preflight import nearest
+from experiments.run.prepare import draw_samples
+from experiments.run.spec import RunSpec
+from sensmerge import models
+from sensmerge.checkpoints.reader import Entry
+from sensmerge.mergers import Merger
+
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """host, device: bytes at the stage's peak, beside what the process holds anyway. seconds: at least; None: unknown.
+    spilled: bytes of hidden states put into files below output.cache."""
+
+    name: str
+    host: int
+    device: int = 0
+    read: int = 0
+    write: int = 0
+    flops: int = 0
+    seconds: float | None = None
+    spilled: int = 0
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Disk:
+    """What the file system of `place` is asked for, by purpose, and what it has free; bytes."""
+
+    place: str
+    needs: dict[str, int]
+    free: int
+
+
+@dataclass(frozen=True)
+class Workload:
+    """spec on machine, its base's tensors known. data: where the family's data lie."""
+
+    spec: RunSpec
+    found: Mapping[str, Found]
+    data: Path | None
+    machine: Machine
+
+    @property
+    def _base(self) -> Found:
+        return self.found["base"]
+
+    @property
+    def _entries(self) -> Mapping[str, Entry]:
+        """Of the base, as the merge has them."""
+        assert self._base.merged is not None
+        return self._base.merged
+
+    @property
+    def _nbytes(self) -> int:
+        """Of what is merged."""
+        return sum(entry.nbytes for entry in self._entries.values())
+
+    @cached_property
+    def weights(self) -> Weights:
+        return Weights.of(self._entries)
+
+    def stages(self) -> list[Stage]:
+        """In the order they run. ValueError for calibration data that the run itself would refuse."""
+        merger, stages = self.spec.merger, []
+        if isinstance(merger, Merger):
+            if "sensitivity" in self.spec.scaling.needs:
+                stages.append(self._sensitivity())
+            if "alignment" in self.spec.scaling.needs:
+                stages.append(self._alignment())
+            stages.append(self._merge(merger))
+        stages.append(self._evaluation())
+        if isinstance(merger, Merger) and self.spec.output.checkpoint:
+            stages.append(self._checkpoint(merger))
+        return stages
+
+    def disks(self, stages: list[Stage]) -> list[Disk]:
+        """What each file system is asked for."""
+        from huggingface_hub import constants
+
+        spec = self.spec
+        wanted: list[tuple[str, Path, int]] = [
+            ("checkpoint", spec.output.runs, sum(stage.write for stage in stages)),
+            ("hidden states", spec.output.cache, max((stage.spilled for stage in stages), default=0)),
+            ("downloads", Path(constants.HF_HUB_CACHE), sum(one.nbytes for one in self.found.values() if not one.path)),
+        ]
+        disks: dict[int, Disk] = {}
+        for what, path, need in wanted:
+            if need:
+                place = nearest(path)
+                disk = Disk(str(place), {}, shutil.disk_usage(place).free)
+                disks.setdefault(os.stat(place).st_dev, disk).needs[what] = need
+        return list(disks.values())
+
+    def notes(self) -> list[str]:
+        """What the numbers rest on."""
+        spec, said = self.spec, []
+        if isinstance(spec.merger, Merger) and spec.scaling.needs:
+            lengths = [length for task in self.lengths.values() for length in task]
+            how = "drawn" if self._drawn else "at most: neither data nor tokenizer is read here"
+            said.append(
+                f"calibration: {len(lengths)} samples, {sum(lengths)} tokens, the longest {max(lengths)} ({how})"
+            )
+        items = [
+            f"{name} {count or '?'}" for name, one in spec.suite.benchmarks.items() for count in [self._items(one)]
+        ]
+        said.append(f"items: {', '.join(items)}")
+        if spec.references:
+            said.append(f"references: {len(self.found)} more models are evaluated, once for all runs of the family")
+        if (spec.directory / "record.json").is_file():
+            said.append(f"complete already: {spec.directory} has its record, nothing would be done again")
+        return said
+
+    # ---- calibration
+
+    @cached_property
+    def _drawn(self) -> bool:
+        """Whether the very samples can be drawn here, without the network."""
+        path, data = self._base.path, self.data
+        return (
+            path is not None
+            and data is not None
+            and any((path / name).is_file() for name in _TOKENIZERS)
+            and not any(pairs.missing(data) for pairs in self.spec.model.calibration.values())
+        )
+
+    @cached_property
+    def lengths(self) -> dict[str, list[int]]:
+        """Tokens of every calibration sample by task: of the real ones, else as many as the settings allow."""
+        spec, path = self.spec, self._base.path
+        if self._drawn:
+            assert path is not None
+            return {t: [len(one.ids) for one in drawn] for t, drawn in draw_samples(spec, path, self.data).items()}
+        context = models.context_length(path) if path and (path / "config.json").is_file() else None
+        longest = min(spec.calibration.max_length, context or spec.calibration.max_length)
+        return {task: [longest] * spec.calibration.samples for task in spec.model.calibration}
+
+    @property
+    def _space(self) -> int:
+        """Bytes for a model where it computes; as many as it likes on a device that is not here."""
+        if self.machine.device == "cpu":
+            return self.machine.memory - self.machine.own
+        return sys.maxsize if self.machine.device_memory is None else self.machine.device_memory
+
+    def _size(self, name: str) -> int:
+        return dtype(name, self._entries).itemsize
+
+    def _sensitivity(self) -> Stage:
+        """One expert after the other on its own task's samples; the memory is the hungriest's."""
+        size = self._size(self.spec.calibration.dtype)
+        peaks = [costs.sensitivity_peaks(self.weights, lengths, size) for lengths in self.lengths.values()]
+        worst = max(peaks, key=lambda one: (one.resident, one.states))
+        found = self._fit(worst, size)
+        flops = sum(costs.sensitivity_flops(self.weights, lengths, found.mode) for lengths in self.lengths.values())
+        return self._pass("sensitivity", found, worst, flops)
+
+    def _alignment(self) -> Stage:
+        size = self._size(self.spec.calibration.dtype)
+        lengths = [length for of_task in self.lengths.values() for length in of_task]
+        experts = len(self.lengths)
+        peaks = costs.alignment_peaks(self.weights, lengths, size, experts)
+        flops = experts * costs.forward_flops(self.weights, lengths)
+        return self._pass("alignment", self._fit(peaks, size), peaks, flops)
+
+    def _fit(self, peaks: Peaks, size: int) -> Fit:
+        here = self.machine
+        return costs.fit(
+            self.weights, peaks, size, cpu=here.device == "cpu", space=self._space, memory=here.memory - here.own
+        )
+
+    def _pass(self, name: str, found: Fit, peaks: Peaks, flops: int) -> Stage:
+        note = (
+            f"streamed; resident would hold {peaks.resident / 1e9:.1f} GB" if found.mode == "streamed" else found.mode
+        )
+        seconds = flops / self.machine.flops if self.machine.flops else None
+        note += ", hidden states in files" if found.spilled else ""
+        # A tensor that is made has its parts beside it, and streamed nothing larger is there that they could hide in.
+        host = found.host + (3 * max(one.made for one in self.found.values()) if found.mode == "streamed" else 0)
+        return Stage(name, host, found.device, flops=flops, seconds=seconds, spilled=found.spilled, note=note)
+
+    # ---- the merge and its model
+
+    def _merge(self, merger: Merger) -> Stage:
+        """Into the resident model that is evaluated."""
+        size = self._size(self._evaluation_dtype)
+        stored = self._size("auto")
+        made = self.weights.largest * stored if size != stored else 0  # a tensor in its own dtype, before it is cast
+        times = costs.passes(merger, self.machine.device)
+        return self._merged("merge", merger, times, model=self.weights.parameters * size, made=made)
+
+    def _checkpoint(self, merger: Merger) -> Stage:
+        """Into files, once more; what trimming keeps is known from the first merge, unless it depends on masks."""
+        steps = merger.steps()
+        times = costs.passes(merger, self.machine.device, known=steps is not None and not steps.drop)
+        return self._merged("checkpoint", merger, times, write=self._nbytes)
+
+    def _merged(self, name: str, merger: Merger, times: int, *, model: int = 0, made: int = 0, write: int = 0) -> Stage:
+        experts, here = len(self.found) - 1, self.machine
+        once = sum(self._passed(one) for one in self.found.values())
+        adapters = [one.factors + self._base.nbytes for one in self.found.values() if one.factors]
+        sizes = [one.made for one in self.found.values()]
+        made += sum(sizes) + 2 * max(sizes)  # one of each at a time, and the parts of the one that is being made
+        scratch = costs.merge_scratch(merger, self.weights, experts, here.device, here.threads)
+        host, device = (model + scratch, 0) if here.device == "cpu" else (model, model + scratch)
+        read = once * times + sum(adapters)
+        seconds = read / here.reading if here.reading else None
+        note = f"{times} pass{'es' * (times > 1)} over {experts + 1} checkpoints"
+        note += f", {len(adapters)} of them made from the base and an adapter" if adapters else ""
+        return Stage(name, host + made, device, read, write, seconds=seconds, note=note)
+
+    def _passed(self, one: Found) -> int:
+        """Bytes of a member's tensors as the merge has them; of one that is not here, the base's."""
+        return sum(entry.nbytes for entry in (one.merged or self._entries).values())
+
+    def _evaluation(self) -> Stage:
+        size = self.weights.parameters * self._size(self._evaluation_dtype)
+        device = 0 if self.machine.device == "cpu" else size
+        return Stage("evaluation", size, device, note="weights alone: batches come on top")
+
+    @property
+    def _evaluation_dtype(self) -> str:
+        given = self.spec.evaluation.dtype
+        return "float32" if given == "auto" and self.machine.device == "cpu" else given
+
+    def _items(self, benchmark: Any) -> int | None:
+        """How many items a benchmark has, as far as its settings and local files tell."""
+        if getattr(benchmark, "items", None) is not None:
+            return len(benchmark.items)
+        source = getattr(benchmark, "pairs", benchmark)
+        rows, limit = getattr(source, "rows", None), getattr(source, "limit", None)
+        if isinstance(benchmark, (humaneval.HumanEval, humaneval.HumanEvalBits)):
+            count = len(humaneval.problems())
+        else:
+            if isinstance(rows, Mapping):
+                rows = rows.get("test", rows.get("validation"))
+            files = [rows] if isinstance(rows, Rows) else list(rows or ())
+            if self.data is None or not files or any(one.missing(self.data) for one in files):
+                return limit
+            count = sum(_lines(self.data / one.file) for one in files)
+        return count if limit is None else min(limit, count)
+
+
+def dtype(name: str, entries: Mapping[str, Entry]) -> torch.dtype:
+    """The dtype that a setting names; "auto" is the one that most bytes of the checkpoint are stored in."""
+    if name != "auto":
+        return models.DTYPES[name]
+    held: dict[torch.dtype, int] = {}
+    for entry in entries.values():
+        held[entry.dtype] = held.get(entry.dtype, 0) + entry.nbytes
+    return max(held, key=lambda one: held[one])
+
+
+def _lines(path: Path) -> int:
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        return sum(1 for line in file if line.strip())

@@ -1,0 +1,148 @@
+"""A study's records in one file that can be committed: from it alone its report is made again, byte for byte.
+
+    python -m experiments.report.archive write --study tiny_seeds    # from results/runs
+    python -m experiments.report.archive report                      # tables and figures of every pack below results/
+
+A pack holds record.json and every item's outcome of the runs that the study's numbers rest on, its controls among them,
+without what depends on the machine's directories; and how the report is to be made. Nothing else is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import lzma
+import sys
+import tarfile
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments.analysis import records
+from experiments.provenance import without_places
+from experiments.report import page, report
+
+NAME = "records.tar.xz"
+_HOW = "report.json"
+
+
+@dataclass(frozen=True)
+class How:
+    """What the report was asked for besides the study: see `experiments.report.report`."""
+
+    by: tuple[str, ...] = ()
+    best: int | None = None
+
+
+def write(study: str, runs: Path, path: Path, how: How = How()) -> int:
+    """Pack the study's runs, and those they are compared with, into `path`; their number.
+
+    The same records give the same bytes, with one version of liblzma. Raises what `records.load` and `records.of_study`
+    raise.
+    """
+    groups = records.of_study(records.load(runs), study)
+    packed = {record.directory.name: record for group in groups for record in group}
+    content = {_HOW: _json(asdict(how))}
+    for name, record in sorted(packed.items()):
+        content[f"{name}/record.json"] = _json(without_places(record.data))
+        if study in record.studies:
+            content[f"{name}/studies/{study}"] = b""
+        for result in record.results.values():
+            content[f"{name}/{result['outcomes']}"] = (record.directory / result["outcomes"]).read_bytes()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.part")
+    with lzma.open(partial, "wb", preset=9) as file, tarfile.open(fileobj=file, mode="w") as tar:
+        for name, data in content.items():
+            entry = tarfile.TarInfo(name)  # of nobody, from 1970
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+    partial.replace(path)
+    return len(packed)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[tuple[Path, How]]:
+    """A directory of runs as `records.load` reads it, for as long as the context lasts, and how to report them.
+
+    ValueError if `path` is no pack.
+    """
+    with tempfile.TemporaryDirectory(prefix="records-") as folder:
+        try:
+            with tarfile.open(path, "r:xz") as tar:
+                tar.extractall(folder, filter="data")
+            how = json.loads((Path(folder) / _HOW).read_text())
+        except (tarfile.TarError, lzma.LZMAError, EOFError, FileNotFoundError) as error:
+            raise ValueError(
+                f"{path} is no pack of records ({error}): write it again with experiments.report.archive"
+            ) from error
+        yield Path(folder), How(tuple(how["by"]), how["best"])
+
+
+def regenerate(results: Path, out: Path, *, figures: bool = True) -> list[str]:
+    """Make the report of every pack below `results` into `out`/<study>, and the page of all into `out`/report (unless
+    without figures); the studies. FileNotFoundError without any."""
+    found = sorted(results.glob(f"*/{NAME}"))
+    if not found:
+        raise FileNotFoundError(
+            f"no */{NAME} below {results}: `python -m experiments.report.archive write --study S` makes one"
+        )
+    with ExitStack() as stack:
+        shown = []
+        for path in found:
+            study = path.parent.name
+            runs, how = stack.enter_context(opened(path))
+            report.report(study, runs, out, by=how.by, figures=figures)
+            if how.best is not None:
+                report.choose(study, runs, out, how.best, by=how.by)
+            if figures:
+                shown.append(page.study(study, runs, how.by))
+        if figures:
+            page.write(shown, out / "report")
+    return [path.parent.name for path in found]
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, indent=1, sort_keys=True).encode()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; 0, or 1 after saying on stderr what is wrong."""
+    given = _parser().parse_args(arguments)
+    try:
+        if given.verb == "write":
+            path = given.results / given.study / NAME
+            how = How(tuple(given.by), given.best)
+            count = write(given.study, given.runs, path, how)
+            sys.stdout.write(f"{path}: {count} runs, {path.stat().st_size / 1e6:.2f} MB\n")
+        else:
+            for study in regenerate(given.results, given.out or given.results, figures=not given.no_figures):
+                sys.stdout.write(f"{(given.out or given.results) / study}\n")
+    except (ValueError, FileNotFoundError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.report.archive", description=(__doc__ or "").partition(":")[0]
+    )
+    parser.add_argument("--results", type=Path, default=Path("results"), help="where studies' reports and packs lie")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    writing = verbs.add_parser("write", help="pack a study's records")
+    writing.add_argument("--study", required=True)
+    writing.add_argument("--runs", type=Path, default=Path("results/runs"), help="directory of run directories")
+    writing.add_argument("--by", nargs="+", default=[], metavar="PATH", help="as its report takes it")
+    writing.add_argument("--best", type=int, metavar="N", help="its report includes best.json, of N rules a merger")
+    reporting = verbs.add_parser("report", help="make the report of every pack")
+    reporting.add_argument("--out", type=Path, help="not into results but here, to compare")
+    reporting.add_argument("--no-figures", action="store_true", help="tables only")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

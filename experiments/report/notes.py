@@ -1,0 +1,186 @@
+"""What a table cannot be read without: units, what was replicated and how tested, what went wrong, where it is from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+
+from experiments.analysis import stats
+from experiments.analysis.records import Record, shuffled
+from experiments.report import published, row_names
+from experiments.report.tables import Row, Table
+
+_COUNTS = ("truncated", "empty", "clipped", "undefined")
+_SHOWN = 0.05  # of a benchmark's answers: a row with more of a kind is named
+_MOST_NAMED = 6
+_TESTS = {
+    "McNemar": "McNemar's exact test",
+    "sign-flip": "sign-flip permutation over items",
+    "bootstrap": "bootstrap over items with seeds, or sign flips over items where those give more",
+}
+
+
+def notes(table: Table, commands: Sequence[str]) -> list[str]:
+    """A line each, without a bullet."""
+    items = ", ".join(f"{b.name} {'..'.join(map(str, b.items))}" for b in table.benchmarks)
+    chances = [f"{b.name} {b.chance * 100:.1f}" for b in table.benchmarks if b.chance is not None]
+    found = [f"Items: {items}." + (f" Chance level: {', '.join(chances)}." if chances else "")]
+    if any(b.higher_is_better for b in table.benchmarks):
+        found.append("Accuracies in percent.")
+    if lower := [f"{b.name} in {b.metric}" for b in table.benchmarks if not b.higher_is_better]:
+        found.append(f"↓ lower is better: {', '.join(lower)}.")
+    found.append(_means(table))
+    found.append(_errors(table))
+    if table.merges:
+        found += _comparisons(table)
+    if any(not row.records for row in table.rows):
+        found.append("A row of dashes is a run without a complete record.")
+    found += _counts(table)
+    if published.anchors(table):
+        found.append(published.PROTOCOL)
+    made = ", ".join(f"`{command}`" for command in commands)
+    return [*found, f"Made by {made}.", f"Code: {code(table)}.", f"Versions: {_versions(table)}."]
+
+
+def _means(table: Table) -> str:
+    over = "; ".join(f"mean {mean.name} over {', '.join(mean.benchmarks)}" for mean in table.means)
+    return f"Means: each benchmark counts the same; {over}."
+
+
+def _errors(table: Table) -> str:
+    items = "one standard error over the items, s / √n"
+    if not any(row.models > 1 for row in table.rows):
+        return f"±: {items}; one model a row, so nothing here says how far another seed would land."
+    return f"±: where a row has several models, one standard error over them, s / √models; else {items}."
+
+
+def _comparisons(table: Table) -> Iterator[str]:
+    seeds = sorted({record.seed for row in table.merges for record in row.records})
+    repeated = any(row.models < len(row.records) for row in table.merges)
+    same = " A merge that is the same model at several seeds (same digest) counts once." if repeated else ""
+    own = " Each seed has questions of its own." if any(_questions(row) > 1 for row in table.merges) else ""
+    yield f"Seeds: {', '.join(map(str, seeds))}; models: different ones among a row's runs.{same}{own}"
+    yield (
+        "Δ: difference of the mean to the same merger and seed with uniform coefficients. K·σ: smallest and largest "
+        "coefficient over experts and blocks (1 is uniform)."
+    )
+    if comparisons := table.comparisons:
+        tests = ", ".join(text for name, text in _TESTS.items() if any(one.test == name for one in comparisons))
+        yield f"[95 %]: paired bootstrap over items, an item with all its seeds. {_seeds(table)}{_few(table)}"
+        yield (
+            f"p: {tests}, two-sided; Holm's correction over this table's {len(comparisons)} comparisons. "
+            "†: distinguishable from uniform, p ≤ 0.05 after it."
+        )
+    yield from _random(table)
+
+
+def _questions(row: Row) -> int:
+    """How many different sets of questions its runs answered: a family that is made anew for each seed has as many."""
+    return len({json.dumps(record.data["digests"].get("data"), sort_keys=True) for record in row.records})
+
+
+def _random(table: Table) -> Iterator[str]:
+    """Whose coefficients the random control has, and which rules it is no control of."""
+    rows = [row for row in table.merges if row.records and not any(record.is_uniform for record in row.records)]
+    records = [record for row in rows for record in row.records]
+    originals = {record.id for record in shuffled(records).values()}
+    made = [row for row in rows if any(record.shuffles is not None for record in row.records)]
+    controlled = [row for row in rows if any(record.id in originals for record in row.records)]
+    if controlled:
+        names = _some([row.scaling or "" for row in controlled])
+        yield f"random: the coefficients, in wrong places, of {names} of the same merger and seed."
+    if others := [row.name for row in rows if row not in made and row not in controlled]:
+        which = f" of {_some(others)}" if made else ""
+        yield f"No random control{which}: no run with these coefficients in wrong places (scaling=random) is complete."
+
+
+def _some(names: Sequence[str]) -> str:
+    """
+    >>> _some(["b", "a", "b"]), _some("abcdefgh")
+    ('a, b', 'a, b, c, d, e, f and 2 more')
+    """
+    found = sorted(set(names), key=lambda name: row_names.place(name, (*row_names.MERGERS, *row_names.SCALINGS)))
+    more = len(found) - _MOST_NAMED
+    return ", ".join(found[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _seeds(table: Table) -> str:
+    counts = {one.seeds for one in table.comparisons}
+    enough = stats.ENOUGH_SEEDS
+    many = "their own spread enters as t with (seeds - 1) degrees of freedom"
+    few = "taken as they are, nothing is said of others"
+    if min(counts) >= enough:
+        return f"Seeds: {many}."
+    if max(counts) < enough:
+        return f"Seeds: {few}."
+    return f"Seeds: from {enough} on, {many}; with fewer, {few}."
+
+
+def _few(table: Table) -> str:
+    few = [benchmark.name for benchmark in table.benchmarks if min(benchmark.items) < stats.FEW_ITEMS]
+    return f" Too narrow where items are few ({', '.join(few)}); p is not misled." if few else ""
+
+
+def _counts(table: Table) -> Iterator[str]:
+    """Per benchmark, how much of what went wrong: the range over the runs, then the rows with much of it."""
+    ranges, high = [], []
+    for benchmark in table.benchmarks:
+        found: dict[str, list[tuple[float, Row]]] = {}
+        for row in table.rows:
+            for record in row.records:
+                for kind, share in _shares(record, benchmark.name).items():
+                    found.setdefault(kind, []).append((share, row))
+        said = [f"{kind} {_range([share for share, _ in rows])}" for kind, rows in found.items()]
+        ranges += [f"{benchmark.name} {', '.join(said)}"] if said else []
+        for kind, rows in found.items():
+            if kind != "failed" and (named := _named(rows)):
+                high.append(f"{benchmark.name} {kind}: {named}")
+    if ranges:
+        yield f"Answers in percent, lowest..highest run: {'; '.join(ranges)}."
+    if high:
+        yield f"Rows with a run above {_SHOWN:.0%} (wrong programs aside): {'; '.join(high)}."
+
+
+def _shares(record: Record, benchmark: str) -> dict[str, float]:
+    """Kind -> its share of the benchmark's answers; of code also what became of the programs that did not pass."""
+    if benchmark not in record.results:
+        return {}
+    settings = record.results[benchmark]["settings"]
+    verdicts = settings.get("verdicts") or {}
+    answers = sum(verdicts.values()) or record.headline(benchmark).n
+    counts = {kind: settings[kind] for kind in _COUNTS if settings.get(kind) is not None}
+    counts |= {kind: count for kind, count in verdicts.items() if kind != "passed"}
+    return {kind: count / answers for kind, count in counts.items()}
+
+
+def _range(shares: list[float]) -> str:
+    low, high = f"{min(shares) * 100:.1f}", f"{max(shares) * 100:.1f}"
+    return low if low == high else f"{low}..{high}"
+
+
+def _named(rows: list[tuple[float, Row]]) -> str:
+    worst: dict[Row, float] = {}
+    for share, row in rows:
+        worst[row] = max(share, worst.get(row, 0.0))
+    above = sorted((row for row in worst if worst[row] > _SHOWN), key=lambda row: -worst[row])
+    said = [f"{row.name} {worst[row] * 100:.1f}" for row in above[:_MOST_NAMED]]
+    return ", ".join(said) + (f" and {len(above) - len(said)} more rows" if len(above) > len(said) else "")
+
+
+def code(table: Table) -> str:
+    """Commits of the runs; a table may span several, since finished runs are kept while the code goes on."""
+    states = set()
+    for record in table.records:
+        git = (record.data.get("measured") or {}).get("git") or {}
+        change = " with uncommitted changes" if git.get("dirty") else ""
+        states.add(f"commit {git['commit'][:12]}{change}" if git.get("commit") else "not from a git checkout")
+    return "; ".join(sorted(states))
+
+
+def _versions(table: Table) -> str:
+    found: dict[str, set[str]] = {}
+    for record in table.records:
+        for package, version in record.data["versions"].items():
+            if version != "absent":
+                found.setdefault(package, set()).add(version)
+    return ", ".join(f"{package} {' and '.join(sorted(versions))}" for package, versions in sorted(found.items()))

@@ -1,0 +1,227 @@
+"""Table, figures and provenance of one study: python -m experiments.report.report --study quickstart.
+
+Reads what finished runs left on disk and nothing else; the same records give the same bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import io
+import json
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from experiments.analysis import best, records
+from experiments.analysis.records import Record
+from experiments.report import figure_list, latex, markdown, tables
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; 0, or 1 after saying on stderr why there is no report."""
+    given = _parser().parse_args(arguments)
+    try:
+        if given.best is not None:
+            text = choose(given.study, given.runs, given.out, given.best, by=given.by)
+        else:
+            text = report(given.study, given.runs, given.out, by=given.by, figures=not given.no_figures)
+    except (ValueError, FileNotFoundError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    sys.stdout.write(text)
+    return 0
+
+
+def report(study: str, runs: Path, out: Path, *, by: Sequence[str] = (), figures: bool = True) -> str:
+    """Write table.md, table.tex, table.csv and figures/ below `out`/`study`; the text for the terminal.
+
+    by: paths of the identity whose values get rows of their own, besides the settings that vary within a method.
+    FileNotFoundError if `runs` does not exist, ValueError if the study has no complete run or its runs do not belong in
+    one table.
+    """
+    found = _tables(study, runs, by)
+    commands = commands_of(found, study)
+    directory = out / study
+    directory.mkdir(parents=True, exist_ok=True)
+    text = markdown.document(study, found, commands)
+    (directory / "table.md").write_text(text, encoding="utf-8")
+    (directory / "table.tex").write_text(latex.document(study, found, commands), encoding="utf-8")
+    (directory / "table.csv").write_text(as_csv(found), encoding="utf-8")
+    written, left_out = figure_list.write(found, directory / "figures") if figures else ([], [])
+    return text + "\n" + _whereabouts(study, found, commands[-1], runs, directory, written, left_out)
+
+
+def choose(study: str, runs: Path, out: Path, count: int, *, by: Sequence[str] = ()) -> str:
+    """Write each merger's `count` best rule settings to best.json below `out`/`study`; the text for the terminal.
+
+    ValueError also if the study has several tables, among whose scores there is no best, or `count` is none.
+    """
+    found = _tables(study, runs, by)
+    if len(found) > 1 or count < 1:
+        named = ", ".join(f"{table.model} on {table.suite}" for table in found)
+        raise ValueError(f"--best {count}: chooses at least 1 from one table, and {study} has {named}")
+    chosen = best.best(found[0], count)
+    path = out / study / "best.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(best.as_json(found[0], chosen), indent=1) + "\n", encoding="utf-8")
+    return f"{best.text(found[0], chosen)}\n{path}\n"
+
+
+def as_csv(found: Sequence[tables.Table]) -> str:
+    """A line per row of every table, in raw units: accuracies in 0..1. An empty field: no such number.
+
+    *_n: what its standard error is over, items or, where models > 1, models. Limits of intervals and p values are
+    random in their last digits: limits are rounded to six decimals, p values to six digits.
+    """
+    names = list(dict.fromkeys(benchmark.name for table in found for benchmark in table.benchmarks))
+    means = list(dict.fromkeys(mean.name for table in found for mean in table.means))
+    lines = [
+        {"model": table.model, "suite": table.suite, **_line(row, names, means)}
+        for table in found
+        for row in table.rows
+    ]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()
+
+
+def _line(row: tables.Row, names: Sequence[str], means: Sequence[str]) -> dict[str, object]:
+    line: dict[str, object] = {"merger": row.merger, "scaling": row.scaling}
+    line |= {"seeds": len(row.records), "models": row.models}
+    scores = {
+        **{name: row.scores.get(name) for name in names},
+        **{f"mean_{name}": row.means.get(name) for name in means},
+    }
+    for name, metric in scores.items():
+        line |= {name: metric and metric.score, f"{name}_stderr": metric and metric.stderr}
+        line |= {f"{name}_n": metric and metric.n}
+    for name in means:
+        kept = dataclasses.asdict(row.differences[name]) if name in row.differences else {}
+        column = f"difference_{name}"
+        line |= {column: kept.get("score"), f"{column}_stderr": kept.get("stderr")}
+        line |= {f"{column}_{part}": round(kept[part], 6) if kept else None for part in ("low", "high")}
+        line |= {f"{column}_{part}": float(f"{kept[part]:.6g}") if kept else None for part in ("p", "p_holm")}
+        line |= {f"{column}_{part}": kept.get(part) for part in ("test", "items", "seeds")}
+    low, high = row.weights or (None, None)
+    return line | {"ksigma_min": low, "ksigma_max": high, "runs": " ".join(record.id for record in row.records)}
+
+
+def _tables(study: str, runs: Path, by: Sequence[str]) -> list[tables.Table]:
+    return [tables.build(group, by) for group in records.of_study(records.load(runs), study)]
+
+
+def commands_of(found: Sequence[tables.Table], study: str) -> list[str]:
+    """The run.py commands that make the study's merges: for each of its experiments, the overrides its runs were given.
+
+    Where a run writes and whether it is tracked are left out, as they move no number.
+    """
+    given: dict[str, dict[str, list[str]]] = {}
+    for record in (r for table in found for row in table.merges for r in row.records if r.study == study):
+        overrides = [override.partition("=") for override in record.data.get("overrides", ())]
+        experiment = next((value for key, _, value in overrides if key.lstrip("+") == "experiment"), "")
+        values = given.setdefault(experiment, {})
+        for key, _, value in overrides:
+            if key.split(".")[0].lstrip("+~") not in ("output", "tracking", "launcher", "hydra", "experiment"):
+                seen = values.setdefault(key, [])
+                seen += [value] if value not in seen else []
+    ordered = sorted((given or {"": {}}).items(), key=lambda item: (item[0] == study, item[0]))
+    return [_command(experiment, values, study) for experiment, values in ordered]
+
+
+def _command(experiment: str, values: Mapping[str, Sequence[str]], study: str) -> str:
+    chosen = {key: ",".join(value) for key, value in values.items()}
+    if experiment or not values:  # the experiment itself says which mergers and scalings it sweeps
+        kept = {key: value for key, value in chosen.items() if key not in ("merger", "scaling")}
+        chosen = {"experiment": experiment or _experiment(study), **kept}
+    return shlex.join(["python", "run.py", "-m", *(f"{key}={value}" for key, value in chosen.items())])
+
+
+def _experiment(study: str) -> str:
+    """The experiment in a family's folder that makes the study; other experiments are called as their study is.
+
+    Asked only where every run was there before: records say what first asked for them, not what joined later.
+    """
+    folder = Path(__file__).resolve().parents[2] / "conf/experiment"
+    named = (path for path in sorted(folder.glob("*/*.yaml")) if f"study: {study}" in path.read_text().splitlines())
+    return next((path.relative_to(folder).with_suffix("").as_posix() for path in named), study)
+
+
+def _whereabouts(
+    study: str,
+    found: Sequence[tables.Table],
+    command: str,
+    runs: Path,
+    directory: Path,
+    written: Sequence[Path],
+    left_out: Sequence[str],
+) -> str:
+    """Where everything lies, and what one would want to look at next."""
+    everything = {record.directory: record for table in found for record in table.records}
+    merges = [record for record in everything.values() if record.member is None]
+    shown = max(merges or list(everything.values()), key=lambda record: record.data["score"])
+    benchmark = next(iter(shown.results))
+    lines = [("table", f"{directory / 'table.md'}, .tex, .csv")]
+    if written:
+        stems = sorted({path.stem for path in written})
+        lines.append(("figures", f"{directory / 'figures'}: {', '.join(stems)} (.png, .pdf)"))
+    if left_out:
+        lines.append(("not drawn", "; ".join(left_out)))
+    kinds = f"{len(merges)} merges, {len(everything) - len(merges)} references"
+    lines += [("records", f"{runs}/*/record.json ({kinds})"), ("W&B", _wandb(list(everything.values())))]
+    if unfinished := records.incomplete(runs):
+        many = f"{len(unfinished)} runs" if len(unfinished) > 1 else "1 run"
+        lines.append(("unfinished", f"{many} of any study, such as {unfinished[0]} (see run.log, error.txt)"))
+    plain = _without(command, "scaling", "scaling.temperature", "study")
+    lines += [
+        ("", ""),
+        ("one run, item by item", f"python -m json.tool {shown.directory / shown.results[benchmark]['outcomes']}"),
+        ("another setting", f"{plain} scaling=sens scaling.temperature=1 study={study}_T1"),
+        ("its table", f"python -m experiments.report.report --study {study}_T1"),
+    ]
+    width = max(len(label) for label, _ in lines) + 2
+    return "".join(f"{label:{width}}{text}".rstrip() + "\n" for label, text in lines)
+
+
+def _without(command: str, *keys: str) -> str:
+    return shlex.join(word for word in shlex.split(command) if word.partition("=")[0] not in keys)
+
+
+def _wandb(everything: Sequence[Record]) -> str:
+    chosen = [record.data.get("config", {}).get("tracking") or {} for record in everything]
+    used = [tracking for tracking in chosen if tracking.get("mode", "disabled") != "disabled"]
+    if not used:
+        return "not used (tracking=wandb turns it on)"
+    project = "/".join(filter(None, [used[0].get("entity"), used[0].get("project")]))
+    offline = next((d for d in sorted(_wandb_directories(used)) if any(d.glob("offline-run-*"))), None)
+    where = f"; offline runs: wandb sync {offline}/offline-run-*" if offline else ""
+    return f"project {project}, runs named by their record's id{where}"
+
+
+def _wandb_directories(used: Sequence[dict]) -> set[Path]:
+    return {Path(tracking["directory"]) / "wandb" for tracking in used if tracking.get("directory")}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.report.report", description=(__doc__ or "").partition(":")[0]
+    )
+    parser.add_argument("--study", required=True, help="name of the study: what its experiment's yaml says")
+    parser.add_argument("--runs", type=Path, default=Path("results/runs"), help="directory of run directories")
+    parser.add_argument("--out", type=Path, default=Path("results"), help="the report goes to <out>/<study>")
+    parser.add_argument(
+        "--by", nargs="+", default=[], metavar="PATH", help="more settings that get rows of their own: evaluation.dtype"
+    )
+    parser.add_argument(
+        "--best", type=int, metavar="N", help="instead, choose each merger's N best rule settings: best.json"
+    )
+    parser.add_argument("--no-figures", action="store_true", help="tables only; matplotlib is not needed then")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,201 @@
+"""A study's records as one table of estimates per model and suite: numbers only, no layout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from evaluation.record import Metric
+from experiments.analysis import stats
+from experiments.analysis.comparisons import Difference, Pairing, differences, distinct
+from experiments.analysis.one_table import check_settings, check_versions, check_weights
+from experiments.analysis.records import Record, controls
+from experiments.report import row_names
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A column: a benchmark's primary metric. items: their number (several, where the runs do not agree).
+    chance: the score of guessing, if known."""
+
+    name: str
+    metric: str
+    higher_is_better: bool
+    items: tuple[int, ...]
+    chance: float | None
+
+
+@dataclass(frozen=True)
+class Mean:
+    """The mean over the benchmarks of one direction, each counting the same, for accuracies and losses do not add up.
+
+    name: "acc" where higher is better, else "bpb" or, of other metrics than bits per byte, "loss".
+    """
+
+    name: str
+    higher_is_better: bool
+    benchmarks: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One method, or one member of the family where `scaling` is None, over its seeds; raw units (accuracy in 0..1).
+
+    records: one per seed. models: how many different models they evaluated; the rest are repetitions that say nothing
+    new. scores: by benchmark, and means: by Mean.name, over the different models. differences: by Mean.name, to the
+    uniform control of the same merger and seed, paired by item; nothing without a control for every seed.
+    weights: smallest and largest K * sigma.
+    """
+
+    merger: str
+    scaling: str | None
+    records: tuple[Record, ...] = ()
+    models: int = 0
+    scores: Mapping[str, Metric] = field(default_factory=dict)
+    means: Mapping[str, Metric] = field(default_factory=dict)
+    differences: Mapping[str, Difference] = field(default_factory=dict)
+    weights: tuple[float, float] | None = None
+
+    @property
+    def name(self) -> str:
+        return " + ".join(filter(None, [self.merger, self.scaling]))
+
+
+@dataclass(frozen=True)
+class Table:
+    """One model on one suite: the base, the experts, then merger by merger.
+
+    means: accuracies first; both where the suite has both. by: paths of the identity whose values name rows.
+    """
+
+    model: str
+    suite: str
+    benchmarks: tuple[Benchmark, ...]
+    means: tuple[Mean, ...]
+    rows: tuple[Row, ...]
+    by: tuple[str, ...] = ()
+
+    @property
+    def records(self) -> list[Record]:
+        return [record for row in self.rows for record in row.records]
+
+    @property
+    def merges(self) -> list[Row]:
+        return [row for row in self.rows if row.scaling is not None]
+
+    @property
+    def comparisons(self) -> list[Difference]:
+        return [difference for row in self.rows for difference in row.differences.values()]
+
+
+def build(records: Sequence[Record], by: Sequence[str] = ()) -> Table:
+    """The table of `records`, which are of one model and suite.
+
+    by: paths of the identity ("evaluation.batch_size") whose values get rows of their own, besides the settings of a
+    method of which there are several (naming.varied).
+    ValueError for records that do not belong in one table: other versions of a package that scores, other weights under
+    the same model, or two settings that would share a row.
+    """
+    check_versions(records)
+    check_weights(records)
+    paths = tuple(dict.fromkeys([*by, *row_names.varied(records)]))
+    cells: dict[row_names.Name, list[Record]] = {}
+    for record in records:
+        cells.setdefault(row_names.name(record, paths), []).append(record)
+    for name, found in cells.items():
+        check_settings(" + ".join(filter(None, name)), found)
+    benchmarks = _benchmarks(records)
+    means = _means(benchmarks)
+    rows = [
+        _row(name, cells.get(name, []), benchmarks, means) for name in sorted(_grid(cells, paths), key=row_names.order)
+    ]
+    labels = records[0].labels
+    return Table(labels["model"], labels["suite"], benchmarks, means, _compared(rows, records, means), paths)
+
+
+def _grid(cells: Mapping[row_names.Name, Any], paths: Sequence[str]) -> set[row_names.Name]:
+    """The rows to show. A hole in the grid is a run that did not finish: shown, not left out.
+
+    Where settings vary, only a missing control is one: nobody need have run every setting under every merger.
+    """
+    merges = [name for name in cells if name[1] is not None]
+    scalings = {"uniform"} if paths else {"uniform", *(scaling for _, scaling in merges)}
+    return cells.keys() | {(merger, scaling) for merger, _ in merges for scaling in scalings}
+
+
+def _benchmarks(records: Sequence[Record]) -> tuple[Benchmark, ...]:
+    found = []
+    for name in sorted({name for record in records for name in record.results}):
+        results = [record.results[name] for record in records if name in record.results]
+        items = {result["metrics"][result["primary"]]["n"] for result in results}
+        first = results[0]
+        found.append(
+            Benchmark(
+                name, first["primary"], first["higher_is_better"], tuple(sorted(items)), first["settings"].get("chance")
+            )
+        )
+    return tuple(sorted(found, key=lambda benchmark: (not benchmark.higher_is_better, benchmark.name)))
+
+
+def _means(benchmarks: Sequence[Benchmark]) -> tuple[Mean, ...]:
+    found = []
+    for higher in (True, False):
+        chosen = [benchmark for benchmark in benchmarks if benchmark.higher_is_better == higher]
+        losses = "bpb" if {benchmark.metric for benchmark in chosen} == {"bits_per_byte"} else "loss"
+        if chosen:
+            found.append(Mean("acc" if higher else losses, higher, tuple(benchmark.name for benchmark in chosen)))
+    return tuple(found)
+
+
+def _row(
+    name: row_names.Name, records: Sequence[Record], benchmarks: Sequence[Benchmark], means: Sequence[Mean]
+) -> Row:
+    if not records:
+        return Row(*name)
+    records = sorted(records, key=lambda record: (record.seed, record.id))
+    models = [record for (record,) in distinct([(record,) for record in records])]
+
+    def evaluated(names: Sequence[str]) -> bool:
+        return all(record.results.keys() >= set(names) for record in records)
+
+    return Row(
+        *name,
+        records=tuple(records),
+        models=len(models),
+        scores={
+            b.name: stats.over_seeds([model.headline(b.name) for model in models])
+            for b in benchmarks
+            if evaluated([b.name])
+        },
+        means={
+            mean.name: stats.over_seeds([stats.macro([model.headline(b) for b in mean.benchmarks]) for model in models])
+            for mean in means
+            if evaluated(mean.benchmarks)
+        },
+        weights=_weights(records),
+    )
+
+
+def _weights(records: Sequence[Record]) -> tuple[float, float] | None:
+    ranges = [record.coefficients["range"] for record in records if record.coefficients]
+    return (min(r["min"] for r in ranges), max(r["max"] for r in ranges)) if ranges else None
+
+
+def _compared(rows: Sequence[Row], records: Sequence[Record], means: Sequence[Mean]) -> tuple[Row, ...]:
+    """The rows with their differences, all of the table corrected together."""
+    uniform = controls(records)
+    asked: dict[tuple[int, str], Pairing] = {}
+    for at, row in enumerate(rows):
+        pairs = [(record, uniform.get(record.pairing)) for record in row.records if record.member is None]
+        complete = [(ours, control) for ours, control in pairs if control is not None and control is not ours]
+        if not pairs or len(complete) < len(pairs):
+            continue
+        for mean in means:
+            if all(record.results.keys() >= set(mean.benchmarks) for pair in complete for record in pair):
+                asked[at, mean.name] = Pairing(tuple(distinct(complete)), mean.benchmarks)
+    found = dict(zip(asked, differences(list(asked.values())), strict=True))
+    return tuple(
+        replace(row, differences={mean.name: found[at, mean.name] for mean in means if (at, mean.name) in found})
+        for at, row in enumerate(rows)
+    )

@@ -1,0 +1,53 @@
+"""From a composed configuration to a run, in two steps: frozen as plain data, then built as a `RunSpec`.
+
+Between the two it can lie in a file, and wait there until a job of a sweep begins. Nothing heavy is imported for that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from experiments.run.spec import RunSpec
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """A job's configuration as plain data: resolved, so that nothing but code and data can change what it means.
+
+    labels: names of the chosen yamls. overrides: what the command line said for this job.
+    """
+
+    config: dict[str, Any]
+    labels: dict[str, str]
+    overrides: list[str]
+
+
+def freeze(config: DictConfig, hydra_config: Any) -> Frozen:
+    """What Hydra composed, as plain resolved data. hydra_config: HydraConfig.get() of this job."""
+    from omegaconf import OmegaConf
+
+    # A yaml in a folder, such as merger=smollm2_135m/ties, goes by its own name.
+    choices = hydra_config.runtime.choices
+    labels = {key: str(choices[key]).rpartition("/")[2] for key in ("model", "merger", "scaling", "suite")}
+    resolved = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(resolved, dict)
+    plain = {str(key): value for key, value in resolved.items()}
+    return Frozen(plain, labels, list(hydra_config.overrides.task))
+
+
+def build(frozen: Frozen) -> RunSpec:
+    """The run that a frozen configuration describes. Hydra's InstantiationException for what cannot be one."""
+    from hydra.utils import instantiate
+
+    return instantiate(frozen.config, labels=frozen.labels, overrides=frozen.overrides, _convert_="all")
+
+
+def perform(spec: RunSpec, frozen: Frozen) -> float:
+    """Run it; the score."""
+    from experiments.run import pipeline
+
+    return pipeline.run(spec, frozen.config)["score"]

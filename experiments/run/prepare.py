@@ -1,0 +1,106 @@
+"""A family on disk, and what only its checkpoints and data can tell before anything long begins."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from evaluation.benchmarks.bits_per_byte import BitsPerByte
+from experiments.run import preflight
+from experiments.run.spec import Member, RunSpec
+from sensmerge import calibration, merge, models
+from sensmerge.family.family import Family, ready
+from sensmerge.store import Store
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Prepared(Family):
+    """A family on disk, with its data and what later stages keep."""
+
+    data: Path | None
+    store: Store
+    _drawn: dict[calibration.Calibration, dict[str, list[calibration.Sample]]] = field(default_factory=dict, repr=False)
+
+    def samples(self, spec: RunSpec) -> dict[str, list[calibration.Sample]]:
+        """`draw_samples`, once: a run looks at them before it begins, and again when it calibrates."""
+        if spec.calibration not in self._drawn:
+            self._drawn[spec.calibration] = draw_samples(spec, self.shells["base"], self.data)
+        return self._drawn[spec.calibration]
+
+
+def prepare(spec: RunSpec) -> Prepared:
+    """Build or find the family, bring its rows for tokens into one order and take its digests.
+
+    Raises what finding it, opening it and lining it up raise.
+    """
+    start = time.perf_counter()
+    members = spec.model.prepare(spec.output.cache, spec.output.data)
+    preflight.check_data(spec, members.data or spec.output.data)
+    found = ready(members, spec.output.cache)
+    say(f"family of {len(members.experts)} experts", start, members.base.parent)
+    for sentence in found.layout.said() if found.layout else ():
+        log.info("  %s", sentence)
+    store = Store(spec.output.cache / "stages")
+    return Prepared(**vars(found), data=members.data or spec.output.data, store=store)
+
+
+def verify(spec: RunSpec, family: Prepared) -> None:
+    """What only the family itself can tell, before anything long: experts that fit their base, usable samples."""
+    if isinstance(spec.merger, Member):
+        return
+    spec.merger.check(len(family.tasks))
+    with ExitStack() as stack:
+        base, experts = family.readers(stack)
+        merge.check_compatible(base, experts)
+        merge.check_architecture(models.parameter_names(family.shells["base"]), base)
+        if (
+            spec.output.checkpoint
+            and (free := shutil.disk_usage(preflight.nearest(spec.output.runs)).free) < base.nbytes
+        ):
+            raise OSError(
+                f"output=checkpoint needs {base.nbytes / 1e9:.1f} GB below {spec.directory.parent}, "
+                f"{free / 1e9:.1f} GB are free; free some, or choose another output.runs"
+            )
+    if spec.scaling.needs:
+        _check_unseen(spec, family, family.samples(spec))
+
+
+def draw_samples(spec: RunSpec, base: Path, data: Path | None) -> dict[str, list[calibration.Sample]]:
+    """Every task's calibration set, in the tokens of the base at `base`."""
+    tokenizer = models.load_tokenizer(base)
+    context = models.context_length(base)
+    return {
+        task: calibration.draw(pairs.load(data), tokenizer, spec.calibration, task, context=context)
+        for task, pairs in spec.model.calibration.items()
+    }
+
+
+def _check_unseen(spec: RunSpec, family: Prepared, samples: dict[str, list[calibration.Sample]]) -> None:
+    """ValueError where an evaluated gold answer is among the calibration samples: its score would flatter the merge."""
+    read = {rows.file for pairs in spec.model.calibration.values() for rows in pairs.rows}
+    seen = {tuple(one.ids[: one.answer_start].tolist()) for drawn in samples.values() for one in drawn}
+    tokenizer = models.load_tokenizer(family.shells["base"])
+    for name, benchmark in spec.suite.benchmarks.items():
+        if isinstance(benchmark, BitsPerByte) and read & {rows.file for rows in benchmark.pairs.rows}:
+            leaked = [
+                identity
+                for identity, pair in benchmark.numbered(family.data)
+                if tuple(tokenizer(pair.prompt)["input_ids"]) in seen
+            ]
+            if leaked:
+                raise ValueError(
+                    f"benchmark {name}: items {', '.join(leaked[:5])} are calibration samples under seed="
+                    f"{spec.calibration.seed}; take other items, another calibration.seed, or other splits"
+                )
+
+
+def say(what: str, start: float, where: object, *, reused: bool = False) -> None:
+    """The one line a stage leaves in the log."""
+    took = "kept   " if reused else f"{time.perf_counter() - start:6.1f}s"
+    log.info("  %s  %-46s %s", took, what, where)

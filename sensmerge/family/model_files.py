@@ -1,0 +1,86 @@
+"""Shells: directories with the config.json, and the tokenizer, that make a model of a member's tensors.
+
+A whole model has its own, an adapter wears its base's. Where rows for tokens were moved none fits, and a small one
+without weights is made, below cache/shells.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from filelock import FileLock
+
+from sensmerge import models
+from sensmerge.checkpoints.open import is_adapter
+from sensmerge.family.members import Layout, Models
+from sensmerge.store import digest
+
+# Settings that speak of tokens by number, so that they belong to an order of rows.
+_NUMBERED = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
+_COMPANIONS = ("*.json", "*.model", "*.txt", "*.jinja")
+
+
+def shells(members: Models, layout: Layout | None, digests: Mapping[str, str], cache: Path) -> dict[str, Path]:
+    """Member -> its shell; the base's also holds the tokenizer that all are asked with.
+
+    digests: of `inputs.digests`. ValueError for tokens that cannot be added to the base's tokenizer.
+    """
+    moved = layout.moved if layout else frozenset()
+    base = members.base
+    if layout and "base" in moved:
+        base = _kept(cache / "shells" / digests["base"][:12], lambda folder: _widened(members, layout, folder))
+    found = {"base": base}
+    for task, path in members.experts.items():
+        if is_adapter(path):
+            found[task] = base
+        else:
+            found[task] = _renumbered(path, base, cache / "shells") if task in moved else path
+    return found
+
+
+def _renumbered(expert: Path, base: Path, cache: Path) -> Path:
+    """The expert's config.json with what it says of tokens by number as the base says it."""
+    theirs, ours = (json.loads((path / "config.json").read_text()) for path in (expert, base))
+    config = {key: value for key, value in theirs.items() if key not in _NUMBERED}
+    files = {"config.json": config | {key: ours[key] for key in _NUMBERED if key in ours}}
+    if (base / "generation_config.json").is_file():  # what ends an answer
+        files["generation_config.json"] = json.loads((base / "generation_config.json").read_text())
+
+    def fill(folder: Path) -> None:
+        for name, content in files.items():
+            (folder / name).write_text(json.dumps(content, indent=2))
+
+    return _kept(cache / digest(files)[:12], fill)
+
+
+def _widened(members: Models, layout: Layout, folder: Path) -> None:
+    """The base's files but its weights, the new tokens in its tokenizer, and their rows counted in config.json."""
+    for pattern in _COMPANIONS:
+        for file in members.base.glob(pattern):
+            if not file.name.endswith(".index.json"):
+                shutil.copyfile(file, folder / file.name)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": layout.report.rows}, indent=2))
+    lenders = {
+        token: next(path for task, path in sorted(members.experts.items()) if token in (layout.experts[task] or {}))
+        for token in layout.report.added
+    }
+    models.widen_tokenizer(members.base, lenders, layout.tokens, folder)
+
+
+def _kept(target: Path, fill: Callable[[Path], None]) -> Path:
+    """`target`, which `fill` makes unless it is there; it has its name only when it is whole."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if not target.is_dir():
+            with tempfile.TemporaryDirectory(dir=target.parent) as outer:
+                folder = Path(outer) / target.name
+                folder.mkdir()
+                fill(folder)
+                os.rename(folder, target)
+    return target

@@ -1,0 +1,53 @@
+"""From a tensor's name to its decoder block: the only module that knows how checkpoints name things."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+# Decoder stacks of the Llama, Mistral, Qwen, Gemma, Phi, GPT-2, GPT-NeoX, OPT, MPT and Falcon families.
+_BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
+# Constants that early transformers versions saved with the weights and that no model reads any more.
+_DERIVED = re.compile(r"rotary_emb\.inv_freq$|\.attn\.(?:masked_)?bias$")
+
+
+def block_of(name: str) -> int | None:
+    """Index of the decoder block that tensor `name` belongs to; None for embeddings, the final norm and the head.
+
+    >>> block_of("model.layers.11.self_attn.q_proj.weight"), block_of("lm_head.weight")
+    (11, None)
+    """
+    match = _BLOCK.search(name)
+    return int(match[1]) if match else None
+
+
+def block_tag(name: str) -> str:
+    """The part of `name` that names its decoder block, and stands in no other block's names.
+
+    Raises ValueError for a tensor of no block.
+
+    >>> block_tag("model.layers.1.mlp.up_proj.weight"), block_tag("h.10.ln_1.bias")
+    ('layers.1.', 'h.10.')
+    """
+    match = _BLOCK.search(name)
+    if match is None:
+        raise ValueError(f"{name} belongs to no decoder block")
+    return match[0].lstrip(".")
+
+
+def is_derived(name: str) -> bool:
+    """Whether `name` is a stored constant (rotary frequencies, a causal mask) rather than a weight."""
+    return bool(_DERIVED.search(name))
+
+
+def count_blocks(names: Iterable[str]) -> int:
+    """L, the number of decoder blocks among `names`; ValueError if there is none or an index is skipped."""
+    found = sorted({block for name in names if (block := block_of(name)) is not None})
+    if not found:
+        raise ValueError(
+            "no decoder blocks among the tensor names; known patterns are '...layers.N.', '...h.N.', '...blocks.N.': "
+            "teach sensmerge/tensor_names.py this architecture's"
+        )
+    if found != list(range(len(found))):
+        raise ValueError(f"decoder blocks are numbered {found}, not 0..{len(found) - 1}: is a shard missing?")
+    return len(found)

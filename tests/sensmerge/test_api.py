@@ -1,0 +1,193 @@
+"""The library beside a run: the same coefficients and the same files; and the way back from a recipe."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import weights
+from pipeline_fixtures import root, spec  # noqa: F401
+
+import sensmerge
+from experiments.run import pipeline, stages
+from experiments.run.spec import RunSpec
+from sensmerge import api
+from sensmerge.coefficients import Sens
+from sensmerge.family.family import Family
+from sensmerge.mergers import Dare, Merger, Ties
+from sensmerge.publish import recipes
+from sensmerge.store import describe
+
+TASKS = ("code", "general", "math")
+
+
+@pytest.fixture
+def family(root: Path, tmp_path: Path) -> Family:
+    return sensmerge.open_family(root / "base", {t: root / t for t in TASKS}, cache=tmp_path / "cache")
+
+
+@pytest.fixture
+def pairs(root: Path) -> dict[str, Path]:
+    return dict.fromkeys(TASKS, root / "data" / "pairs.jsonl")
+
+
+def written(spec: RunSpec, **changes: Any) -> RunSpec:
+    return dataclasses.replace(
+        spec, references=False, output=dataclasses.replace(spec.output, checkpoint=True), **changes
+    )
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "README.md"}
+
+
+@pytest.mark.parametrize("merger", [Ties(density=0.3), Dare(drop=0.5)])
+def test_the_library_gives_what_a_run_gives(
+    spec: RunSpec, family: Family, pairs: dict[str, Path], merger: Merger, tmp_path: Path
+) -> None:  # fmt: skip
+    run = written(spec, merger=merger, seed=3)
+    record = pipeline.run(run)
+    found = sensmerge.compute_coefficients(
+        family, pairs, rule=Sens(temperature=0.02), settings=spec.calibration, seed=3, device="cpu"
+    )
+    assert found.table.summary()["sd"] > 0.01, "coefficients that say nothing would be equal to any"
+    told = json.loads(json.dumps(found.to_json()))
+    assert told == json.loads(json.dumps(record["coefficients"]))
+    assert found.samples == record["digests"]["samples"]
+    card = (run.directory / "checkpoint" / "README.md").read_text()
+    result = record["results"]["choice"]["metrics"]["acc"]
+    assert f"- choice: acc {result['score']:.4f} ± {result['stderr']:.4f} (n=12)" in card
+    out = sensmerge.write_merged(family, tmp_path / "out", merger, found.table, seed=3)
+    assert files(out) == files(run.directory / "checkpoint")
+    model, tokenizer = sensmerge.load_merged(family, merger, found.table, seed=3, device="cpu")
+    state = model.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in weights(out).items())
+    assert tokenizer("w1 w2")["input_ids"] == [2, 3]
+
+
+def test_a_streamed_pass_gives_the_same_coefficients(family: Family, pairs: dict[str, Path], spec: RunSpec) -> None:
+    found = [
+        sensmerge.compute_coefficients(family, pairs, settings=spec.calibration, device="cpu", stream=stream)
+        for stream in (False, True)
+    ]
+    assert torch.allclose(found[0].table.blocks, found[1].table.blocks, rtol=1e-6)
+
+
+def test_a_runs_recipe_makes_its_weights_again(spec: RunSpec, root: Path, tmp_path: Path) -> None:
+    run = written(spec, merger=Dare(drop=0.5, inner=Ties(density=1.0)), seed=7)
+    pipeline.run(run)
+    recipe = recipes.read(run.directory)
+    assert (recipe.merger, recipe.seed) == (run.merger, 7)
+    assert recipe.table is not None
+    family = sensmerge.open_family(root / "base", {t: root / t for t in TASKS}, cache=tmp_path / "c")
+    recipe.check(family)
+    assert recipe.merger is not None
+    api.write_merged(family, tmp_path / "again", recipe.merger, recipe.table, seed=recipe.seed)
+    assert files(tmp_path / "again") == files(run.directory / "checkpoint")
+    (run.directory / "recipe.json").unlink()
+    from_record = recipes.read(run.directory)
+    assert (from_record.merger, from_record.seed, from_record.experts) == (run.merger, 7, recipe.experts)
+    assert from_record.table is not None
+    assert from_record.table.to_json() == recipe.table.to_json()
+    assert recipes.read(tmp_path / "again").table is not None, "merge.json is a recipe, too"
+
+
+def test_other_weights_than_the_recipes_are_named(family: Family, root: Path, tmp_path: Path) -> None:
+    made = recipes.made_of(family, Ties(), api.uniform(family), 0)
+    (tmp_path / "r.json").write_text(json.dumps(made))
+    recipe = recipes.read(tmp_path / "r.json")
+    recipe.check(family)
+    other = sensmerge.open_family(
+        root / "base", {**family.members.experts, "math": root / "code"}, cache=tmp_path / "c"
+    )
+    with pytest.raises(ValueError, match="math: sha256") as caught:
+        recipe.check(other)
+    assert "code: sha256" not in str(caught.value)
+
+
+def test_the_recipes_version_is_the_runs() -> None:
+    assert stages._VERSIONS["merge"] == recipes.VERSION
+
+
+@pytest.mark.parametrize(
+    "merger", [Ties(density=0.3, cancelled="drop"), Dare(drop=0.9, inner=Ties(density=1.0)), sensmerge.Average()]
+)
+def test_a_description_is_read_back(merger: Merger) -> None:
+    assert recipes.build(json.loads(json.dumps(describe(merger)))) == merger
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ({"score": 1}, "neither coefficients nor a merger"),
+        ([1], "it holds list"),
+        ({"merger": {"class": "Nobody"}}, "there is no merger 'Nobody'"),
+        ({"merger": {"class": "Ties", "dens": 1}}, "dens"),
+        ({"merger": {"class": "Dare", "version": 1}}, "version 1 of Dare"),
+        ({"merger": {"class": "Ties"}, "version": 99}, "version 99 of merging"),
+        ({"coefficients": {"tasks": ["a"]}}, "no recipe of this version"),
+    ],
+)
+def test_what_is_no_recipe_is_refused(content: Any, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "r.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=reason):
+        recipes.read(tmp_path / "r.json")
+
+
+def test_a_recipe_by_hand(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("merger: {class: Ties, density: 0.5}\nsources: {base: b, math: m}\n")
+    recipe = recipes.read(tmp_path / "r.yaml")
+    assert (recipe.merger, recipe.table, recipe.sources) == (Ties(density=0.5), None, {"base": "b", "math": "m"})
+    (tmp_path / "r.json").write_text("merger: 1")
+    with pytest.raises(ValueError, match=r"must be called \.yaml"):
+        recipes.read(tmp_path / "r.json")
+    with pytest.raises(FileNotFoundError, match="holds none of"):
+        recipes.read(tmp_path)
+
+
+def test_inputs_are_refused_before_work(root: Path, tmp_path: Path, family: Family) -> None:
+    with pytest.raises(FileNotFoundError) as caught:
+        sensmerge.open_family(root / "none", {"math": root / "math", "code": "no/where"}, cache=tmp_path)
+    assert "base: nothing is at" in str(caught.value)
+    assert "code: no/where is no directory here" in str(caught.value)
+    with pytest.raises(ValueError, match="experts are one at least"):
+        sensmerge.open_family(root / "base", {}, cache=tmp_path)
+    with pytest.raises(ValueError, match=r"tasks \['code', 'general'\] have no calibration pairs"):
+        sensmerge.compute_coefficients(family, {"math": [("w1", "w2")]})
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "w1", "answer": "w2"}\n{"prompt": 1}\n')
+    with pytest.raises(ValueError, match=r"bad\.jsonl:2"):
+        sensmerge.compute_coefficients(family, dict.fromkeys(TASKS, tmp_path / "bad.jsonl"))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").touch()
+    with pytest.raises(FileExistsError):
+        sensmerge.write_merged(family, tmp_path / "full", Ties(), api.uniform(family))
+
+
+def test_what_came_from_the_hub_is_named_with_its_commit(root: Path, tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--me--math-expert" / "snapshots" / "c0ffee"
+    shutil.copytree(root / "math", snapshot)
+    family = sensmerge.open_family(root / "base", {"math": snapshot}, cache=tmp_path / "c")
+    sensmerge.write_merged(family, tmp_path / "out", Ties(), api.uniform(family))
+    kept = json.loads((tmp_path / "out" / "merge.json").read_text())
+    assert kept["sources"] == {"math": "me/math-expert@c0ffee"}
+    assert str(root) not in (tmp_path / "out" / "merge.json").read_text(), "a published file holds no local path"
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert str(root) not in card
+    assert "base_model:\n- me/math-expert\n" in card
+
+
+def test_importing_it_is_cheap() -> None:
+    code = "import sys, sensmerge; sys.exit(bool({'torch', 'numpy', 'yaml'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    code = "import sys; from sensmerge.__main__ import parser; parser().format_help(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    assert all(getattr(sensmerge, name) for name in sensmerge.__all__)
+    with pytest.raises(AttributeError, match="nonsense"):
+        sensmerge.nonsense  # noqa: B018
