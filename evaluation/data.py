@@ -6,11 +6,12 @@ moves a whole study onto a machine without a network.
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from jinja2 import Environment, StrictUndefined, Template
 from pydantic import Field
@@ -55,6 +56,17 @@ def chosen(ids: Sequence[str], limit: int | None, items: Sequence[str] | None) -
     return [at[item] for item in items]
 
 
+def n_chosen(available: int | None, limit: int | None, items: Sequence[str] | None = None) -> int | None:
+    """How many positions `chosen` gives of `available` items; of unknown many (None), at most.
+
+    >>> n_chosen(3, 5, None), n_chosen(None, 5, None), n_chosen(None, None, None), n_chosen(None, None, ["c", "a"])
+    (3, 5, None, 2)
+    """
+    if items is not None:
+        return len(items)
+    return min((n for n in (available, limit) if n is not None), default=None)
+
+
 class Pair(NamedTuple):
     """A prompt and the gold answer that continues it, character for character."""
 
@@ -82,6 +94,13 @@ class Rows:
         path = data_dir / self.file
         return None if path.is_file() else f"no such file: {path} (output.data={data_dir})"
 
+    def count(self, data_dir: Path | None) -> int | None:
+        """How many rows the local file holds; None without one: the hub is not asked."""
+        if data_dir is None or self.missing(data_dir):
+            return None
+        with _opened(data_dir / self.file) as lines:
+            return sum(1 for _ in lines)
+
     def load(self, data_dir: Path | None) -> list[dict[str, Any]]:
         """All rows, in file order. FileNotFoundError says where it looked; ValueError names a broken line."""
         why = self.missing(data_dir)
@@ -99,9 +118,8 @@ class Rows:
                 ) from None
             return [dict(row) for row in loaded]
         path = data_dir / self.file
-        opener = gzip.open if path.suffix == ".gz" else open
         rows = []
-        with opener(path, "rt", encoding="utf-8") as lines:
+        with _opened(path) as lines:
             for number, line in enumerate(lines, 1):
                 try:
                     rows.append(json.loads(line))
@@ -127,6 +145,16 @@ class Pairs:
     def missing(self, data_dir: Path | None) -> str | None:
         return next((why for rows in self.rows if (why := rows.missing(data_dir))), None)
 
+    @property
+    def _share(self) -> int | None:
+        """Of `limit`, for each set of rows."""
+        return None if self.limit is None else max(1, self.limit // len(self.rows))
+
+    def count(self, data_dir: Path | None) -> int | None:
+        """How many pairs `load` gives, as far as local files tell; see `n_chosen`."""
+        counts = [n_chosen(rows.count(data_dir), self._share) for rows in self.rows]
+        return None if None in counts else sum(filter(None, counts))
+
     def load(self, data_dir: Path | None) -> list[Pair]:
         """Rendered pairs in the order of the rows; an empty answer is an error, for nothing can be scored on it."""
         return [pair for _, pair in self.numbered(data_dir)]
@@ -134,13 +162,31 @@ class Pairs:
     def numbered(self, data_dir: Path | None) -> list[tuple[str, Pair]]:
         """The same with ids that a limit does not change: the row's number, after its file where there are several."""
         prompt, answer = template(self.prompt), template(self.answer)
-        share = None if self.limit is None else max(1, self.limit // len(self.rows))
         pairs = []
         for source in self.rows:
             rows = source.load(data_dir)
-            for index in evenly(len(rows), share):
+            for index in evenly(len(rows), self._share):
                 pair = Pair(prompt.render(rows[index]), answer.render(rows[index]))
                 if not pair.answer.strip():
                     raise ValueError(f"{source.file}: row {index} has an empty answer under template {self.answer!r}")
                 pairs.append((f"{source.file}:{index}" if len(self.rows) > 1 else str(index), pair))
         return pairs
+
+
+def needed(value: Any) -> Iterator[Rows]:
+    """Every set of rows anywhere inside a benchmark, or whatever else has some among its settings, in their order."""
+    if isinstance(value, Rows):
+        yield value
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            yield from needed(getattr(value, field.name))
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from needed(inner)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from needed(inner)
+
+
+def _opened(path: Path) -> IO[str]:
+    return gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")

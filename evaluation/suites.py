@@ -30,6 +30,13 @@ class Benchmark(Protocol):
         """What is missing here to run it (files, packages); empty if nothing. Takes no more than milliseconds."""
         ...
 
+    def n_items(self, data_dir: Path | None) -> int | None:
+        """How many items `run` asks a model about, as far as settings and local files tell; None: unknown.
+
+        Where only the files are missing, the limit, of which there may be fewer.
+        """
+        ...
+
     def run(self, harness: Harness, data_dir: Path | None) -> Result:
         """Measure the harness's model. `data_dir` holds the rows; None reads them from the Hugging Face hub."""
         ...

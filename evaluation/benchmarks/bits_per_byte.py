@@ -10,7 +10,7 @@ from typing import Any
 from pydantic.dataclasses import dataclass
 
 from evaluation.answers import remark
-from evaluation.data import Pair, Pairs, chosen
+from evaluation.data import Pair, Pairs, chosen, n_chosen
 from evaluation.harness import Harness
 from evaluation.record import Outcome, Result, summarise
 
@@ -37,6 +37,9 @@ class BitsPerByte:
     def problems(self, data_dir: Path | None) -> list[str]:
         why = self.pairs.missing(data_dir)
         return [why] if why else []
+
+    def n_items(self, data_dir: Path | None) -> int | None:
+        return n_chosen(self.pairs.count(data_dir), None, self.items)
 
     def run(self, harness: Harness, data_dir: Path | None) -> Result:
         settings = {

@@ -9,7 +9,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from evaluation.answers import remark, tally
-from evaluation.data import Rows, chosen, template
+from evaluation.data import Rows, chosen, n_chosen, template
 from evaluation.harness import Harness
 from evaluation.record import Outcome, Result, summarise
 
@@ -41,6 +41,9 @@ class ExactMatch:
     def problems(self, data_dir: Path | None) -> list[str]:
         why = self.rows.missing(data_dir)
         return [why] if why else []
+
+    def n_items(self, data_dir: Path | None) -> int | None:
+        return n_chosen(self.rows.count(data_dir), self.limit, self.items)
 
     def run(self, harness: Harness, data_dir: Path | None) -> Result:
         rows = self.rows.load(data_dir)

@@ -21,7 +21,7 @@ from pydantic.dataclasses import dataclass
 from evaluation.benchmarks.bits_per_byte import measure
 from evaluation.benchmarks.code_blocks import block, defines
 from evaluation.benchmarks.programs import Attempts, Problem, attempt, completion_problem, score
-from evaluation.data import Pair, chosen, template
+from evaluation.data import Pair, chosen, n_chosen, template
 from evaluation.harness import Harness
 from evaluation.record import Result
 from evaluation.sandbox.sandbox import unavailable
@@ -45,6 +45,9 @@ class HumanEval:
 
     def problems(self, data_dir: Path | None) -> list[str]:
         return [why for why in (_missing(), unavailable()) if why]
+
+    def n_items(self, data_dir: Path | None) -> int | None:
+        return n_chosen(None if _missing() else len(problems()), self.limit, self.items)
 
     def run(self, harness: Harness, data_dir: Path | None) -> Result:
         """The problems come with the package: `data_dir` is not read."""
@@ -87,6 +90,9 @@ class HumanEvalBits:
 
     def problems(self, data_dir: Path | None) -> list[str]:
         return [why] if (why := _missing()) else []
+
+    def n_items(self, data_dir: Path | None) -> int | None:
+        return n_chosen(None if _missing() else len(problems()), self.limit, self.items)
 
     def run(self, harness: Harness, data_dir: Path | None) -> Result:
         everything = problems()

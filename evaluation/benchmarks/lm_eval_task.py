@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass
 
 from evaluation.answers import Sample, remark
 from evaluation.benchmarks.equivalence import same_number
-from evaluation.data import Rows, chosen, evenly
+from evaluation.data import Rows, chosen, evenly, n_chosen
 from evaluation.harness import Harness
 from evaluation.lm_eval_rows import Task, stock_configs
 from evaluation.record import Outcome, Result, summarise
@@ -59,6 +59,11 @@ class StockTask:
 
     def problems(self, data_dir: Path | None) -> list[str]:
         return [why for rows in self.rows.values() if (why := rows.missing(data_dir))]
+
+    def n_items(self, data_dir: Path | None) -> int | None:
+        """Of the rows called test, else validation, which lm-eval evaluates."""
+        rows = self.rows.get("test", self.rows.get("validation"))
+        return n_chosen(rows.count(data_dir) if rows else None, self.limit, self.items)
 
     def run(self, harness: Harness, data_dir: Path | None) -> Result:
         """Raises ValueError if the YAML and this benchmark's fields do not go together."""

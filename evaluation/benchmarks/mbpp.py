@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass
 from evaluation.benchmarks import humaneval
 from evaluation.benchmarks.code_blocks import program
 from evaluation.benchmarks.programs import Attempts, Problem, attempt, score
-from evaluation.data import Rows, chosen, template
+from evaluation.data import Rows, chosen, n_chosen, template
 from evaluation.harness import Harness
 from evaluation.record import Result
 from evaluation.sandbox.sandbox import unavailable
@@ -47,6 +47,9 @@ class Mbpp:
     def problems(self, data_dir: Path | None) -> list[str]:
         missing = [rows.missing(data_dir) for rows in (self.rows, self.examples) if rows]
         return [why for why in [*missing, unavailable()] if why]
+
+    def n_items(self, data_dir: Path | None) -> int | None:
+        return n_chosen(self.rows.count(data_dir), self.limit, self.items)
 
     def run(self, harness: Harness, data_dir: Path | None) -> Result:
         """Raises ValueError for an example that is not there."""

@@ -12,7 +12,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as validated
 
 from evaluation.answers import Generation, Sampling, remark, tally
-from evaluation.data import Rows, chosen
+from evaluation.data import Rows, chosen, n_chosen
 from evaluation.harness import Harness
 from evaluation.record import Outcome, Result, summarise
 from evaluation.sandbox.sandbox import Limits, Program, Verdict, execute, unavailable
@@ -76,6 +76,9 @@ class CodeBenchmark:
 
     def problems(self, data_dir: Path | None) -> list[str]:
         return [why for why in (self.rows.missing(data_dir), unavailable()) if why]
+
+    def n_items(self, data_dir: Path | None) -> int | None:
+        return n_chosen(self.rows.count(data_dir), self.limit, self.items)
 
     def run(self, harness: Harness, data_dir: Path | None) -> Result:
         """Raises ValueError for a row that lacks a field."""

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from evaluation.benchmarks.lm_eval_task import StockTask
-from evaluation.data import Rows
+from evaluation.data import Rows, needed
 from evaluation.suites import Benchmark, load
 
 CONF = Path("conf/benchmark")
@@ -33,17 +31,12 @@ def available(conf: Path = CONF) -> dict[str, Benchmark]:
     return {path.stem: load(path) for path in paths}
 
 
-def needed(benchmark: Any) -> list[Rows]:
-    """Every set of rows among a benchmark's settings, however deep."""
-    return list(dict.fromkeys(_rows(benchmark)))
-
-
 def missing(benchmark: Benchmark, data_dir: Path | None) -> list[str]:
     """What keeps a benchmark from running on local files, each line with what to do about it.
 
     Without a directory every file is missing, and the commands make one called "data".
     """
-    rows = needed(benchmark)
+    rows = list(dict.fromkeys(needed(benchmark)))
     if data_dir is None:
         absent, told = rows, {one.missing(None) for one in rows}
     else:
@@ -78,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     benchmarks = available(given.conf)
     width = max(len(name) for name in benchmarks)
     for name, benchmark in benchmarks.items():
-        found = needed(benchmark)
+        found = list(dict.fromkeys(needed(benchmark)))
         if given.data is None:
             problems = benchmark.problems(None)
             source = ", ".join(dict.fromkeys(f"{rows.hub} ({rows.split})" for rows in found if rows.hub))
@@ -121,20 +114,6 @@ def _directory(text: str) -> Path:
     if not path.is_dir():
         raise argparse.ArgumentTypeError(f"no such directory: {path.resolve()}")
     return path
-
-
-def _rows(value: Any) -> Iterator[Rows]:
-    if isinstance(value, Rows):
-        yield value
-    elif dataclasses.is_dataclass(value):
-        for field in dataclasses.fields(value):
-            yield from _rows(getattr(value, field.name))
-    elif isinstance(value, dict):
-        for inner in value.values():
-            yield from _rows(inner)
-    elif isinstance(value, (list, tuple)):
-        for inner in value:
-            yield from _rows(inner)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 from small_data import FILES, write_small_data
 
 from evaluation.checks.canary import check
-from evaluation.checks.doctor import available, fetch, main, missing, needed
-from evaluation.data import Rows
+from evaluation.checks.doctor import available, fetch, main, missing
+from evaluation.data import Rows, needed
 from evaluation.suites import load
 
 CONF = Path(__file__).resolve().parents[3] / "conf" / "benchmark"
@@ -51,7 +51,7 @@ def test_rows_are_found_however_deep() -> None:
     assert [rows.file for rows in needed(known["gsm8k"])] == ["gsm8k/train.jsonl.gz", "gsm8k/test.jsonl.gz"]
     assert [rows.file for rows in needed(known["mbpp"])] == ["mbpp/test.jsonl.gz", "mbpp/prompt.jsonl.gz"]
     assert [rows.file for rows in needed(known["bpb_mmlu"])] == ["mmlu/test.jsonl.gz"]
-    assert needed(known["humaneval"]) == []
+    assert list(needed(known["humaneval"])) == []
     with pytest.raises(FileNotFoundError, match="run this from the repository"):
         available(CONF / "absent")
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from evaluation_fixtures import model, tokenizer
+from evaluation_fixtures import model, tokenizer, write_rows
 from small_data import write_small_data
 
+from evaluation.benchmarks.bits_per_byte import BitsPerByte
 from evaluation.checks.doctor import available
+from evaluation.data import Pairs, Rows
 from evaluation.harness import Harness
 from experiments.planning.token_counts import Count, Counter, census, main
 
@@ -67,6 +70,36 @@ def test_written_answers_are_counted_to_their_limit(data: Path) -> None:
     benchmark.run(Listening(tokenizer()), data)
     lengths = [len(tokenizer()(prompt)["input_ids"]) for prompt in asked]
     assert census(benchmark, tokenizer(), data) == Count(2, 2, sum(lengths), max(lengths), 2 * benchmark.max_new_tokens)
+
+
+def limited(benchmark: Any, limit: int) -> Any:
+    if hasattr(benchmark, "pairs"):
+        return replace(benchmark, pairs=replace(benchmark.pairs, limit=limit))
+    return replace(benchmark, limit=limit)
+
+
+@pytest.mark.parametrize("name", sorted(available(CONF)))
+def test_benchmarks_know_how_many_items_they_have(name: str, data: Path) -> None:
+    chatting = copy.deepcopy(tokenizer())
+    chatting.chat_template = "{{messages[0].content}}"
+    whole, two = available(CONF)[name], limited(available(CONF)[name], 2)
+    assert two.n_items(data) == census(two, chatting, data).items == 2
+    if "humaneval" in name:  # 164 programs would be run
+        assert whole.n_items(data) == whole.n_items(None) == 164
+    else:
+        assert whole.n_items(data) == census(whole, chatting, data).items > 2
+        assert (whole.n_items(None), two.n_items(None)) == (None, 2)
+
+
+def test_items_of_several_files_and_of_a_list(tmp_path: Path) -> None:
+    write_rows(tmp_path / "one.jsonl", [{"q": "a", "a": "b"}] * 2)
+    write_rows(tmp_path / "more.jsonl.gz", [{"q": "a", "a": "b"}] * 9)
+    both = (Rows("one.jsonl"), Rows("more.jsonl.gz"))
+    for limit, n in ((None, 11), (8, 2 + 4), (3, 1 + 1)):
+        pairs = Pairs(both, prompt="{{q}}", answer="{{a}}", limit=limit)
+        assert pairs.count(tmp_path) == len(pairs.load(tmp_path)) == n
+    listed = BitsPerByte("bits", Pairs(both, prompt="{{q}}", answer=" {{a}}"), items=("more.jsonl.gz:3",))
+    assert listed.n_items(None) == listed.n_items(tmp_path) == census(listed, tokenizer(), tmp_path).items == 1
 
 
 def test_command_line(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
