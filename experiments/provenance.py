@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
-import importlib.metadata
 import os
 import platform
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluation.data import Rows
+from evaluation.data import needed
 
-_PACKAGES = (
+# Whose versions a record names.
+PACKAGES = (
     "torch",
     "transformers",
     "tokenizers",
@@ -30,17 +29,6 @@ _PACKAGES = (
     "datasets",
 )
 _ROOT = Path(__file__).resolve().parent.parent
-
-
-def versions(*names: str) -> dict[str, str]:
-    """Python's version and those of the named packages; of all that a record should name, if none is named."""
-    found = {"python": platform.python_version()}
-    for name in names or _PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "absent"
-    return found
 
 
 @functools.cache
@@ -100,7 +88,7 @@ def data_digests(spec: Any, data_dir: Path | None) -> dict[str, str]:
     """What every `Rows` found anywhere inside `spec` reads: sha256 of a local file ("missing" if it is not there), or
     the hub source's name."""
     found: dict[str, str] = {}
-    for rows in _rows(spec):
+    for rows in needed(spec):
         if data_dir is None:
             found[rows.file] = f"hub:{rows.hub}/{rows.config}/{rows.split}"
         elif not (data_dir / rows.file).is_file():
@@ -109,20 +97,6 @@ def data_digests(spec: Any, data_dir: Path | None) -> dict[str, str]:
             with (data_dir / rows.file).open("rb") as content:
                 found[rows.file] = hashlib.file_digest(content, "sha256").hexdigest()
     return found
-
-
-def _rows(value: Any) -> Iterator[Rows]:
-    if isinstance(value, Rows):
-        yield value
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for field in dataclasses.fields(value):
-            yield from _rows(getattr(value, field.name))
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _rows(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _rows(item)
 
 
 _PLACES = ("output", "tracking", "launcher", "hydra")  # groups of overrides that say where, and move no number

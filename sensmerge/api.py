@@ -19,6 +19,7 @@ from sensmerge.checkpoints import hub
 from sensmerge.checkpoints.open import is_adapter
 from sensmerge.checkpoints.vocabulary import Policy
 from sensmerge.coefficients import Evidence, Rule, Sens, Table, Uniform
+from sensmerge.directories import nearest
 from sensmerge.engine.engine import Engine
 from sensmerge.family.family import Family, ready
 from sensmerge.family.members import Models, line_up, opened
@@ -115,7 +116,7 @@ def write_merged(
     text = card(title or out.resolve().name, recipe, sources=kept["sources"], rule=described, moved=moved)
     with ExitStack() as stack:
         merged = _merge(stack, family, merger, table, seed, device, threads)
-        if (free := shutil.disk_usage(_nearest(out)).free) < merged.base.nbytes:
+        if (free := shutil.disk_usage(nearest(out)).free) < merged.base.nbytes:
             raise OSError(f"{out} needs {merged.base.nbytes / 1e9:.1f} GB, {free / 1e9:.1f} GB are free there")
         merge.write(out, merged, card=text, recipe=kept, shell=family.shells["base"], progress=progress)
     return out
@@ -168,7 +169,3 @@ def _merge(
     base, experts = family.readers(stack)
     engine = stack.enter_context(Engine(models.resolve_device(device), threads))
     return merge.Merge(base, experts, merger, table, engine, seed)
-
-
-def _nearest(path: Path) -> Path:
-    return next(place for place in (path, *path.absolute().parents) if place.exists())

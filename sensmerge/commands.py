@@ -19,9 +19,9 @@ from sensmerge.family.family import Family
 from sensmerge.family.members import Models
 from sensmerge.mergers import Merger
 from sensmerge.publish import recipes
-from sensmerge.publish.card import versions
 from sensmerge.publish.recipes import Recipe, build
 from sensmerge.store import describe, write_json
+from sensmerge.versions import LIBRARIES, versions
 
 T = TypeVar("T", Merger, Rule)
 # Names of the command line that are no class's own; those are their names in small letters.
@@ -64,7 +64,7 @@ def coefficients(given: Namespace) -> str:
             "samples": found.samples,
             "coefficients": told.pop("table"),
             **told,
-            "versions": versions(),
+            "versions": versions(*LIBRARIES),
         },
     )
     return f"{_table(found.table)}\n{given.out}\n"

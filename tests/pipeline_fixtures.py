@@ -17,7 +17,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from evaluation.benchmarks.multiple_choice import MultipleChoice
 from evaluation.data import Pairs, Rows
 from evaluation.suites import Suite
-from experiments.families import Members
+from experiments.families import Located, Members
 from experiments.run.spec import Evaluation, Output, RunSpec
 from experiments.tracking.upload import Tracking
 from sensmerge.calibration import Calibration
@@ -38,6 +38,9 @@ class Given:
 
     def problems(self, cache: Path, data: Path | None) -> list[str]:
         return []
+
+    def located(self, cache: Path, data: Path | None) -> Located:
+        return Located.at(self.prepare(cache, data))
 
     def prepare(self, cache: Path, data: Path | None) -> Members:
         return Members(self.root / "base", {t: self.root / t for t in self.calibration})

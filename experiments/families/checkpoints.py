@@ -12,7 +12,7 @@ from typing import ClassVar
 from pydantic.dataclasses import dataclass
 
 from evaluation.data import Pairs
-from experiments.families import Members
+from experiments.families import Located, Members, Place
 from sensmerge.checkpoints import hub
 from sensmerge.checkpoints.vocabulary import Policy
 
@@ -47,6 +47,12 @@ class Source:
                 "allow the network, or give a path"
             )
         )
+
+    def place(self) -> Place:
+        """Where it lies; of an id, what the Hugging Face cache has, or where it will be fetched from."""
+        if self.id is None:
+            return Place(self.path)
+        return Place(hub.cached(self.id, self.revision), self.id, self.revision)
 
     def fetch(self) -> Path:
         """The directory of this checkpoint, downloaded if need be."""
@@ -83,6 +89,15 @@ class Checkpoints:
         """Sources that are ill-defined, absent, or out of reach."""
         sources = {"base": self.base, **{f"experts.{task}": source for task, source in self.experts.items()}}
         return [f"model.{field}: {why}" for field, source in sources.items() if (why := source.problem())]
+
+    def located(self, cache: Path, data: Path | None) -> Located:
+        """Each checkpoint where it lies. ValueError for a source that is ill-defined, or a path without a model."""
+        sources = {"base": self.base, **dict(sorted(self.experts.items()))}
+        for member, source in sources.items():
+            if (source.id is None or source.path is not None) and (why := source.problem()):
+                raise ValueError(f"{member}: {why}")
+        places = {member: source.place() for member, source in sources.items()}
+        return Located(places.pop("base"), places, self.vocabulary, data)
 
     def prepare(self, cache: Path, data: Path | None) -> Members:
         """The directories of all checkpoints. FileNotFoundError lists what `problems` finds."""

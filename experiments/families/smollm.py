@@ -16,25 +16,23 @@ import dataclasses
 import hashlib
 import itertools
 import logging
-import os
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from filelock import FileLock, Timeout
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from evaluation.data import Pairs
 from experiments import provenance
-from experiments.families import Members, conversion
+from experiments.families import Located, Members, conversion
 from experiments.families.training import Recipe, batches, finetune
 from sensmerge import models
 from sensmerge.calibration import Sample, encode
+from sensmerge.directories import build_whole, nearest
 from sensmerge.store import describe, digest, write_json
+from sensmerge.versions import versions
 
 log = logging.getLogger(__name__)
 
@@ -83,17 +81,20 @@ class SmolLM:
             for name, pairs in sources.items()
             if (why := pairs.missing(data))
         ]
-        root = self._root(cache)
-        if not (root / "base").is_dir():
+        members = self._members(cache, data)
+        if not members.base.is_dir():
             found += conversion.problems(self.package_version)
-        if found or not all(path.is_dir() for path in self._experts(root, data).values()):
-            place = next(folder for folder in (root.absolute(), *root.absolute().parents) if folder.exists())
+        if found or not all(path.is_dir() for path in members.experts.values()):
+            place = nearest(members.base.parent)
             if (free := shutil.disk_usage(place).free) < _SPACE:
                 found.append(
                     f"building family {self.name!r} wants {_SPACE / 1e9:.0f} GB below {place}, {free / 1e9:.1f} GB are "
                     "free; free some, or choose another output.cache"
                 )
         return found
+
+    def located(self, cache: Path, data: Path | None) -> Located:
+        return Located.at(self._members(cache, data))
 
     def prepare(self, cache: Path, data: Path | None) -> Members:
         """The checkpoints, converted and trained on first use (CPU: about half an hour) and resumed if that was killed.
@@ -102,17 +103,11 @@ class SmolLM:
         """
         if found := self.problems(cache, data):
             raise FileNotFoundError(f"family {self.name!r} cannot be built:\n" + "\n".join(f"  - {p}" for p in found))
-        root = self._root(cache)
-        base, experts = root / "base", self._experts(root, data)
-        if not all(path.is_dir() for path in (base, *experts.values())):
-            root.mkdir(parents=True, exist_ok=True)
-            with _locked(root):
-                if not base.is_dir():
-                    self._convert(base)
-                for task, path in experts.items():
-                    if not path.is_dir():
-                        self._train(task, base, path, data)
-        return Members(base, experts, data=data)
+        members = self._members(cache, data)
+        build_whole(members.base, lambda folder: self._convert(members.base, folder))
+        for task, path in members.experts.items():
+            build_whole(path, lambda folder, task=task, path=path: self._train(task, members.base, path, folder, data))
+        return members
 
     def expert_digest(self, task: str, data: Path | None) -> str:
         """Identity of one expert: the base, its recipe, its sources and the contents of the files they read."""
@@ -130,26 +125,26 @@ class SmolLM:
     def _conversion(self) -> dict[str, str]:
         return {"package": conversion.PACKAGE, "version": self.package_version, "dtype": self.dtype}
 
-    def _root(self, cache: Path) -> Path:
-        return cache / "families" / f"{self.name}-{digest(self._conversion())[:12]}"
+    def _members(self, cache: Path, data: Path | None) -> Members:
+        root = cache / "families" / f"{self.name}-{digest(self._conversion())[:12]}"
+        experts = {task: root / f"{task}-{self.expert_digest(task, data)[:12]}" for task in sorted(self.recipes)}
+        return Members(root / "base", experts, data=data)
 
-    def _experts(self, root: Path, data: Path | None) -> dict[str, Path]:
-        return {task: root / f"{task}-{self.expert_digest(task, data)[:12]}" for task in sorted(self.recipes)}
-
-    def _convert(self, target: Path) -> None:
+    def _convert(self, target: Path, folder: Path) -> None:
+        """Fill `folder`, which becomes `target`, with the base."""
         start = time.perf_counter()
         gguf = conversion.gguf_file()
         with gguf.open("rb") as content:
             sha256 = hashlib.file_digest(content, "sha256").hexdigest()
-        with _published(target) as folder:
-            conversion.convert(gguf, folder, self.dtype)
-            seconds = time.perf_counter() - start
-            write_json(_record(target), {**self._conversion(), "gguf_sha256": sha256, "seconds": seconds})
+        conversion.convert(gguf, folder, self.dtype)
+        seconds = time.perf_counter() - start
+        write_json(_record(target), {**self._conversion(), "gguf_sha256": sha256, "seconds": seconds})
         log.info(
             "  %6.1fs  base of %s from %s %s  %s", seconds, self.name, conversion.PACKAGE, self.package_version, target
         )
 
-    def _train(self, task: str, base: Path, target: Path, data: Path | None) -> None:
+    def _train(self, task: str, base: Path, target: Path, folder: Path, data: Path | None) -> None:
+        """Fill `folder`, which becomes `target`, with a task's expert."""
         start = time.perf_counter()
         recipe = self.recipes[task]
         tokenizer = models.load_tokenizer(base)
@@ -159,25 +154,24 @@ class SmolLM:
         state = target.with_name(f".{target.name}.state")
         resumed = state.is_file()
         loss = finetune(model, samples, recipe, label=f"{self.name} {task} expert", state=state)
-        with _published(target) as folder:
-            model.to(models.DTYPES[self.dtype]).save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
-            seconds = time.perf_counter() - start
-            record = {
-                "digest": self.expert_digest(task, data),
-                "recipe": describe(recipe),
-                "training": describe(self.training[task]),
-                "data": provenance.data_digests(self.training[task], data),
-                "samples": len(samples),
-                "left_out_as_too_long": left_out,
-                "tokens_seen": tokens,  # prompts and answers, without padding
-                "final_loss": loss,  # nats per answer token, mean of the last tenth of the steps
-                "seconds": seconds,  # of the process that finished
-                "resumed": resumed,
-                "machine": provenance.machine(),
-                "versions": provenance.versions(),
-            }
-            write_json(_record(target), record)
+        model.to(models.DTYPES[self.dtype]).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        seconds = time.perf_counter() - start
+        record = {
+            "digest": self.expert_digest(task, data),
+            "recipe": describe(recipe),
+            "training": describe(self.training[task]),
+            "data": provenance.data_digests(self.training[task], data),
+            "samples": len(samples),
+            "left_out_as_too_long": left_out,
+            "tokens_seen": tokens,  # prompts and answers, without padding
+            "final_loss": loss,  # nats per answer token, mean of the last tenth of the steps
+            "seconds": seconds,  # of the process that finished
+            "resumed": resumed,
+            "machine": provenance.machine(),
+            "versions": versions(*provenance.PACKAGES),
+        }
+        write_json(_record(target), record)
         log.info("  %6.1fs  %s expert, %d steps, loss %.3f  %s", seconds, task, recipe.steps, loss, target)
 
     def _samples(self, task: str, tokenizer: Any, data: Path | None) -> tuple[list[Sample], int]:
@@ -193,31 +187,3 @@ class SmolLM:
 
 def _record(target: Path) -> Path:
     return target.with_name(f"{target.name}.json")
-
-
-@contextmanager
-def _published(target: Path) -> Iterator[Path]:
-    """An empty directory that becomes `target` if the block ends well, and vanishes if it does not."""
-    folder = target.with_name(f".{target.name}.building")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-        os.replace(folder, target)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-
-
-@contextmanager
-def _locked(root: Path) -> Iterator[None]:
-    lock = FileLock(root / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        log.info("  %s is being built by another process; waiting for it", root)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()

@@ -12,7 +12,6 @@ import logging
 import multiprocessing
 import os
 import random
-import shutil
 import time
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -20,16 +19,16 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from filelock import FileLock
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from evaluation.data import Pairs, Rows
-from experiments.families import Members, tiny_model, tiny_world
+from experiments.families import Located, Members, tiny_model, tiny_world
 from experiments.families.tiny_model import Architecture, Pair, mixture, pretrain, train_expert
 from experiments.families.training import Recipe
 from sensmerge import models
 from sensmerge.calibration import encode
+from sensmerge.directories import build_whole, nearest
 from sensmerge.store import describe, digest, write_json
 
 log = logging.getLogger(__name__)
@@ -98,10 +97,13 @@ class Tiny:
         if home.exists():  # asked first: a build by another process appears at once, with its family.json
             complete = (home / "family.json").is_file()
             return [] if complete else [f"{home} has no family.json, so it is no finished build; delete it"]
-        nearest = next(place for place in (home.parent, *home.absolute().parents) if place.exists())
-        if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-            return [f"{nearest} is no writable directory, so nothing can be built below {cache}; set output.cache"]
+        place = nearest(home.parent)
+        if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+            return [f"{place} is no writable directory, so nothing can be built below {cache}; set output.cache"]
         return []
+
+    def located(self, cache: Path, data: Path | None) -> Located:
+        return Located.at(self._members(cache))
 
     def prepare(self, cache: Path, data: Path | None) -> Members:
         """Build the family unless it is there; about two minutes on two cores, once per recipe.
@@ -111,33 +113,29 @@ class Tiny:
         """
         home = self.directory(cache)
         if not (home / "family.json").is_file():
-            if found := self.problems(cache, data):
-                raise OSError("; ".join(found))
-            home.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{home}.lock"):
-                if not (home / "family.json").is_file():
-                    self._build(home)
+            if problems := self.problems(cache, data):
+                raise OSError("; ".join(problems))
+            build_whole(home, self._build)
+        return self._members(cache)
+
+    def _members(self, cache: Path) -> Members:
+        home = self.directory(cache)
         return Members(home / "base", {task: home / task for task in TASKS}, data=home / "data")
 
-    def _build(self, home: Path) -> None:
+    def _build(self, folder: Path) -> None:
         log.info("  building the embedded family, once: a base, then three experts (about two minutes on two cores)")
         start, parts = time.perf_counter(), {}
-        draft = home.with_name(f"{home.name}.part")
-        if draft.exists():
-            shutil.rmtree(draft)
-        draft.mkdir()
         world = self._world()
-        _write_data(draft / "data", world)
+        _write_data(folder / "data", world)
         pools = {task: [(row["prompt"], row["answer"]) for row in world[task]["train"]] for task in TASKS}
 
-        parts["base"] = self._build_base(draft, pools)
+        parts["base"] = self._build_base(folder, pools)
         log.info("  %6.1fs  base, loss %.3f", parts["base"]["seconds"], parts["base"]["loss"])
-        for task, part in self._build_experts(draft, pools).items():
+        for task, part in self._build_experts(folder, pools).items():
             parts[task] = part
             log.info("  %6.1fs  %s expert, loss %.3f", part["seconds"], task, part["loss"])
         record = {"recipe": describe(self), "parts": parts, "seconds": time.perf_counter() - start}
-        write_json(draft / "family.json", record)
-        os.replace(draft, home)
+        write_json(folder / "family.json", record)
 
     def _world(self) -> dict[str, dict[str, list[tiny_world.Row]]]:
         sizes = {"test": self.sizes.test, "validation": self.sizes.validation, "calibration": self.sizes.calibration}

@@ -25,6 +25,7 @@ from experiments.run.prepare import Prepared, prepare, verify
 from experiments.run.spec import Member, RunSpec
 from experiments.tracking import upload
 from sensmerge.store import write_json
+from sensmerge.versions import versions
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -185,7 +186,7 @@ def _record(
         "coefficients": None if calibrated is None else calibrated.to_json(),
         "results": _results(results),
         "score": primary_score(results),
-        "versions": provenance.versions(),
+        "versions": versions(*provenance.PACKAGES),
         "measured": {
             "seconds": clock.seconds,
             "peak_memory_mb": provenance.peak_memory_mb(),  # of the process, so of all its runs so far

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from experiments.run.spec import Member, RunSpec
 from sensmerge import models
+from sensmerge.directories import nearest
 
 _SPARE = 200_000_000  # bytes a run may want for stage results and logs
 
@@ -66,11 +67,3 @@ def _places(spec: RunSpec) -> list[str]:
         elif (free := shutil.disk_usage(parent).free) < _SPARE:
             found.append(f"{option}={path}: {free / 1e6:.0f} MB free, {_SPARE / 1e6:.0f} MB wanted; free some space")
     return found
-
-
-def nearest(path: Path) -> Path:
-    """The nearest ancestor (or `path` itself) that exists."""
-    path = path.absolute()
-    while not path.exists():
-        path = path.parent
-    return path

@@ -13,6 +13,7 @@ from evaluation.benchmarks.bits_per_byte import BitsPerByte
 from experiments.run import preflight
 from experiments.run.spec import Member, RunSpec
 from sensmerge import calibration, merge, models
+from sensmerge.directories import nearest
 from sensmerge.family.family import Family, ready
 from sensmerge.store import Store
 
@@ -59,10 +60,7 @@ def verify(spec: RunSpec, family: Prepared) -> None:
         base, experts = family.readers(stack)
         merge.check_compatible(base, experts)
         merge.check_architecture(models.parameter_names(family.shells["base"]), base)
-        if (
-            spec.output.checkpoint
-            and (free := shutil.disk_usage(preflight.nearest(spec.output.runs)).free) < base.nbytes
-        ):
+        if spec.output.checkpoint and (free := shutil.disk_usage(nearest(spec.output.runs)).free) < base.nbytes:
             raise OSError(
                 f"output=checkpoint needs {base.nbytes / 1e9:.1f} GB below {spec.directory.parent}, "
                 f"{free / 1e9:.1f} GB are free; free some, or choose another output.runs"

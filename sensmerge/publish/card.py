@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
 from collections.abc import Mapping
 from typing import Any
 
 from sensmerge.coefficients import Table
 from sensmerge.store import digest
-
-_PACKAGES = ("sensmerge", "torch", "transformers", "tokenizers", "safetensors", "numpy")
+from sensmerge.versions import LIBRARIES, versions
 
 
 def card(
@@ -60,7 +57,7 @@ def card(
             "    python -m sensmerge merge merge.json --out DIR" + _places(table.tasks, sources),
             "",
             "The command refuses models whose digests are not those above. Versions when it was made: "
-            f"{', '.join(f'{name} {version}' for name, version in versions().items())}.",
+            f"{', '.join(f'{name} {version}' for name, version in versions(*LIBRARIES).items())}.",
             "",
             "## Licence",
             "",
@@ -93,14 +90,3 @@ def _parts(recipe: Mapping[str, Any], sources: Mapping[str, str]) -> list[str]:
 def _places(tasks: tuple[str, ...], sources: Mapping[str, str]) -> str:
     base = "" if "base" in sources else " --base DIR"
     return base + "".join(f" --expert {task}=DIR" for task in tasks if task not in sources)
-
-
-def versions() -> dict[str, str]:
-    """Python's, ours, and those of the libraries that compute."""
-    found = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "unknown"
-    return found

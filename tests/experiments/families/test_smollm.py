@@ -74,7 +74,7 @@ def test_a_killed_build_goes_on_and_leaves_exactly_the_family(
     assert sorted(members.experts) == ["code", "math"]
     names = {p.name for p in members.base.parent.iterdir()}
     made = {"base", *(path.name for path in members.experts.values())}
-    assert names == made | {f"{name}.json" for name in made} | {".lock"}
+    assert names == made | {f"{name}.{kind}" for name in made for kind in ("json", "lock")}
     for task, path in members.experts.items():
         record = json.loads((members.base.parent / f"{path.name}.json").read_text())
         assert record["resumed"] is (task == "math")
