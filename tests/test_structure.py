@@ -31,6 +31,10 @@ ALLOWED = {
 }
 
 
+# What plans a run asks families and benchmarks by their protocols: a kind of one's own needs no word with it.
+KINDLESS = {"experiments/planning/": ("experiments.families.", "evaluation.benchmarks.")}
+
+
 def imports(source: str) -> Iterator[str]:
     """Every module named by an import statement anywhere in `source`, in functions and under TYPE_CHECKING too."""
     for node in ast.walk(ast.parse(source)):
@@ -48,6 +52,8 @@ def violations(place: str, source: str) -> list[str]:
         top = module.split(".")[0]
         if top in PACKAGES and top not in LAYERS[place.split("/")[0]]:
             found.append(f"{place} imports {module}: imports run run.py -> experiments -> evaluation, sensmerge")
+        if any(place.startswith(folder) and module.startswith(kinds) for folder, kinds in KINDLESS.items()):
+            found.append(f"{place} imports {module}: it may know protocols, no kind")
         if place not in ALLOWED.get(top, {place}):
             found.append(f"{place} imports {module}: only {sorted(ALLOWED[top])} may")
     return found
@@ -71,7 +77,10 @@ def test_the_check_can_fail() -> None:
     assert violations("evaluation/x.py", "def f():\n    import experiments")
     assert violations("sensmerge/merge.py", "import transformers")
     assert violations("experiments/x.py", "if True:\n    from wandb import init")
+    assert violations("experiments/planning/x.py", "from experiments.families.tiny import Tiny")
+    assert violations("experiments/planning/x.py", "import evaluation.benchmarks.mbpp")
     assert violations("run.py", "import sensmerge")
+    assert not violations("experiments/planning/x.py", "from experiments.families import Family")
     assert not violations("experiments/x.py", "from sensmerge import merge\nfrom evaluation.record import Result")
 
 

@@ -16,15 +16,13 @@ from typing import Any
 
 import torch
 
-from experiments.families.checkpoints import Checkpoints, Source
-from experiments.families.smollm import SmolLM
-from experiments.families.tiny import TASKS, Tiny
-from experiments.run.spec import RunSpec
+from experiments.families import Located, Place
 from sensmerge.checkpoints import hub
 from sensmerge.checkpoints.lora import WEIGHTS, Adapter
 from sensmerge.checkpoints.open import is_adapter, open_source
 from sensmerge.checkpoints.reader import DTYPES, Entry, differences
 from sensmerge.checkpoints.token_rows import holds_tokens
+from sensmerge.checkpoints.vocabulary import Policy
 from sensmerge.family import members as family_members
 from sensmerge.tensor_names import block_of, count_blocks, is_derived
 
@@ -35,17 +33,24 @@ _UNBUILT = "not built yet: it will be trained first"
 
 
 @dataclass(frozen=True)
-class Found:
-    """A member as far as it is here. path: None if it has yet to come. entries: None if nothing is known of its
-    tensors. factors: bytes of an adapter's own weights. made: bytes of the largest tensor that is in no file as the
-    merge has it. aligned: the tensors as the merge has them where rows for tokens were moved, else None."""
+class Headers:
+    """What is known of one member's tensors without reading them.
+
+    path: its directory; None while it is not here.
+    entries: its tensors by name, an adapter's with the base's added; None while nothing is known of them.
+    note: where it is, or why it is not here.
+    factors: bytes of an adapter's own weights (A and B); 0 for a whole model.
+    computed: bytes of the largest tensor that no file holds as the merge reads it, so that it is computed in memory:
+        W + BA of an adapter, or an embedding whose rows were put into another order.
+    reordered: `entries` after the token rows were brought into one order; None where they are as stored.
+    """
 
     path: Path | None = None
     entries: Mapping[str, Entry] | None = None
     note: str = ""
     factors: int = 0
-    made: int = 0
-    aligned: Mapping[str, Entry] | None = None
+    computed: int = 0
+    reordered: Mapping[str, Entry] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -54,8 +59,8 @@ class Found:
 
     @property
     def merged(self) -> Mapping[str, Entry] | None:
-        """The tensors as the merge has them."""
-        return self.entries if self.aligned is None else self.aligned
+        """The tensors that the merge reads; None while nothing is known of them."""
+        return self.entries if self.reordered is None else self.reordered
 
 
 @dataclass(frozen=True)
@@ -86,81 +91,65 @@ class Lineage:
         return [f"{self.member}: {sentence}" for sentence in said]
 
 
-def locate(spec: RunSpec) -> tuple[dict[str, Found], Path | None]:
-    """Member ("base", then the tasks in order) -> what is here of it, and where the family's data lie.
+def read(located: Located) -> dict[str, Headers]:
+    """Member ("base", then the tasks in order) -> its headers, as far as it is here or the hub tells.
 
-    ValueError for a path that holds no checkpoint, a broken file, or a kind of family that this module does not know.
+    ValueError or FileNotFoundError for a checkpoint that is broken.
     """
-    family, cache, data = spec.model, spec.output.cache, spec.output.data
-    if isinstance(family, Checkpoints):
-        base = _source("base", family.base, None)
-        experts = {task: _source(task, source, base) for task, source in sorted(family.experts.items())}
-        return {"base": base, **experts}, data
-    if isinstance(family, Tiny):
-        home = family.directory(cache)
-        paths, data = {member: home / member for member in ("base", *TASKS)}, home / "data"
-    elif isinstance(family, SmolLM):
-        root = family._root(cache)
-        paths = {"base": root / "base", **family._experts(root, data)}
-    else:
-        raise ValueError(
-            f"{type(family).__name__} {family.name!r} cannot be planned: planning/headers.py has to be told where "
-            "such a family lies once it is built"
-        )
-    return {m: _read(path) if path.is_dir() else Found(note=_UNBUILT) for m, path in paths.items()}, data
+    base = _member(located.base, None)
+    return {"base": base, **{task: _member(place, base) for task, place in sorted(located.experts.items())}}
 
 
-def line_up(spec: RunSpec, found: Mapping[str, Found]) -> tuple[dict[str, Found], list[str], list[str]]:
-    """`found` with rows for tokens as the merge has them; what was done to them, and why the run would refuse them."""
-    policy = spec.model.vocabulary if isinstance(spec.model, Checkpoints) else None
-    paths = {member: one.path for member, one in found.items() if one.path is not None}
-    if policy is None or len(paths) < len(found):
-        return dict(found), [] if policy is None else ["vocabularies are compared once every member is here"], []
-    members = family_members.Models(paths.pop("base"), paths, policy)
+def line_up(members: Mapping[str, Headers], policy: Policy | None) -> tuple[dict[str, Headers], list[str], list[str]]:
+    """`members` with token rows in the order that the merge has; what that did to them; why the run would refuse it."""
+    paths = {member: headers.path for member, headers in members.items() if headers.path is not None}
+    if policy is None or len(paths) < len(members):
+        return dict(members), [] if policy is None else ["vocabularies are compared once every member is here"], []
+    models = family_members.Models(paths.pop("base"), paths, policy)
     try:
-        layout = family_members.line_up(members)
+        layout = family_members.line_up(models)
     except ValueError as error:
-        return dict(found), [], [str(error)]
+        return dict(members), [], [str(error)]
     if layout is None:
-        return dict(found), [], []
+        return dict(members), [], []
     with ExitStack() as stack:
-        entries = {member: source.entries for member, source in family_members.opened(members, layout, stack).items()}
-    aligned = {member: _aligned(found[member], entries[member]) for member in layout.moved}
-    return {**found, **aligned}, layout.said(), []
+        entries = {member: source.entries for member, source in family_members.opened(models, layout, stack).items()}
+    reordered = {member: _reordered(members[member], entries[member]) for member in layout.moved}
+    return {**members, **reordered}, layout.said(), []
 
 
-def _aligned(found: Found, entries: Mapping[str, Entry]) -> Found:
+def _reordered(headers: Headers, entries: Mapping[str, Entry]) -> Headers:
     rows = max(entry.nbytes for entry in entries.values() if holds_tokens(entry.name))
-    return dataclasses.replace(found, aligned=entries, made=max(found.made, rows))
+    return dataclasses.replace(headers, reordered=entries, computed=max(headers.computed, rows))
 
 
-def compare(member: str, found: Found, base: Found, *, deep: bool = False) -> Lineage:
-    """`found` beside `base`. deep: read six tensors of each to tell how far apart they are."""
-    if found.entries is None:
-        return Lineage(member, found.note)
-    entries = found.entries
+def compare(member: str, headers: Headers, base: Headers, *, deep: bool = False) -> Lineage:
+    """A member beside its base. deep: read six tensors of each to tell how far apart they are."""
+    if headers.entries is None:
+        return Lineage(member, headers.note)
+    entries = headers.entries
     settings: tuple[str, ...] = ()
     mismatches: tuple[str, ...] = ()
     distances: dict[str, float] = {}
-    if found is not base and base.entries is not None:
-        own, theirs = _settings(found.path), _settings(base.path)
+    if headers is not base and base.entries is not None:
+        own, theirs = _settings(headers.path), _settings(base.path)
         settings = tuple(
             f"{name} {own[name]}, the base's is {theirs[name]}"
             for name in _SETTINGS
             if name in own
             and name in theirs
             and own[name] != theirs[name]
-            and not (name == "vocab_size" and found.aligned)
+            and not (name == "vocab_size" and headers.reordered)
         )
-        mismatches = tuple(sorted(differences(base.merged or {}, found.merged or {})))
-        if deep and found.path is not None and base.path is not None:
-            distances = _distances(found.path, base.path)
+        mismatches = tuple(sorted(differences(base.merged or {}, headers.merged or {})))
+        if deep and headers.path is not None and base.path is not None:
+            distances = _distances(headers.path, base.path)
     return Lineage(
         member,
-        found.note,
+        headers.note,
         tensors=len(entries),
         parameters=sum(math.prod(entry.shape) for entry in entries.values()),
-        nbytes=found.nbytes,
+        nbytes=headers.nbytes,
         dtypes=tuple(sorted({str(entry.dtype).removeprefix("torch.") for entry in entries.values()})),
         settings=settings,
         mismatches=mismatches,
@@ -176,46 +165,44 @@ def sampled(entries: Mapping[str, Entry]) -> Iterator[str]:
         yield from dict.fromkeys(matrices[:1] + matrices[-1:])
 
 
-def _read(path: Path, base: Found | None = None) -> Found:
+def _member(place: Place, base: Headers | None) -> Headers:
+    """base: that an expert is on; None for the base itself."""
+    if place.path is not None and place.path.is_dir():
+        try:
+            return _local(place.path, base)
+        except FileNotFoundError:  # of a hub model in the cache, which may lack files
+            if place.id is None:
+                raise
+    return Headers(note=_UNBUILT) if place.id is None else _remote(place.id, place.revision)
+
+
+def _local(path: Path, base: Headers | None) -> Headers:
     """base: what an adapter is on; its tensors are unknown while that is not here."""
     if base is None or not is_adapter(path):
         with open_source(path) as source:
-            return Found(path, source.entries, str(path))
+            return Headers(path, source.entries, str(path))
     factors = sum((path / name).stat().st_size for name in WEIGHTS if (path / name).is_file())
     if base.path is None:
-        return Found(path, None, f"{path}, an adapter on the base", factors)
+        return Headers(path, None, f"{path}, an adapter on the base", factors)
     with open_source(base.path) as under, Adapter(path, under) as adapter:
-        made = max((adapter.entries[name].nbytes for name in adapter.changed), default=0)
-        return Found(path, adapter.entries, f"{path}, an adapter on the base", factors, made)
+        computed = max((adapter.entries[name].nbytes for name in adapter.changed), default=0)
+        return Headers(path, adapter.entries, f"{path}, an adapter on the base", factors, computed)
 
 
-def _source(member: str, source: Source, base: Found | None) -> Found:
-    if source.id is not None and source.path is None:
-        return _hub(source.id, source.revision, base)
-    if why := source.problem():
-        raise ValueError(f"{member}: {why}")
-    assert source.path is not None
-    return _read(source.path, base)
-
-
-def _hub(name: str, revision: str | None, base: Found | None) -> Found:
+def _remote(name: str, revision: str | None) -> Headers:
+    """Of safetensors on the Hugging Face hub, which are not downloaded."""
     import huggingface_hub
     from huggingface_hub import errors
 
     try:
-        folder = Path(huggingface_hub.snapshot_download(name, revision=revision, local_files_only=True))
-        return _read(folder, base)
-    except FileNotFoundError:  # not in the cache, or not all of it
-        pass
-    try:
         files = huggingface_hub.get_safetensors_metadata(name, revision=revision).files_metadata
     except (*hub.failures(), errors.NotASafetensorsRepoError, errors.SafetensorsParsingError) as error:
-        return Found(note=f"{name}: unknown until downloaded ({type(error).__name__})")
+        return Headers(note=f"{name}: unknown until downloaded ({type(error).__name__})")
     tensors = {key: info for file in files.values() for key, info in file.tensors.items() if not is_derived(key)}
     if strange := sorted({str(info.dtype) for info in tensors.values()} - set(DTYPES)):
-        return Found(note=f"{name}: holds {strange}, and merging knows {sorted(DTYPES)}")
+        return Headers(note=f"{name}: holds {strange}, and merging knows {sorted(DTYPES)}")
     entries = {key: Entry(key, tuple(info.shape), DTYPES[info.dtype]) for key, info in tensors.items()}
-    return Found(None, entries, f"{name}, not downloaded yet")
+    return Headers(None, entries, f"{name}, not downloaded yet")
 
 
 def _settings(path: Path | None) -> dict[str, Any]:
@@ -228,11 +215,11 @@ def _settings(path: Path | None) -> dict[str, Any]:
 
 
 def _distances(expert: Path, base: Path) -> dict[str, float]:
-    found = {}
+    distances = {}
     with open_source(base) as ours, open_source(expert, ours) as theirs:
         for name in sampled(ours.entries):
             if name in theirs.entries and theirs.entries[name].shape == ours.entries[name].shape:
                 origin, other = ours.tensor(name).float(), theirs.tensor(name).float()
                 apart, norm = (torch.linalg.vector_norm(t, dtype=torch.float64) for t in (other - origin, origin))
-                found[name] = (apart / norm).item() if apart else 0.0  # inf from a base of zeros
-    return found
+                distances[name] = (apart / norm).item() if apart else 0.0  # inf from a base of zeros
+    return distances

@@ -2,8 +2,8 @@
 
     python run.py model=... merger=... plan=true        # plan=deep also reads six tensors of every member
 
-Tensors are known by headers (lineage.py), their cost by arithmetic (costs.py, workload.py), and time by what this
-machine does in a second (rates.py). A member that is not here yet is taken to have its base's tensors, as the merge
+Tensors are known by headers (headers.py), their cost by arithmetic (costs.py, workload.py), and time by what this
+machine does in a second (hardware.py). A member that is not here yet is taken to have its base's tensors, as the merge
 demands; of a base that is not here nothing is planned.
 """
 
@@ -133,20 +133,20 @@ def of(spec: RunSpec, *, deep: bool = False, machine: Machine | None = None) -> 
     deep: read six tensors of each member too, and tell how far experts are from their base.
     ValueError or FileNotFoundError for checkpoints and calibration data that the run itself would refuse.
     """
-    found, data = headers.locate(spec)
-    found, said, refused = headers.line_up(spec, found)
-    base = found["base"]
-    members = tuple(headers.compare(member, one, base, deep=deep) for member, one in found.items())
+    located = spec.model.located(spec.output.cache, spec.output.data)
+    members, said, refused = headers.line_up(headers.read(located), located.vocabulary)
+    base = members["base"]
+    lineages = tuple(headers.compare(member, known, base, deep=deep) for member, known in members.items())
     if base.entries is None:
-        return Plan(spec.title, members, notes=(*said, "nothing more can be told before the base is here"))
+        return Plan(spec.title, lineages, notes=(*said, "nothing more can be told before the base is here"))
     here = machine
     if here is None:
         dtype = workload.dtype(spec.calibration.dtype, base.entries)
         here = hardware.machine(_device(spec.device), dtype, spec.threads, spec.output.cache)
-    work = Workload(spec, found, data, here)
+    work = Workload(spec, members, located.data or spec.output.data, here)
     stages = work.stages()
     notes = (*said, *work.notes())
-    return Plan(spec.title, members, tuple(stages), tuple(work.disks(stages)), here, notes, tuple(refused))
+    return Plan(spec.title, lineages, tuple(stages), tuple(work.disks(stages)), here, notes, tuple(refused))
 
 
 def _device(name: str) -> str:

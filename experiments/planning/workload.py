@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import os
 import shutil
 import sys
@@ -10,21 +9,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from evaluation.benchmarks import humaneval
-from evaluation.data import Rows
 from experiments.planning import costs
 from experiments.planning.costs import Fit, Peaks, Weights
 from experiments.planning.hardware import Machine
-from experiments.planning.headers import Found
-from experiments.run.preflight import nearest
+from experiments.planning.headers import Headers
 from experiments.run.prepare import draw_samples
 from experiments.run.spec import RunSpec
 from sensmerge import models
 from sensmerge.checkpoints.reader import Entry
+from sensmerge.directories import nearest
 from sensmerge.mergers import Merger
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
@@ -60,13 +56,13 @@ class Workload:
     """spec on machine, its base's tensors known. data: where the family's data lie."""
 
     spec: RunSpec
-    found: Mapping[str, Found]
+    members: Mapping[str, Headers]
     data: Path | None
     machine: Machine
 
     @property
-    def _base(self) -> Found:
-        return self.found["base"]
+    def _base(self) -> Headers:
+        return self.members["base"]
 
     @property
     def _entries(self) -> Mapping[str, Entry]:
@@ -105,7 +101,7 @@ class Workload:
         wanted: list[tuple[str, Path, int]] = [
             ("checkpoint", spec.output.runs, sum(stage.write for stage in stages)),
             ("hidden states", spec.output.cache, max((stage.spilled for stage in stages), default=0)),
-            ("downloads", Path(constants.HF_HUB_CACHE), sum(one.nbytes for one in self.found.values() if not one.path)),
+            ("downloads", Path(constants.HF_HUB_CACHE), sum(m.nbytes for m in self.members.values() if not m.path)),
         ]
         disks: dict[int, Disk] = {}
         for what, path, need in wanted:
@@ -124,12 +120,10 @@ class Workload:
             said.append(
                 f"calibration: {len(lengths)} samples, {sum(lengths)} tokens, the longest {max(lengths)} ({how})"
             )
-        items = [
-            f"{name} {count or '?'}" for name, one in spec.suite.benchmarks.items() for count in [self._items(one)]
-        ]
+        items = [f"{name} {one.n_items(self.data) or '?'}" for name, one in spec.suite.benchmarks.items()]
         said.append(f"items: {', '.join(items)}")
         if spec.references:
-            said.append(f"references: {len(self.found)} more models are evaluated, once for all runs of the family")
+            said.append(f"references: {len(self.members)} more models are evaluated, once for all runs of the family")
         if (spec.directory / "record.json").is_file():
             said.append(f"complete already: {spec.directory} has its record, nothing would be done again")
         return said
@@ -197,8 +191,10 @@ class Workload:
         )
         seconds = flops / self.machine.flops if self.machine.flops else None
         note += ", hidden states in files" if found.spilled else ""
-        # A tensor that is made has its parts beside it, and streamed nothing larger is there that they could hide in.
-        host = found.host + (3 * max(one.made for one in self.found.values()) if found.mode == "streamed" else 0)
+        # A tensor that is computed takes three buffers of its size: for an adapter W, BA and their sum. Resident, all
+        # are computed before the peak, which comes with the activations; streamed, blocks are read at any time.
+        computed = max(member.computed for member in self.members.values())
+        host = found.host + (3 * computed if found.mode == "streamed" else 0)
         return Stage(name, host, found.device, flops=flops, seconds=seconds, spilled=found.spilled, note=note)
 
     # ---- the merge and its model
@@ -218,22 +214,23 @@ class Workload:
         return self._merged("checkpoint", merger, times, write=self._nbytes)
 
     def _merged(self, name: str, merger: Merger, times: int, *, model: int = 0, made: int = 0, write: int = 0) -> Stage:
-        experts, here = len(self.found) - 1, self.machine
-        once = sum(self._passed(one) for one in self.found.values())
-        adapters = [one.factors + self._base.nbytes for one in self.found.values() if one.factors]
-        sizes = [one.made for one in self.found.values()]
-        made += sum(sizes) + 2 * max(sizes)  # one of each at a time, and the parts of the one that is being made
-        scratch = costs.merge_scratch(merger, self.weights, experts, here.device, here.threads)
+        members, here = self.members.values(), self.machine
+        once = sum(self._passed(member) for member in members)
+        adapters = [member.factors + self._base.nbytes for member in members if member.factors]
+        # Every member holds one computed tensor; while one is being computed, two more buffers of its size are there.
+        sizes = [member.computed for member in members]
+        made += sum(sizes) + 2 * max(sizes)
+        scratch = costs.merge_scratch(merger, self.weights, len(members) - 1, here.device, here.threads)
         host, device = (model + scratch, 0) if here.device == "cpu" else (model, model + scratch)
         read = once * times + sum(adapters)
         seconds = read / here.reading if here.reading else None
-        note = f"{times} pass{'es' * (times > 1)} over {experts + 1} checkpoints"
+        note = f"{times} pass{'es' * (times > 1)} over {len(members)} checkpoints"
         note += f", {len(adapters)} of them made from the base and an adapter" if adapters else ""
         return Stage(name, host + made, device, read, write, seconds=seconds, note=note)
 
-    def _passed(self, one: Found) -> int:
+    def _passed(self, member: Headers) -> int:
         """Bytes of a member's tensors as the merge has them; of one that is not here, the base's."""
-        return sum(entry.nbytes for entry in (one.merged or self._entries).values())
+        return sum(entry.nbytes for entry in (member.merged or self._entries).values())
 
     def _evaluation(self) -> Stage:
         size = self.weights.parameters * self._size(self._evaluation_dtype)
@@ -245,23 +242,6 @@ class Workload:
         given = self.spec.evaluation.dtype
         return "float32" if given == "auto" and self.machine.device == "cpu" else given
 
-    def _items(self, benchmark: Any) -> int | None:
-        """How many items a benchmark has, as far as its settings and local files tell."""
-        if getattr(benchmark, "items", None) is not None:
-            return len(benchmark.items)
-        source = getattr(benchmark, "pairs", benchmark)
-        rows, limit = getattr(source, "rows", None), getattr(source, "limit", None)
-        if isinstance(benchmark, (humaneval.HumanEval, humaneval.HumanEvalBits)):
-            count = len(humaneval.problems())
-        else:
-            if isinstance(rows, Mapping):
-                rows = rows.get("test", rows.get("validation"))
-            files = [rows] if isinstance(rows, Rows) else list(rows or ())
-            if self.data is None or not files or any(one.missing(self.data) for one in files):
-                return limit
-            count = sum(_lines(self.data / one.file) for one in files)
-        return count if limit is None else min(limit, count)
-
 
 def dtype(name: str, entries: Mapping[str, Entry]) -> torch.dtype:
     """The dtype that a setting names; "auto" is the one that most bytes of the checkpoint are stored in."""
@@ -271,8 +251,3 @@ def dtype(name: str, entries: Mapping[str, Entry]) -> torch.dtype:
     for entry in entries.values():
         held[entry.dtype] = held.get(entry.dtype, 0) + entry.nbytes
     return max(held, key=lambda one: held[one])
-
-
-def _lines(path: Path) -> int:
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-        return sum(1 for line in file if line.strip())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from plan_fixtures import PARAMETERS, TINY, here, local
 from plan_fixtures import spec as planned
 from safetensors.torch import save_file
 
+from evaluation.harness import Harness
+from evaluation.record import Result
+from evaluation.suites import Suite
 from experiments.bench.random_checkpoints import write_checkpoint
 from experiments.families.checkpoints import Source
 from experiments.planning import plan
@@ -21,6 +25,23 @@ from experiments.run.spec import Output, RunSpec
 from sensmerge.checkpoints.reader import Reader
 from sensmerge.coefficients import Uniform
 from sensmerge.mergers import Average, Ties
+
+
+@dataclass(frozen=True)
+class Counted:
+    """A benchmark without rows."""
+
+    name: str = "counted"
+    chance: float | None = None
+
+    def problems(self, data_dir: Path | None) -> list[str]:
+        return []
+
+    def n_items(self, data_dir: Path | None) -> int | None:
+        return 7
+
+    def run(self, harness: Harness, data_dir: Path | None) -> Result:
+        raise NotImplementedError
 
 
 def test_experts_are_compared_with_their_base(tmp_path: Path) -> None:
@@ -147,6 +168,17 @@ def test_vocabularies_are_planned(spec: RunSpec, world: Path) -> None:
     assert refused.members[1].warnings() != []
     with pytest.raises(ValueError, match=r"cannot run:\n  - vocabularies differ:\n.*it alone has '\[PAD\]'"):
         refused.check()
+
+
+def test_a_family_of_a_kind_of_its_own_is_planned(spec: RunSpec, root: Path) -> None:
+    """`Given` is known to the tests alone."""
+    made = plan.of(dataclasses.replace(spec, suite=Suite("s", {"counted": Counted()})), machine=here())
+    assert [one.note for one in made.members] == [str(root / m) for m in ("base", "code", "general", "math")]
+    assert [stage.name for stage in made.stages] == ["sensitivity", "alignment", "merge", "evaluation"]
+    assert "items: counted 7" in made.text()
+    built = dataclasses.replace(spec.model, root=root / "later")  # type: ignore[type-var]
+    made = plan.of(dataclasses.replace(spec, model=built), machine=here())
+    assert {one.note for one in made.members} == {"not built yet: it will be trained first"}
 
 
 def test_a_path_without_a_model_is_an_error(family: dict[str, Path], tmp_path: Path) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import datasets
 import huggingface_hub
 import pytest
 from huggingface_hub import errors
 
 from evaluation.data import Rows
+from experiments.families import Located, Place
 from experiments.planning import headers
 from sensmerge.checkpoints import hub
 
@@ -42,13 +45,15 @@ def test_what_cannot_be_fetched_is_said_in_one_line(
     assert caught.value.__suppress_context__
 
 
-def test_a_plan_without_the_network_says_what_it_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_without_the_network_says_what_it_does_not_know(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(*_: object, **__: object) -> str:
         raise NO_NETWORK
 
     monkeypatch.setattr(huggingface_hub, "get_safetensors_metadata", absent)
-    found = headers._hub("me/never-seen", None, None)
-    assert found.note == "me/never-seen: unknown until downloaded (HTTPError)"
+    never = Place(id="me/never-seen")
+    found = headers.read(Located(never, {"math": Place(path=tmp_path / "not-built")}))
+    assert found["base"].note == "me/never-seen: unknown until downloaded (HTTPError)"
+    assert found["math"].note == "not built yet: it will be trained first"
 
 
 def test_nor_are_rows(monkeypatch: pytest.MonkeyPatch) -> None:
