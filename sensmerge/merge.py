@@ -90,7 +90,7 @@ class Merge:
         into_all([self], name, [out])
 
     def setting(self, name: str, out: Tensor | Out) -> Setting:
-        """What is this merge's own of tensor `name`, to go into `out`."""
+        """What differs, for tensor `name`, between merges of the same inputs; the result goes to `out`."""
         keys = [key(self.seed, task, name) for task in self._tasks] if self.merger.stochastic else None
         return Setting(self.merger, self.table.weights(name), out, keys, self.cuts.setdefault(name, {}))
 
@@ -102,7 +102,7 @@ class Merge:
             yield entry.name, out
 
     def entries(self, progress: Progress = iter, skip: Container[str] = ()) -> Iterator[Entry]:
-        """The base's entries in file order, the next ones' bytes on their way while one is worked at."""
+        """The base's entries in file order; up to _AHEAD bytes of the next ones are prefetched meanwhile."""
         entries = [entry for entry in self.base.entries.values() if entry.name not in skip]
         sources = (self.base, *self.experts.values())
         ahead, asked, behind = 0, 0, 0
