@@ -19,7 +19,7 @@ from evaluation.record import Result
 from experiments import cuts, passes, provenance
 from experiments.prepare import Prepared, say
 from experiments.spec import Member, RunSpec
-from sensmerge import alignment, calibration, coefficients, merge, models, recipes
+from sensmerge import alignment, calibration, coefficients, inputs, merge, models, recipes
 from sensmerge.calibrate import Calibrated
 from sensmerge.card import card
 from sensmerge.engine import Engine
@@ -132,6 +132,7 @@ def evaluate(spec: RunSpec, family: Prepared, subject: Subject) -> dict[str, Res
             "evaluation": describe(spec.evaluation),
             "dtype": _evaluation_dtype(spec),
             **_circumstances(spec, "evaluation"),
+            **_asked_with(family, subject),
         }
 
         def stage(benchmark: Any = benchmark) -> dict[str, Any]:
@@ -144,6 +145,16 @@ def evaluate(spec: RunSpec, family: Prepared, subject: Subject) -> dict[str, Res
         score = f"{result.headline.score:.3f} ± {result.headline.stderr:.3f} (n={result.headline.n})"
         say(f"{name} {score}", start, family.store.path("evaluation", key), reused=not computed)
     return results
+
+
+def _asked_with(family: Prepared, subject: Subject) -> dict[str, str]:
+    """The base's tokenizer, which asks every member, where the subject's digest does not cover it: an expert's own
+    files are all that its digest is of. Nothing where the expert's tokenizer is the same."""
+    own, asking = family.shells[subject.member], family.shells["base"]
+    if subject.member == "base" or own != family.members.experts[subject.member]:
+        return {}
+    found = inputs.tokenizer_digest(asking)
+    return {} if inputs.tokenizer_digest(own) == found else {"tokenizer": found}
 
 
 def _circumstances(spec: RunSpec, stage: str) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sensmerge.checkpoint import Entry, Source, differences
+from sensmerge.checkpoint import Entry, Source, copy_companions, differences
 from sensmerge.coefficients import Table
 from sensmerge.engine import Engine
 from sensmerge.loops import Cut, NotFinite, Out, Setting
@@ -22,8 +21,6 @@ from sensmerge.seeds import key
 from sensmerge.store import digest
 from sensmerge.writer import Writer
 
-# What makes a directory of weights a model that from_pretrained loads, and that is the base's own after a merge.
-_COMPANIONS = ("*.json", "*.model", "*.txt", "*.jinja")
 _AHEAD = 256 * 2**20  # bytes of each checkpoint that are read before they are needed
 
 Progress = Callable[[list[Entry]], Iterable[Entry]]
@@ -214,10 +211,7 @@ def share_cuts(merges: Sequence[Merge]) -> None:
 
 def _accompany(output: Output, staging: Path) -> None:
     """The files beside the weights."""
-    for pattern in _COMPANIONS:
-        for file in sorted((output.shell or output.merge.base.path).glob(pattern)):
-            if not file.name.endswith(".index.json"):
-                shutil.copyfile(file, staging / file.name)
+    copy_companions(output.shell or output.merge.base.path, staging)
     (staging / "README.md").write_text(output.card)
     (staging / "merge.json").write_text(json.dumps(output.recipe, indent=2, sort_keys=True))
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sensmerge.blocks import is_derived
-from sensmerge.checkpoint import DTYPES, Entry, Source, check_placed, indexed
+from sensmerge.checkpoint import DTYPES, Entry, Source, check_once, check_placed, indexed
 
 INDEX = "pytorch_model.bin.index.json"
 SINGLE = "pytorch_model.bin"
@@ -46,8 +46,7 @@ class Pickled(Source):
             tensors = self._tensors(shard)
             check_placed(path / INDEX, shard, placed, tensors)
             for name in _kept(tensors):
-                if name in self._shard:
-                    raise ValueError(f"{name} is in {self._shard[name].name} and in {shard.name} of {path}: which one?")
+                check_once(name, shard, self._shard)
                 self._shard[name] = shard
                 self.entries[name] = _entry(shard, name, tensors[name])
 
