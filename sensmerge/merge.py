@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sensmerge import models
+from sensmerge.blocks import is_derived
 from sensmerge.checkpoint import Entry, Source, copy_companions, differences
 from sensmerge.coefficients import Table
 from sensmerge.engine import Engine
@@ -42,14 +44,38 @@ def check_compatible(base: Source, experts: Mapping[str, Source]) -> None:
         )
 
 
-def check_architecture(parameters: set[str], base: Source) -> None:
-    """Raise ValueError if the model calls its tensors otherwise than the checkpoint: no result could find its place."""
-    strange = [name for name in base.names if name not in parameters]
-    if strange:
-        raise ValueError(
-            f"{base.path} stores {strange[:3]}, which the model that transformers makes of it does not have (it has "
-            f"{sorted(parameters)[:3]}, ...): load it once with from_pretrained and save it with save_pretrained"
-        )
+def check_architectures(shells: Mapping[str, Path], sources: Mapping[str, Source]) -> None:
+    """Raise ValueError unless each source has just the tensors of the model that its shell's config.json makes.
+
+    transformers fills what a checkpoint lacks at random, and leaves out what the model has no place for. Of a tied
+    tensor one name is enough; constants that models compute may be stored or not. shells: member -> directory.
+    """
+    made: dict[Path, dict[tuple[str, ...], tuple[int, ...]]] = {}
+    for member, source in sources.items():
+        shell = shells[member]
+        made[shell] = made.get(shell) or models.parameter_shapes(shell)
+        if faults := _unfilled(made[shell], source.entries):
+            more = f"; and {len(faults) - 4} more" if len(faults) > 4 else ""
+            raise ValueError(
+                f"{source.path} does not hold the model that {shell}/config.json makes: {'; '.join(faults[:4])}{more}. "
+                "Take the config.json that was saved with these weights; where it is only names that differ, load the "
+                "model once with from_pretrained and save it with save_pretrained"
+            )
+
+
+def _unfilled(model: Mapping[tuple[str, ...], tuple[int, ...]], entries: Mapping[str, Entry]) -> list[str]:
+    """Every way in which a checkpoint's tensors are not the model's, as sentences. model: names -> shape."""
+    known = {name: shape for names, shape in model.items() for name in names}
+    faults = []
+    for name, entry in entries.items():
+        if name not in known:
+            faults.append(f"{name} {list(entry.shape)} is stored, and not in the model")
+        elif entry.shape != known[name]:
+            faults.append(f"{name} is {list(entry.shape)} as stored and {list(known[name])} in the model")
+    for names, shape in model.items():
+        if not any(name in entries or is_derived(name) for name in names):
+            faults.append(f"{names[0]} {list(shape)} is in the model, and not stored")
+    return faults
 
 
 @dataclass
