@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from pipeline_fixtures import root, spec  # noqa: F401
 from evaluation.data import Pairs, Rows
 from evaluation.harness import Harness
 from evaluation.multiple_choice import MultipleChoice
-from evaluation.record import Result
+from evaluation.record import Metric, Result
 from evaluation.suites import Suite
 from experiments import costs, pipeline, rates, stages
 from experiments.prepare import prepare
@@ -53,6 +54,17 @@ def test_a_run_and_its_references(spec: RunSpec) -> None:
     base = json.loads((spec.reference("base").directory / "record.json").read_text())
     assert (base["member"], base["coefficients"]) == ("base", None)
     assert "sensitivities of math" in (spec.directory / "run.log").read_text()
+
+
+@pytest.mark.parametrize("higher", [True, False])
+def test_the_order_of_benchmarks_moves_no_bit_of_the_score(higher: bool) -> None:
+    """Launchers differ in it, and 0.1 + 0.2 + 0.3 > 0.3 + 0.2 + 0.1 in fp64."""
+    results = {
+        name: Result(name, "m", higher, {"m": Metric(score, 0.1, 9)}, [])
+        for name, score in zip("abc", (0.1, 0.2, 0.3), strict=True)
+    }
+    scores = {pipeline.primary_score({name: results[name] for name in names}) for names in permutations("abc")}
+    assert scores == {(0.6 if higher else -0.6) / 3}
 
 
 def test_a_finished_run_is_not_done_again(spec: RunSpec, monkeypatch: pytest.MonkeyPatch) -> None:
