@@ -93,8 +93,8 @@ def finished(spec: RunSpec, family: Prepared) -> dict[str, Any] | None:
     record = json.loads(path.read_text())
     if [record["digests"][part] for part in ("base", "experts")] != [family.base_digest, family.expert_digests]:
         raise ValueError(
-            f"{path} was made from other weights than family {spec.model.name!r} has now; remove {spec.directory} to "
-            f"run it again, or give the changed family another model.name"
+            f"{path} was made from other weights, or tokenizers, than family {spec.model.name!r} has now; remove "
+            f"{spec.directory} to run it again, or give the changed family another model.name"
         )
     return record
 
