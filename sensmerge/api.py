@@ -54,7 +54,7 @@ def open_family(
     with ExitStack() as stack:
         ours, theirs = family.readers(stack)
         merge.check_compatible(ours, theirs)
-        merge.check_architecture(models.parameter_names(family.shells["base"]), ours)
+        merge.check_architectures(family.shells, {"base": ours, **theirs})
     return family
 
 

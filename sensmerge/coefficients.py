@@ -207,7 +207,7 @@ def profile(sensitivity: Mapping[str, float], n_blocks: int, own: Sequence[str] 
     tensor([0.6000, 0.8000], dtype=torch.float64)
     """
     sums = torch.zeros(n_blocks + len(own), dtype=torch.float64)
-    for name, value in sensitivity.items():
+    for name, value in sorted(sensitivity.items()):  # in one order, whatever the model's, for the sums' last bits
         block = block_of(name)
         if block is not None:
             sums[block] += value

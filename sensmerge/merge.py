@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -13,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sensmerge.checkpoints.reader import Entry, Source, differences
+from sensmerge import models
+from sensmerge.checkpoints.reader import Entry, Source, copy_companions, differences
 from sensmerge.checkpoints.writer import Writer
 from sensmerge.coefficients import Table
 from sensmerge.engine.engine import Engine
@@ -21,9 +21,8 @@ from sensmerge.engine.kernel_args import Cut, NotFinite, Out, Setting
 from sensmerge.mergers import Merger
 from sensmerge.seeds import key
 from sensmerge.store import digest
+from sensmerge.tensor_names import is_derived
 
-# What makes a directory of weights a model that from_pretrained loads, and that is the base's own after a merge.
-_COMPANIONS = ("*.json", "*.model", "*.txt", "*.jinja")
 _AHEAD = 256 * 2**20  # bytes of each checkpoint that are read before they are needed
 
 Progress = Callable[[list[Entry]], Iterable[Entry]]
@@ -45,14 +44,38 @@ def check_compatible(base: Source, experts: Mapping[str, Source]) -> None:
         )
 
 
-def check_architecture(parameters: set[str], base: Source) -> None:
-    """Raise ValueError if the model calls its tensors otherwise than the checkpoint: no result could find its place."""
-    strange = [name for name in base.names if name not in parameters]
-    if strange:
-        raise ValueError(
-            f"{base.path} stores {strange[:3]}, which the model that transformers makes of it does not have (it has "
-            f"{sorted(parameters)[:3]}, ...): load it once with from_pretrained and save it with save_pretrained"
-        )
+def check_architectures(shells: Mapping[str, Path], sources: Mapping[str, Source]) -> None:
+    """Raise ValueError unless each source has just the tensors of the model that its shell's config.json makes.
+
+    transformers fills what a checkpoint lacks at random, and leaves out what the model has no place for. Of a tied
+    tensor one name is enough; constants that models compute may be stored or not. shells: member -> directory.
+    """
+    made: dict[Path, dict[tuple[str, ...], tuple[int, ...]]] = {}
+    for member, source in sources.items():
+        shell = shells[member]
+        made[shell] = made.get(shell) or models.parameter_shapes(shell)
+        if faults := _unfilled(made[shell], source.entries):
+            more = f"; and {len(faults) - 4} more" if len(faults) > 4 else ""
+            raise ValueError(
+                f"{source.path} does not hold the model that {shell}/config.json makes: {'; '.join(faults[:4])}{more}. "
+                "Take the config.json that was saved with these weights; where it is only names that differ, load the "
+                "model once with from_pretrained and save it with save_pretrained"
+            )
+
+
+def _unfilled(model: Mapping[tuple[str, ...], tuple[int, ...]], entries: Mapping[str, Entry]) -> list[str]:
+    """Every way in which a checkpoint's tensors are not the model's, as sentences. model: names -> shape."""
+    known = {name: shape for names, shape in model.items() for name in names}
+    faults = []
+    for name, entry in entries.items():
+        if name not in known:
+            faults.append(f"{name} {list(entry.shape)} is stored, and not in the model")
+        elif entry.shape != known[name]:
+            faults.append(f"{name} is {list(entry.shape)} as stored and {list(known[name])} in the model")
+    for names, shape in model.items():
+        if not any(name in entries or is_derived(name) for name in names):
+            faults.append(f"{names[0]} {list(shape)} is in the model, and not stored")
+    return faults
 
 
 @dataclass
@@ -90,7 +113,7 @@ class Merge:
         into_all([self], name, [out])
 
     def setting(self, name: str, out: Tensor | Out) -> Setting:
-        """What is this merge's own of tensor `name`, to go into `out`."""
+        """What differs, for tensor `name`, between merges of the same inputs; the result goes to `out`."""
         keys = [key(self.seed, task, name) for task in self._tasks] if self.merger.stochastic else None
         return Setting(self.merger, self.table.weights(name), out, keys, self.cuts.setdefault(name, {}))
 
@@ -102,7 +125,7 @@ class Merge:
             yield entry.name, out
 
     def entries(self, progress: Progress = iter, skip: Container[str] = ()) -> Iterator[Entry]:
-        """The base's entries in file order, the next ones' bytes on their way while one is worked at."""
+        """The base's entries in file order; up to _AHEAD bytes of the next ones are prefetched meanwhile."""
         entries = [entry for entry in self.base.entries.values() if entry.name not in skip]
         sources = (self.base, *self.experts.values())
         ahead, asked, behind = 0, 0, 0
@@ -214,10 +237,7 @@ def share_cuts(merges: Sequence[Merge]) -> None:
 
 def _accompany(output: Output, staging: Path) -> None:
     """The files beside the weights."""
-    for pattern in _COMPANIONS:
-        for file in sorted((output.shell or output.merge.base.path).glob(pattern)):
-            if not file.name.endswith(".index.json"):
-                shutil.copyfile(file, staging / file.name)
+    copy_companions(output.shell or output.merge.base.path, staging)
     (staging / "README.md").write_text(output.card)
     (staging / "merge.json").write_text(json.dumps(output.recipe, indent=2, sort_keys=True))
 

@@ -89,22 +89,28 @@ def load_source(source: Source, shell_path: Path, *, dtype: str = "auto", device
     if kept and model.dtype != torch.float32:
         raise ValueError(f"{type(model).__name__} keeps {sorted(kept)} in fp32 whatever the dtype: use dtype=float32")
     stored = stored_names(model, source.names)
-    places: dict[int, list[tuple[str, dict[str, Any], str]]] = {}
-    for path, module in model.named_modules():
-        for held in (module._parameters, module._buffers):
-            for key, empty in held.items():
-                if empty is not None and key not in module._non_persistent_buffers_set:
-                    places.setdefault(id(empty), []).append((f"{path}.{key}".lstrip("."), held, key))
+    places = _places(model)
     strange = sorted(set(source.names) - set(stored.values()))
-    lacking = [names[0][0] for names in places.values() if not any(name in stored for name, _, _ in names)]
+    lacking = [names[0][0] for names in places if not any(name in stored for name, _, _ in names)]
     if strange or lacking:
         raise ValueError(
             f"{source.path} does not fill a {type(model).__name__} of {shell_path}/config.json: "
             f"without a place {strange[:3]}, lacking {lacking[:3]}, as they are named there or as they are stored"
         )
-    for names in places.values():
+    for names in places:
         _pour(source, [stored[name] for name, _, _ in names if name in stored], [place[1:] for place in names], device)
     return model
+
+
+def _places(model: nn.Module) -> list[list[tuple[str, dict[str, Any], str]]]:
+    """Each tensor that a checkpoint holds of `model`: its name, where it is held and its key there, several if tied."""
+    places: dict[int, list[tuple[str, dict[str, Any], str]]] = {}
+    for path, module in model.named_modules():
+        for held in (module._parameters, module._buffers):
+            for key, value in held.items():
+                if value is not None and key not in module._non_persistent_buffers_set:
+                    places.setdefault(id(value), []).append((f"{path}.{key}".lstrip("."), held, key))
+    return list(places.values())
 
 
 def _pour(source: Source, stored: list[str], places: list[tuple[dict[str, Any], str]], device: Any) -> None:
@@ -197,14 +203,17 @@ def widen_tokenizer(path: Path, lenders: Mapping[str, Path], tokens: Mapping[str
         raise ValueError(f"the tokenizer of {path} does not take new tokens at the ids of their rows: {odd} differ")
 
 
-def parameter_names(path: Path) -> set[str]:
-    """Names of the tensors that the architecture of the checkpoint at `path` has; no weight is read or allocated."""
+def parameter_shapes(path: Path) -> dict[tuple[str, ...], tuple[int, ...]]:
+    """The tensors of the model that config.json at `path` makes: all names of each, several if it is tied, -> shape.
+
+    No weight is read or allocated.
+    """
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
     with torch.device("meta"):
         model: Any = transformers.AutoModelForCausalLM.from_config(config)
-    return set(model.state_dict())
+    return {tuple(name for name, _, _ in one): tuple(one[0][1][one[0][2]].shape) for one in _places(model)}
 
 
 def context_length(path: Path) -> int | None:

@@ -83,7 +83,9 @@ class Store:
         return json.loads(path.read_text())["value"] if path.is_file() else None
 
     def compute(self, kind: str, key: Mapping[str, Any], stage: Callable[[], Any]) -> tuple[Any, bool]:
-        """The stored value, or what `stage()` returns, stored; and whether it had to be computed.
+        """The stored value, which `stage()` makes if there is none; and whether it had to be computed.
+
+        A fresh value is read back, so that it is what a kept one is, down to the order of its keys.
 
         A lock beside the file makes concurrent callers wait for the one that computes. If that one dies, its lock is
         released by the system and the next computes.
@@ -102,6 +104,5 @@ class Store:
             value = self.get(kind, key)
             if value is not None:
                 return value, False
-            value = stage()
-            write_json(path, {"key": describe(key), "value": value})
-            return value, True
+            write_json(path, {"key": describe(key), "value": stage()})
+            return self.get(kind, key), True

@@ -3,13 +3,13 @@
 A difference is made of paired values, ours - control, on the same items: benchmark by benchmark an array [S, n], S
 seeds by n items. What is replicated, and so what an interval and a p value speak about:
 
-items: always. An item is drawn with the values of all its seeds: two seeds on one item are not two pieces of evidence.
-    (Where each seed has questions of its own, those under one name are drawn together: as good a draw as any other.)
+items: always. Items are resampled as clusters: an item is drawn with the values of all its seeds, since two seeds on
+    one item are not independent. (Where each seed has its own questions, those with the same id form a cluster.)
 seeds: from three on. Three seeds cannot be resampled: that yields ten samples, whose intervals end at the extremes, and
     rejects a true null hypothesis one time in four where seeds differ more than items (measured in
     test_stats.py). Instead each draw of items is moved by t with S - 1 degrees of freedom, times the standard error
-    over seeds. That errs on the safe side: what is particular to one seed's answer to one item counts with the items
-    and again with the seeds. With one seed or two nothing is said of seeds that were not run.
+    over seeds. This is conservative: the interaction of seed and item enters both terms. With one or two seeds the
+    interval covers items only; it does not generalise to other seeds.
 
 Percentile intervals are too narrow where items are few: over 2,000 draws of normal values, those of 95 % missed the
 truth in 21 % at 4 items, 10 % at 8, 8 % at 16, 6.5 % at 32 (FEW_ITEMS: tables say so). p values hold there as well.

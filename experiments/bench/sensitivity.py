@@ -76,7 +76,7 @@ def one_side(given: argparse.Namespace) -> dict[str, Any]:
     """One pass in this process: seconds, peaks of memory, and the sensitivities."""
     items = samples(SHAPES[given.shape], given.samples, given.tokens)
     device = models.resolve_device(given.device)
-    models.parameter_names(given.checkpoint)  # imports what both sides need
+    models.parameter_shapes(given.checkpoint)  # imports what both sides need
     memory = Memory()
     memory.start()
     started = time.perf_counter()

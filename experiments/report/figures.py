@@ -171,7 +171,7 @@ def alignment(tasks: Sequence[str], distances: Sequence[Sequence[float]]) -> Fig
 
 
 def _methods(shown: Mapping[Row, Points], mean: Mean, *, from_zero: bool) -> tuple[Figure, Axes]:
-    """A place for each merger and in it, for each scaling, a bar from zero or else a point, with its interval."""
+    """One group per merger; in it one bar (`from_zero`) or one point per scaling, each with its interval."""
     mergers = list(dict.fromkeys(row.merger for row in shown))
     scalings = sorted({row.scaling or "" for row in shown}, key=lambda name: place(name, SCALINGS))
     looks = dict(zip(scalings, _looks(scalings), strict=True))

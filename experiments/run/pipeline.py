@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 import sys
 import time
 import traceback
@@ -95,8 +96,8 @@ def finished(spec: RunSpec, family: Prepared) -> dict[str, Any] | None:
     record = json.loads(path.read_text())
     if [record["digests"][part] for part in ("base", "experts")] != [family.base_digest, family.expert_digests]:
         raise ValueError(
-            f"{path} was made from other weights than family {spec.model.name!r} has now; remove {spec.directory} to "
-            f"run it again, or give the changed family another model.name"
+            f"{path} was made from other weights, or tokenizers, than family {spec.model.name!r} has now; remove "
+            f"{spec.directory} to run it again, or give the changed family another model.name"
         )
     return record
 
@@ -228,10 +229,13 @@ def _asked(counted: Counter[tuple[str, bool]]) -> dict[str, dict[str, int]]:
 
 
 def primary_score(results: Mapping[str, Result]) -> float:
-    """Mean headline over the benchmarks where higher is better; with none of those, minus the mean of the others."""
+    """Mean headline over the benchmarks where higher is better; with none of those, minus the mean of the others.
+
+    Its sum is rounded once, so that the order of the benchmarks, in which launchers differ, moves nothing.
+    """
     accuracies = [r.headline.score for r in results.values() if r.higher_is_better]
     losses = [r.headline.score for r in results.values() if not r.higher_is_better]
-    return sum(accuracies) / len(accuracies) if accuracies else -sum(losses) / len(losses)
+    return math.fsum(accuracies) / len(accuracies) if accuracies else -math.fsum(losses) / len(losses)
 
 
 class Clock:

@@ -54,12 +54,15 @@ def prepare(spec: RunSpec) -> Prepared:
 def verify(spec: RunSpec, family: Prepared) -> None:
     """What only the family itself can tell, before anything long: experts that fit their base, usable samples."""
     if isinstance(spec.merger, Member):
+        with ExitStack() as stack:
+            only = spec.merger.member
+            merge.check_architectures(family.shells, {only: family.opened(stack)[only]})
         return
     spec.merger.check(len(family.tasks))
     with ExitStack() as stack:
         base, experts = family.readers(stack)
         merge.check_compatible(base, experts)
-        merge.check_architecture(models.parameter_names(family.shells["base"]), base)
+        merge.check_architectures(family.shells, {"base": base, **experts})
         if spec.output.checkpoint and (free := shutil.disk_usage(nearest(spec.output.runs)).free) < base.nbytes:
             raise OSError(
                 f"output=checkpoint needs {base.nbytes / 1e9:.1f} GB below {spec.directory.parent}, "

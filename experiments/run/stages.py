@@ -24,6 +24,7 @@ from sensmerge import alignment, calibration, coefficients, merge, models
 from sensmerge.calibrate import Calibrated
 from sensmerge.engine import thresholds
 from sensmerge.engine.engine import Engine
+from sensmerge.family.members import tokenizer_digest
 from sensmerge.mergers import Merger
 from sensmerge.publish import recipes
 from sensmerge.publish.card import card
@@ -138,6 +139,7 @@ def evaluate(spec: RunSpec, family: Prepared, subject: Subject) -> dict[str, Res
             "evaluation": describe(spec.evaluation),
             "dtype": _evaluation_dtype(spec),
             **_circumstances(spec, "evaluation"),
+            **_asked_with(family, subject),
         }
 
         def stage(benchmark: Any = benchmark) -> dict[str, Any]:
@@ -150,6 +152,16 @@ def evaluate(spec: RunSpec, family: Prepared, subject: Subject) -> dict[str, Res
         score = f"{result.headline.score:.3f} ± {result.headline.stderr:.3f} (n={result.headline.n})"
         say(f"{name} {score}", start, family.store.path("evaluation", key), reused=not computed)
     return results
+
+
+def _asked_with(family: Prepared, subject: Subject) -> dict[str, str]:
+    """The base's tokenizer, which asks every member, where the subject's digest does not cover it: an expert's own
+    files are all that its digest is of. Nothing where the expert's tokenizer is the same."""
+    own, asking = family.shells[subject.member], family.shells["base"]
+    if subject.member == "base" or own != family.members.experts[subject.member]:
+        return {}
+    found = tokenizer_digest(asking)
+    return {} if tokenizer_digest(own) == found else {"tokenizer": found}
 
 
 def _circumstances(spec: RunSpec, stage: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import Container, Iterable, Mapping, Sequence
@@ -20,6 +21,9 @@ from sensmerge.tensor_names import is_derived
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+TEMPLATES = "additional_chat_templates"
+# Weights, configurations, and what transformers' tokenizers read: .model, vocab.txt, merges.txt, chat templates.
+_PARTS = {".safetensors", ".bin", ".json", ".model", ".txt", ".jinja"}
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -80,7 +84,8 @@ class Reader(Source):
 
     entries: name -> Entry, shard by shard in file order (the order that reads fastest); buffers that old checkpoints
     stored and the model recomputes (rotary frequencies) are left out.
-    Opening reads headers only; it fails, naming the file, on a missing, truncated or malformed shard.
+    Opening reads headers only; it fails, naming the file, on a missing, truncated or malformed shard, and on a tensor
+    that two shards hold.
     """
 
     def __init__(self, path: Path) -> None:
@@ -96,6 +101,7 @@ class Reader(Source):
             for entry in header.values():
                 if is_derived(entry.name):
                     continue
+                check_once(entry.name, shard, self._shard)
                 self.entries[entry.name] = entry
                 self._shard[entry.name] = shard
 
@@ -146,9 +152,19 @@ def _shards(path: Path) -> Mapping[Path, list[str] | None]:
 
 
 def indexed(index: Path) -> dict[Path, list[str]]:
-    """Shard file -> the names that a checkpoint's index places in it. FileNotFoundError if a shard is missing."""
+    """Shard file -> the names that a checkpoint's index places in it.
+
+    FileNotFoundError if a shard is missing, ValueError for one elsewhere than beside the index, or of another kind: it
+    would be read, and not be digested, so that it could change under results that are kept by digest.
+    """
+    kind = Path(index.name.removesuffix(".index.json")).suffix
     shards: dict[Path, list[str]] = {}
     for name, file in json.loads(index.read_text())["weight_map"].items():
+        if not (isinstance(file, str) and file == Path(file).name and "\\" not in file and Path(file).suffix == kind):
+            raise ValueError(
+                f"{index} names shard {file!r} for {name}: shards are plain names of {kind} files beside it; move them "
+                "(or link them) there and name them so"
+            )
         shards.setdefault(index.parent / file, []).append(name)
     if missing := [shard.name for shard in shards if not shard.is_file()]:
         raise FileNotFoundError(f"{index} names shards that are not there: {missing}; download the checkpoint again")
@@ -159,6 +175,15 @@ def check_placed(index: Path, shard: Path, placed: Sequence[str] | None, held: C
     """ValueError if the index places tensors in a shard that does not hold them. placed: None if there is no index."""
     if absent := sorted(name for name in placed or () if name not in held):
         raise ValueError(f"{index} places {absent[:3]} in {shard.name}, which does not hold them")
+
+
+def check_once(name: str, shard: Path, known: Mapping[str, Path]) -> None:
+    """ValueError if tensor `name` of `shard` is in a shard read before. known: name -> its shard."""
+    if name in known:
+        raise ValueError(
+            f"{name} is in {known[name].name} and in {shard.name} of {shard.parent}: which one? Take one out, or "
+            "fetch the checkpoint again"
+        )
 
 
 def _read_header(shard: Path) -> dict[str, Entry]:
@@ -187,11 +212,28 @@ def _read_header(shard: Path) -> dict[str, Entry]:
     }
 
 
+def parts(path: Path) -> list[Path]:
+    """The files that determine a model: weights, configs, and the tokenizer with its chat templates; sorted."""
+    return sorted(p for p in (*path.iterdir(), *(path / TEMPLATES).glob("*.jinja")) if p.suffix in _PARTS)
+
+
+def companions(path: Path) -> list[Path]:
+    """Of these the ones beside the weights: what makes any directory of the same tensors a model."""
+    return [p for p in parts(path) if p.suffix not in {".safetensors", ".bin"} and not p.name.endswith(".index.json")]
+
+
+def copy_companions(path: Path, target: Path) -> None:
+    for file in companions(path):
+        copy = target / file.relative_to(path)
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, copy)
+
+
 def digest(path: Path) -> str:
-    """sha256 over the names and contents of the files that determine a model: weights, configs and tokenizer."""
+    """sha256 over the names and contents of the files that determine a model (`parts`); links are followed."""
     state = hashlib.sha256()
-    for file in sorted(p for p in path.iterdir() if p.suffix in {".safetensors", ".json", ".model", ".bin"}):
-        state.update(file.name.encode() + b"\0")
+    for file in parts(path):
+        state.update(file.relative_to(path).as_posix().encode() + b"\0")
         with file.open("rb") as content:
             state.update(hashlib.file_digest(content, "sha256").digest())
     return state.hexdigest()

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sensmerge.checkpoints.reader import DTYPES, Entry, Source, check_placed, indexed
+from sensmerge.checkpoints.reader import DTYPES, Entry, Source, check_once, check_placed, indexed
 from sensmerge.tensor_names import is_derived
 
 INDEX = "pytorch_model.bin.index.json"
@@ -46,8 +46,7 @@ class Pickled(Source):
             tensors = self._tensors(shard)
             check_placed(path / INDEX, shard, placed, tensors)
             for name in _kept(tensors):
-                if name in self._shard:
-                    raise ValueError(f"{name} is in {self._shard[name].name} and in {shard.name} of {path}: which one?")
+                check_once(name, shard, self._shard)
                 self._shard[name] = shard
                 self.entries[name] = _entry(shard, name, tensors[name])
 

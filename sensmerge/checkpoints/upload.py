@@ -13,7 +13,9 @@ def listing(checkpoint: Path) -> dict[str, int]:
     Raises FileNotFoundError for a directory that no merge of ours finished.
     """
     found = (
-        {p.name: p.stat().st_size for p in sorted(checkpoint.iterdir()) if p.is_file()} if checkpoint.is_dir() else {}
+        {p.relative_to(checkpoint).as_posix(): p.stat().st_size for p in sorted(checkpoint.rglob("*")) if p.is_file()}
+        if checkpoint.is_dir()
+        else {}
     )
     missing = [name for name in _NEEDED if name not in found]
     if not any(name.endswith(".safetensors") for name in found):

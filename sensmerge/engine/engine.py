@@ -143,7 +143,7 @@ class Engine:
             kernels.histogram(base, experts, piece.start, *mask, upper, found)
             return found
 
-        # As few and as long pieces as there are workers, for each has a table of its own.
+        # One long piece per worker: every piece fills a histogram of its own, and those are added up afterwards.
         share = -(-inputs.n // (4 * self._workers)) * 4
         counts, *more = self._each(inputs, count, max(self.step, share))
         for other in more:

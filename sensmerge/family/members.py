@@ -5,6 +5,7 @@ Nothing is copied: .bin shards, adapters and rows in another order are read as w
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from sensmerge.checkpoints.vocabulary import Policy, Report, Vocabulary
 from sensmerge.store import Store, digest
 
 _LISTED = 5
+_MODEL = ("config.json", "generation_config.json")
+_WHENCE = ("is_local", "local_files_only", "name_or_path")  # in tokenizer_config.json, left there by save_pretrained
 
 
 @dataclass(frozen=True)
@@ -124,8 +127,21 @@ def digests(members: Models, layout: Layout | None, store: Store) -> dict[str, s
     return {m: digest({"member": one, **rows}) if m in layout.moved else one for m, one in found.items()}
 
 
+def tokenizer_digest(path: Path) -> str:
+    """sha256 of the files beside the weights but the model's own configuration, less what says only where a tokenizer
+    was loaded from."""
+    found = {}
+    for file in reader.companions(path):
+        if file.name not in _MODEL:
+            found[file.relative_to(path).as_posix()] = content = file.read_bytes().decode("utf-8", "surrogateescape")
+            if file.name == "tokenizer_config.json":
+                found[file.name] = {key: value for key, value in json.loads(content).items() if key not in _WHENCE}
+    return digest(found)
+
+
 def checkpoint_digest(path: Path, store: Store) -> str:
-    """checkpoint.digest, remembered for as long as no file of the checkpoint changes its size or time."""
-    listing = [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in sorted(path.iterdir())]
-    key = {"path": str(path.resolve()), "files": listing}
+    """reader.digest, remembered for as long as no file of the checkpoint changes its size or time."""
+    files = [(p.relative_to(path), p.stat()) for p in reader.parts(path)]
+    listing = [[name.as_posix(), found.st_size, found.st_mtime_ns] for name, found in files]
+    key = {"path": str(path.resolve()), "files": listing, "version": 2}  # 1 did not look at .txt and .jinja
     return store.compute("digest", key, lambda: reader.digest(path))[0]

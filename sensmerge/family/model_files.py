@@ -7,19 +7,18 @@ without weights is made, below cache/shells.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 from sensmerge import models
 from sensmerge.checkpoints.open import is_adapter
+from sensmerge.checkpoints.reader import copy_companions
 from sensmerge.directories import build_whole
 from sensmerge.family.members import Layout, Models
 from sensmerge.store import digest
 
 # Settings that speak of tokens by number, so that they belong to an order of rows.
 _NUMBERED = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
-_COMPANIONS = ("*.json", "*.model", "*.txt", "*.jinja")
 
 
 def shells(members: Models, layout: Layout | None, digests: Mapping[str, str], cache: Path) -> dict[str, Path]:
@@ -57,10 +56,7 @@ def _renumbered(expert: Path, base: Path, cache: Path) -> Path:
 
 def _widened(members: Models, layout: Layout, folder: Path) -> None:
     """The base's files but its weights, the new tokens in its tokenizer, and their rows counted in config.json."""
-    for pattern in _COMPANIONS:
-        for file in members.base.glob(pattern):
-            if not file.name.endswith(".index.json"):
-                shutil.copyfile(file, folder / file.name)
+    copy_companions(members.base, folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "vocab_size": layout.report.rows}, indent=2))
     lenders = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 
 import pytest
@@ -54,6 +55,17 @@ def test_both_scalings_by_hand() -> None:
     code = 2 * math.exp(1.2) / (math.exp(1.2) + math.exp(0.3))
     torch.testing.assert_close(table.weights("model.layers.1.w"), torch.tensor([code, 2 - code]))
     assert table.weights("model.norm.weight").tolist() == [1.0, 1.0]
+
+
+def test_the_order_of_tensors_moves_no_bit() -> None:
+    """0.1 + 0.2 + 0.3 > 0.3 + 0.2 + 0.1 in fp64: a model, and what a store kept, name tensors in their own orders."""
+    block = {f"model.layers.0.{name}": value for name, value in zip("abc", (0.1, 0.2, 0.3), strict=True)}
+    rest = {"model.layers.1.w": 0.4}
+    alpha = profile({**block, **rest}, 2)
+    for names in itertools.permutations(block):
+        assert profile({**rest, **{name: block[name] for name in names}}, 2).tolist() == alpha.tolist()
+    sums = torch.tensor([0.1 + 0.2 + 0.3, 0.4], dtype=torch.float64)
+    assert alpha.tolist() == (sums / sums.norm()).tolist(), "in sorted order"
 
 
 def test_task_specific_alone_by_hand() -> None:

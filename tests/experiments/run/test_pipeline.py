@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from pipeline_fixtures import root, spec  # noqa: F401
 from evaluation.benchmarks.multiple_choice import MultipleChoice
 from evaluation.data import Pairs, Rows
 from evaluation.harness import Harness
-from evaluation.record import Result
+from evaluation.record import Metric, Result
 from evaluation.suites import Suite
 from experiments.analysis.records import load, of_study
 from experiments.planning import costs, hardware
@@ -54,6 +55,17 @@ def test_a_run_and_its_references(spec: RunSpec) -> None:
     base = json.loads((spec.reference("base").directory / "record.json").read_text())
     assert (base["member"], base["coefficients"]) == ("base", None)
     assert "sensitivities of math" in (spec.directory / "run.log").read_text()
+
+
+@pytest.mark.parametrize("higher", [True, False])
+def test_the_order_of_benchmarks_moves_no_bit_of_the_score(higher: bool) -> None:
+    """Launchers differ in it, and 0.1 + 0.2 + 0.3 > 0.3 + 0.2 + 0.1 in fp64."""
+    results = {
+        name: Result(name, "m", higher, {"m": Metric(score, 0.1, 9)}, [])
+        for name, score in zip("abc", (0.1, 0.2, 0.3), strict=True)
+    }
+    scores = {pipeline.primary_score({name: results[name] for name in names}) for names in permutations("abc")}
+    assert scores == {(0.6 if higher else -0.6) / 3}
 
 
 def test_a_finished_run_is_not_done_again(spec: RunSpec, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,7 +117,7 @@ def test_names_the_model_does_not_have_are_refused_before_calibration(
         file = tmp_path / "family" / name / "model.safetensors"
         save_file({f"x.{key}": tensor for key, tensor in load_file(file).items()}, file)
     monkeypatch.setattr(models, "load", lambda *_, **__: pytest.fail("a model was loaded"))
-    with pytest.raises(ValueError, match=r"stores \['x\.model"):
+    with pytest.raises(ValueError, match=r"x\.model\.\S+ \[.*\] is stored, and not in the model"):
         pipeline.run(dataclasses.replace(spec, model=dataclasses.replace(spec.model, root=tmp_path / "family")))
 
 

@@ -124,9 +124,9 @@ def test_a_disk_that_fills_up_is_said_and_leaves_nothing(tmp_path: Path, monkeyp
 MERGES = """
 import os, sys, time
 from pathlib import Path
-from sensmerge.checkpoint import Reader
+from sensmerge.checkpoints.reader import Reader
 from sensmerge.coefficients import Evidence, Uniform
-from sensmerge.engine import Engine
+from sensmerge.engine.engine import Engine
 from sensmerge.merge import Merge, write
 from sensmerge.mergers import Ties
 
