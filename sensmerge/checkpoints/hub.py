@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-_COMPANIONS = ("*.json", "*.model", "*.jinja", "tokenizer*.txt", "merges.txt", "vocab.txt")
+from sensmerge.checkpoints.reader import COMPANIONS
+
 _WEIGHTS = ("model*.safetensors", "adapter_model.safetensors")
 _OLD_WEIGHTS = ("pytorch_model*.bin", "adapter_model.bin")
 _MARKS = ("config.json", "adapter_config.json")
@@ -93,7 +94,8 @@ def failures() -> tuple[type[Exception], ...]:
 def _snapshot(name: str, revision: str | None, weights: tuple[str, ...]) -> Path:
     import huggingface_hub
 
-    return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=[*_COMPANIONS, *weights]))
+    patterns = [*(f"*{suffix}" for suffix in COMPANIONS), *weights]
+    return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns))
 
 
 def _advice(error: Exception) -> str:

@@ -22,8 +22,9 @@ from sensmerge.tensor_names import is_derived
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 TEMPLATES = "additional_chat_templates"
-# Weights, configurations, and what transformers' tokenizers read: .model, vocab.txt, merges.txt, chat templates.
-_PARTS = {".safetensors", ".bin", ".json", ".model", ".txt", ".jinja"}
+# Configurations, and what transformers' tokenizers read: .model, vocab.txt, merges.txt, chat templates.
+COMPANIONS = (".json", ".model", ".txt", ".jinja")
+_PARTS = {".safetensors", ".bin", *COMPANIONS}
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -219,7 +220,7 @@ def parts(path: Path) -> list[Path]:
 
 def companions(path: Path) -> list[Path]:
     """Of these the ones beside the weights: what makes any directory of the same tensors a model."""
-    return [p for p in parts(path) if p.suffix not in {".safetensors", ".bin"} and not p.name.endswith(".index.json")]
+    return [p for p in parts(path) if p.suffix in COMPANIONS and not p.name.endswith(".index.json")]
 
 
 def copy_companions(path: Path, target: Path) -> None:

@@ -24,19 +24,19 @@ _NUMBERED = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
 def shells(members: Models, layout: Layout | None, digests: Mapping[str, str], cache: Path) -> dict[str, Path]:
     """Member -> its shell; the base's also holds the tokenizer that all are asked with.
 
-    digests: of `inputs.digests`. ValueError for tokens that cannot be added to the base's tokenizer.
+    digests: of `members.digests`. ValueError for tokens that cannot be added to the base's tokenizer.
     """
     moved = layout.moved if layout else frozenset()
     base = members.base
     if layout and "base" in moved:
         base = build_whole(cache / "shells" / digests["base"][:12], lambda folder: _widened(members, layout, folder))
-    found = {"base": base}
+    directories = {"base": base}
     for task, path in members.experts.items():
         if is_adapter(path):
-            found[task] = base
+            directories[task] = base
         else:
-            found[task] = _renumbered(path, base, cache / "shells") if task in moved else path
-    return found
+            directories[task] = _renumbered(path, base, cache / "shells") if task in moved else path
+    return directories
 
 
 def _renumbered(expert: Path, base: Path, cache: Path) -> Path:
