@@ -3,18 +3,59 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+import graphlib
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("sensmerge", "evaluation", "experiments")
-LAYERS = {
+PACKAGES = ("sensmerge", "evaluation", "experiments", "hydra_plugins")
+# Folder -> what of ours its modules may import, besides each other: folders with all that is in them, or modules.
+WALLS = {
     "sensmerge": {"sensmerge"},
-    "evaluation": {"evaluation"},
-    "experiments": set(PACKAGES),
-    "run.py": {"experiments"},
-    "hydra_plugins": {"experiments"},
-}
+    "sensmerge/mergers": {"sensmerge/sparsify", "sensmerge/seeds"},
+    "sensmerge/checkpoints": {"sensmerge/tensor_names", "sensmerge/store"},
+    "sensmerge/family": {
+        "sensmerge/checkpoints", "sensmerge/directories", "sensmerge/models", "sensmerge/store",
+        "sensmerge/tensor_names",
+    },
+    "sensmerge/engine": {
+        "sensmerge/checkpoints", "sensmerge/family", "sensmerge/mergers", "sensmerge/sparsify", "sensmerge/store",
+    },
+    "sensmerge/blockwise": {
+        "sensmerge/alignment", "sensmerge/calibration", "sensmerge/checkpoints", "sensmerge/models",
+        "sensmerge/sensitivity", "sensmerge/tensor_names",
+    },
+    "sensmerge/publish": {
+        "sensmerge/checkpoints", "sensmerge/coefficients", "sensmerge/family", "sensmerge/mergers", "sensmerge/store",
+        "sensmerge/tensor_names", "sensmerge/versions",
+    },
+    "evaluation": {"evaluation/sandbox"},
+    "evaluation/sandbox": set(),
+    "evaluation/benchmarks": {"evaluation", "evaluation/sandbox"},
+    "evaluation/checks": {"evaluation", "evaluation/benchmarks", "evaluation/sandbox"},
+    "experiments": {"experiments", "evaluation"},
+    "experiments/families": {"experiments", "evaluation", "sensmerge"},
+    "experiments/run": {
+        "experiments", "experiments/families", "experiments/tracking", "evaluation", "evaluation/benchmarks",
+        "sensmerge",
+    },
+    "experiments/planning": {  # protocols of families and benchmarks, and no kind of either
+        "experiments", "experiments/families/__init__", "experiments/run", "evaluation", "evaluation/checks",
+        "sensmerge",
+    },
+    "experiments/sweeps": {"experiments", "experiments/run", "sensmerge"},
+    "experiments/analysis": {"experiments", "evaluation"},
+    "experiments/report": {"experiments", "experiments/analysis", "evaluation"},
+    "experiments/tracking": {"experiments", "experiments/analysis", "experiments/report", "sensmerge"},
+    "experiments/bench": {
+        "experiments", "experiments/report", "experiments/run", "experiments/sweeps", "evaluation",
+        "evaluation/benchmarks", "evaluation/checks", "sensmerge",
+    },
+    "hydra_plugins/sensmerge_launcher": {"experiments", "experiments/run", "experiments/sweeps"},
+    ".": {"experiments/run", "experiments/planning"},
+}  # fmt: skip
+MOST = 16  # Python files in a folder
 LAUNCHER = {f"hydra_plugins/sensmerge_launcher/{name}.py" for name in ("base", "config", "launchers")}
 ALLOWED = {
     "hydra": {"run.py", "experiments/run/command.py", *LAUNCHER},
@@ -31,39 +72,66 @@ ALLOWED = {
 }
 
 
-# What plans a run asks families and benchmarks by their protocols: a kind of one's own needs no word with it.
-KINDLESS = {"experiments/planning/": ("experiments.families.", "evaluation.benchmarks.")}
+def imports(source: str, *, typing: bool = True) -> Iterator[str]:
+    """Every module, or name in one, that an import statement anywhere in `source` names; in functions too.
 
-
-def imports(source: str) -> Iterator[str]:
-    """Every module named by an import statement anywhere in `source`, in functions and under TYPE_CHECKING too."""
-    for node in ast.walk(ast.parse(source)):
+    typing: those under `if TYPE_CHECKING` too, which are never run.
+    """
+    nodes = list(ast.walk(ast.parse(source)))
+    guards = [node for node in nodes if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    never_run = {id(inner) for guard in guards for inner in ast.walk(guard)} if not typing else set()
+    for node in nodes:
+        if id(node) in never_run:
+            continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute here"
-            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def module_of(name: str) -> str | None:
+    """The file, without .py, that an imported name is or is taken from; None for what is not ours."""
+    path = name.replace(".", "/")
+    for candidate in (path, path.rpartition("/")[0]):
+        if (ROOT / f"{candidate}.py").is_file():
+            return candidate
+        if (ROOT / candidate / "__init__.py").is_file():
+            return f"{candidate}/__init__"
+    return None
+
+
+def allowed(place: str, module: str) -> bool:
+    """Whether the file `place` may import the module of ours; `sensmerge` as a whole is one library to the others."""
+    folder, target = str(Path(place).parent), str(Path(module).parent)
+    library = "sensmerge" in WALLS[folder] and target.split("/")[0] == "sensmerge"
+    return target == folder or library or not WALLS[folder].isdisjoint({target, module})
 
 
 def violations(place: str, source: str) -> list[str]:
     """What file `place` imports and must not."""
     found = []
-    for module in imports(source):
-        top = module.split(".")[0]
-        if top in PACKAGES and top not in LAYERS[place.split("/")[0]]:
-            found.append(f"{place} imports {module}: imports run run.py -> experiments -> evaluation, sensmerge")
-        if any(place.startswith(folder) and module.startswith(kinds) for folder, kinds in KINDLESS.items()):
-            found.append(f"{place} imports {module}: it may know protocols, no kind")
+    for name in imports(source):
+        module = module_of(name)
+        if module and not allowed(place, module):
+            found.append(f"{place} imports {module}: WALLS does not let it")
+        top = name.split(".")[0]
         if place not in ALLOWED.get(top, {place}):
-            found.append(f"{place} imports {module}: only {sorted(ALLOWED[top])} may")
+            found.append(f"{place} imports {name}: only {sorted(ALLOWED[top])} may")
     return found
 
 
+def circles(graph: Mapping[str, set[str]]) -> list[str]:
+    """The files of a circle of imports; none if there is no circle."""
+    try:
+        list(graphlib.TopologicalSorter(graph).static_order())
+    except graphlib.CycleError as error:
+        return error.args[1]
+    return []
+
+
 def sources() -> Iterator[tuple[str, str]]:
-    for path in [
-        ROOT / "run.py",
-        *(p for package in (*PACKAGES, "hydra_plugins") for p in sorted((ROOT / package).rglob("*.py"))),
-    ]:
+    for path in [ROOT / "run.py", *(p for package in PACKAGES for p in sorted((ROOT / package).rglob("*.py")))]:
         yield path.relative_to(ROOT).as_posix(), path.read_text()
 
 
@@ -71,17 +139,40 @@ def test_imports_run_one_way() -> None:
     assert [fault for place, source in sources() for fault in violations(place, source)] == []
 
 
-def test_the_check_can_fail() -> None:
+def test_every_folder_has_its_walls() -> None:
+    assert {str(Path(place).parent) for place, _ in sources()} == set(WALLS)
+
+
+def test_the_walls_can_fail() -> None:
     assert violations("sensmerge/x.py", "from evaluation.record import Result")
     assert violations("evaluation/x.py", "import sensmerge.tensor_names")
     assert violations("evaluation/x.py", "def f():\n    import experiments")
+    assert violations("evaluation/x.py", "from evaluation.benchmarks import mbpp")
+    assert violations("sensmerge/checkpoints/x.py", "from sensmerge import models")
+    assert violations("sensmerge/mergers/x.py", "from sensmerge.engine.engine import Engine")
+    assert violations("experiments/run/x.py", "from experiments.sweeps import manifest")
+    assert violations("experiments/analysis/x.py", "import experiments.report.tables")
+    assert violations("experiments/planning/x.py", "from experiments.families.tiny import Tiny")
+    assert violations("experiments/planning/x.py", "from evaluation.benchmarks.mbpp import Mbpp")
+    assert not violations("experiments/planning/x.py", "from experiments.families import Family")
     assert violations("sensmerge/merge.py", "import transformers")
     assert violations("experiments/x.py", "if True:\n    from wandb import init")
-    assert violations("experiments/planning/x.py", "from experiments.families.tiny import Tiny")
-    assert violations("experiments/planning/x.py", "import evaluation.benchmarks.mbpp")
     assert violations("run.py", "import sensmerge")
-    assert not violations("experiments/planning/x.py", "from experiments.families import Family")
-    assert not violations("experiments/x.py", "from sensmerge import merge\nfrom evaluation.record import Result")
+    assert not violations("experiments/run/x.py", "from sensmerge import merge\nfrom evaluation.record import Result")
+
+
+def test_no_circle_of_imports_lazy_ones_included() -> None:
+    graph = {}
+    for place, source in sources():
+        module = place.removesuffix(".py")
+        graph[module] = {m for m in map(module_of, imports(source, typing=False)) if m and m != module}
+    assert circles(graph) == []
+    assert set(circles({"a": {"b"}, "b": {"c"}, "c": {"a"}})) == {"a", "b", "c"}
+
+
+def test_no_folder_is_crowded() -> None:
+    counts = Counter(str(Path(place).parent) for place, _ in sources())
+    assert {folder: count for folder, count in counts.items() if count > MOST} == {}
 
 
 def test_no_file_is_two_things() -> None:

@@ -15,9 +15,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from experiments.analysis import best, records
 from experiments.analysis.records import Record
-from experiments.report import figure_list, latex, markdown, tables
+from experiments.report import best, figure_list, latex, markdown, records, tables
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
