@@ -19,14 +19,13 @@ from sensmerge.checkpoints import hub
 from sensmerge.checkpoints.open import is_adapter
 from sensmerge.checkpoints.vocabulary import Policy
 from sensmerge.coefficients import Evidence, Rule, Sens, Table, Uniform
-from sensmerge.directories import nearest
 from sensmerge.engine.engine import Engine
 from sensmerge.family.family import Family, ready
 from sensmerge.family.members import Models, line_up, opened
 from sensmerge.mergers import Merger
 from sensmerge.publish import mergekit, recipes
 from sensmerge.publish.card import card
-from sensmerge.store import describe
+from sensmerge.store import describe, nearest
 
 
 def open_family(

@@ -20,8 +20,8 @@ from sensmerge.family.members import Models
 from sensmerge.mergers import Merger
 from sensmerge.publish import recipes
 from sensmerge.publish.recipes import Recipe, build
+from sensmerge.publish.versions import LIBRARIES, versions
 from sensmerge.store import describe, write_json
-from sensmerge.versions import LIBRARIES, versions
 
 T = TypeVar("T", Merger, Rule)
 # Names of the command line that are no class's own; those are their names in small letters.

@@ -1,18 +1,22 @@
-"""Results of stages, kept by what they depend on: compute once, publish atomically, never twice at the same time."""
+"""What is kept: results of stages by what they depend on, and directories. Made once, whole, never twice at a time."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
+import logging
 import os
+import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
+
+log = logging.getLogger(__name__)
 
 
 def describe(value: Any) -> Any:
@@ -62,6 +66,41 @@ def write_json(path: Path, value: Any) -> None:
     except BaseException:
         Path(partial).unlink(missing_ok=True)
         raise
+
+
+def build_whole(target: Path, fill: Callable[[Path], None]) -> Path:
+    """Directory `target`, made by `fill` unless it is there; it has its name only once `fill` has returned.
+
+    fill: writes into the empty directory that it is given, `<target>.part`. It is removed if `fill` raises, and by the
+    next call if the process was killed. Concurrent callers wait at `<target>.lock` for the one that builds.
+    """
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(f"{target}.lock")
+    try:
+        held = lock.acquire(blocking=False)
+    except Timeout:
+        log.info("  %s is being built by another process; waiting for it", target)
+        held = lock.acquire()
+    with held:
+        if not target.is_dir():
+            part = target.with_name(f"{target.name}.part")
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir()
+            try:
+                fill(part)
+                os.replace(part, target)
+            except BaseException:
+                shutil.rmtree(part, ignore_errors=True)
+                raise
+    return target
+
+
+def nearest(path: Path) -> Path:
+    """The nearest ancestor of `path`, or itself, that exists; absolute."""
+    path = path.absolute()
+    return next(place for place in (path, *path.parents) if place.exists())
 
 
 @dataclasses.dataclass(frozen=True)

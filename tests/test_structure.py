@@ -15,10 +15,7 @@ WALLS = {
     "sensmerge": {"sensmerge"},
     "sensmerge/mergers": {"sensmerge/sparsify", "sensmerge/seeds"},
     "sensmerge/checkpoints": {"sensmerge/tensor_names", "sensmerge/store"},
-    "sensmerge/family": {
-        "sensmerge/checkpoints", "sensmerge/directories", "sensmerge/models", "sensmerge/store",
-        "sensmerge/tensor_names",
-    },
+    "sensmerge/family": {"sensmerge/checkpoints", "sensmerge/models", "sensmerge/store", "sensmerge/tensor_names"},
     "sensmerge/engine": {
         "sensmerge/checkpoints", "sensmerge/family", "sensmerge/mergers", "sensmerge/sparsify", "sensmerge/store",
     },
@@ -28,7 +25,7 @@ WALLS = {
     },
     "sensmerge/publish": {
         "sensmerge/checkpoints", "sensmerge/coefficients", "sensmerge/family", "sensmerge/mergers", "sensmerge/store",
-        "sensmerge/tensor_names", "sensmerge/versions",
+        "sensmerge/tensor_names",
     },
     "evaluation": {"evaluation/sandbox"},
     "evaluation/sandbox": set(),

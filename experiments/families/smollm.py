@@ -30,9 +30,8 @@ from experiments.families import Located, Members, conversion
 from experiments.families.training import Recipe, batches, finetune
 from sensmerge import models
 from sensmerge.calibration import Sample, encode
-from sensmerge.directories import build_whole, nearest
-from sensmerge.store import describe, digest, write_json
-from sensmerge.versions import versions
+from sensmerge.publish.versions import versions
+from sensmerge.store import build_whole, describe, digest, nearest, write_json
 
 log = logging.getLogger(__name__)
 

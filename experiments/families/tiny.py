@@ -28,8 +28,7 @@ from experiments.families.tiny_model import Architecture, Pair, mixture, pretrai
 from experiments.families.training import Recipe
 from sensmerge import models
 from sensmerge.calibration import encode
-from sensmerge.directories import build_whole, nearest
-from sensmerge.store import describe, digest, write_json
+from sensmerge.store import build_whole, describe, digest, nearest, write_json
 
 log = logging.getLogger(__name__)
 TASKS = ("code", "general", "math")

@@ -20,8 +20,8 @@ from experiments.run.prepare import draw_samples
 from experiments.run.spec import RunSpec
 from sensmerge import models
 from sensmerge.checkpoints.reader import Entry
-from sensmerge.directories import nearest
 from sensmerge.mergers import Merger
+from sensmerge.store import nearest
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 

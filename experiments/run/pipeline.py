@@ -25,8 +25,8 @@ from experiments.run import preflight, stages
 from experiments.run.prepare import Prepared, prepare, verify
 from experiments.run.spec import Member, RunSpec
 from experiments.tracking import upload
+from sensmerge.publish.versions import versions
 from sensmerge.store import write_json
-from sensmerge.versions import versions
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

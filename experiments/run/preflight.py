@@ -8,7 +8,7 @@ from pathlib import Path
 
 from experiments.run.spec import Member, RunSpec
 from sensmerge import models
-from sensmerge.directories import nearest
+from sensmerge.store import nearest
 
 _SPARE = 200_000_000  # bytes a run may want for stage results and logs
 

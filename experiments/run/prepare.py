@@ -13,9 +13,8 @@ from evaluation.benchmarks.bits_per_byte import BitsPerByte
 from experiments.run import preflight
 from experiments.run.spec import Member, RunSpec
 from sensmerge import calibration, merge, models
-from sensmerge.directories import nearest
 from sensmerge.family.family import Family, ready
-from sensmerge.store import Store
+from sensmerge.store import Store, nearest
 
 log = logging.getLogger(__name__)
 

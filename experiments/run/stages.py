@@ -28,8 +28,8 @@ from sensmerge.family.members import tokenizer_digest
 from sensmerge.mergers import Merger
 from sensmerge.publish import recipes
 from sensmerge.publish.card import card
+from sensmerge.publish.versions import versions
 from sensmerge.store import describe, digest
-from sensmerge.versions import versions
 
 log = logging.getLogger(__name__)
 # Part of what results are kept under. Raise one when a change to this project's code changes what the stage computes.

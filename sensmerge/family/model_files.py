@@ -13,9 +13,8 @@ from pathlib import Path
 from sensmerge import models
 from sensmerge.checkpoints.open import is_adapter
 from sensmerge.checkpoints.reader import copy_companions
-from sensmerge.directories import build_whole
 from sensmerge.family.members import Layout, Models
-from sensmerge.store import digest
+from sensmerge.store import build_whole, digest
 
 # Settings that speak of tokens by number, so that they belong to an order of rows.
 _NUMBERED = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from sensmerge.coefficients import Table
+from sensmerge.publish.versions import LIBRARIES, versions
 from sensmerge.store import digest
-from sensmerge.versions import LIBRARIES, versions
 
 
 def card(
