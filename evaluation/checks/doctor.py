@@ -1,4 +1,4 @@
-"""What each benchmark needs, whether it is here, and the commands that fetch it: python -m evaluation.checks.doctor."""
+"""What each benchmark needs, whether it is here, and the commands that fetch it: `python -m experiments check data`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +71,9 @@ def fetch(benchmark: Benchmark, rows: Rows, data_dir: Path) -> str:
     return shlex.join(["python", "-c", code])
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(arguments: list[str]) -> int:
     """Print the state of every benchmark; 1 if one cannot run here."""
-    given = _parser().parse_args(argv)
+    given = _parser().parse_args(arguments)
     lines, commands, incomplete = [], dict[str, None](), 0
     benchmarks = available(given.conf)
     width = max(len(name) for name in benchmarks)
@@ -139,11 +139,9 @@ def _rows(value: Any) -> Iterator[Rows]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m evaluation.checks.doctor", description=(__doc__ or "").partition(":")[0]
+        prog="python -m experiments check data",
+        description=(__doc__ or "").partition(":")[0],
+        epilog="example: python -m experiments check data --data DIR",
     )
     data_argument(parser)
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())
