@@ -1,6 +1,6 @@
 """What a sweep costs beyond its merges and evaluations: twenty settings that nobody has run, their calibration kept.
 
-    python -m experiments.bench.multirun --cache .cache [--points 20] [--launchers local] [--tracking none]
+    python -m experiments bench multirun --cache .cache [--points 20] [--launchers local] [--tracking none]
 
 First one more point of the sweep runs by itself: it builds the family where the cache lacks it, evaluates base and
 experts, calibrates. Then the sweep, through `run.py -m`, is timed as one whole command, and divided by what its runs
@@ -79,15 +79,14 @@ def _call(*words: str) -> None:
         raise RuntimeError(f"run.py {shlex.join(words)} ended with {done.returncode}:\n{done.stdout[-2000:]}")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(arguments: list[str]) -> int:
     """Print a markdown table; 0 whatever it says, for a busy machine is no defect."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
     given = _parser().parse_args(arguments)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     (given.cache / "families").mkdir(parents=True, exist_ok=True)
     words = [f"model={given.model}", f"suite={given.suite}", f"merger={given.merger}", f"tracking={given.tracking}"]
     out = [
-        f"`python -m experiments.bench.multirun {shlex.join(arguments)}`",
+        f"`python -m experiments bench multirun {shlex.join(arguments)}`",
         f"{date.today()}, {provenance.bench_machine()}, {' '.join(words)} scaling=sens",
         "",
         "| launcher | points | whole command, s | merges and evaluations, s | rest of its runs, s | ratio | <= 1.1 |",
@@ -102,7 +101,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     summary = (__doc__ or "").partition("\n")[0]
-    parser = argparse.ArgumentParser(prog="python -m experiments.bench.multirun", description=summary)
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments bench multirun",
+        usage="%(prog)s [options] [override ...]",
+        description=summary,
+        epilog="example: python -m experiments bench multirun --points 20 threads=1",
+    )
     parser.add_argument("--cache", type=Path, default=Path(".cache"), help="where families lie (default: %(default)s)")
     parser.add_argument("--points", type=int, default=20, help="runs of the sweep (default: %(default)s)")
     parser.add_argument("--launchers", default="local", help="of local,local_parallel (default: %(default)s)")
@@ -112,7 +116,3 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tracking", default="none", help="default: %(default)s")
     parser.add_argument("override", nargs="*", help="more of run.py's overrides, for every run: threads=1")
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

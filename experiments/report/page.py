@@ -1,6 +1,6 @@
 """The report page: every study's tables, heat maps, runs and their answers in one HTML file that opens from disk.
 
-    python -m experiments.report.page --study tiny_test smollm2_135m_cpu   # from results/runs
+    python -m experiments report page --study tiny_test smollm2_135m_cpu   # from results/runs
 
 It asks for nothing on a network. Tables are those of report.py, number by number. What only single runs' pages
 show is compressed in the file, and unpacked when one is opened.
@@ -19,7 +19,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.analysis import records
 from experiments.analysis.records import Record
 from experiments.provenance import without_places
 from experiments.report import notes, report, tables
@@ -40,8 +39,8 @@ class Study:
 
 
 def study(name: str, runs: Path, by: Sequence[str] = ()) -> Study:
-    """Raises what `records.load`, `records.of_study` and `tables.build` raise."""
-    found = tuple(tables.build(group, by) for group in records.of_study(records.load(runs), name))
+    """Raises what `tables.read` raises."""
+    found = tuple(tables.read(name, runs, by))
     return Study(name, found, tuple(report.commands_of(found, name)))
 
 
@@ -187,7 +186,7 @@ def _rounded(value: Any) -> Any:
     return [_rounded(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: list[str]) -> int:
     """The command line; 0, or 1 after saying on stderr what is wrong."""
     given = _parser().parse_args(arguments)
     try:
@@ -201,13 +200,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m experiments.report.page", description=(__doc__ or "").partition(":")[0]
+        prog="python -m experiments report page",
+        description=(__doc__ or "").partition(":")[0],
+        epilog="example: python -m experiments report page --study tiny_test smollm2_135m_cpu",
     )
     parser.add_argument("--study", nargs="+", required=True, help="studies to show, in this order")
     parser.add_argument("--runs", type=Path, default=Path("results/runs"), help="directory of run directories")
     parser.add_argument("--out", type=Path, default=Path("results/report"), help="gets index.html")
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

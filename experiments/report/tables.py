@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from evaluation.record import Metric
 from experiments.analysis import stats
 from experiments.analysis.comparisons import Difference, Pairing, differences, distinct
 from experiments.analysis.one_table import check_settings, check_versions, check_weights
-from experiments.analysis.records import Record, controls
+from experiments.analysis.records import Record, controls, load, of_study
 from experiments.report import row_names
 
 
@@ -87,6 +88,12 @@ class Table:
     @property
     def comparisons(self) -> list[Difference]:
         return [difference for row in self.rows for difference in row.differences.values()]
+
+
+def read(study: str, runs: Path, by: Sequence[str] = ()) -> list[Table]:
+    """Every table of a study, from its runs below `runs`. Raises what `records.load`, `records.of_study` and `build`
+    raise: FileNotFoundError without `runs`, ValueError without a complete run."""
+    return [build(group, by) for group in of_study(load(runs), study)]
 
 
 def build(records: Sequence[Record], by: Sequence[str] = ()) -> Table:

@@ -27,7 +27,7 @@ _UNREACHED: set[str] = set()  # modes this process has given up: a sweep waits o
 class Tracking:
     """mode: "auto" obeys the variable WANDB_MODE; without it, online where this machine is logged in to W&B, else
     offline (upload later with `wandb sync`, or from the records with
-    `python -m experiments.tracking.sync --mode online`).
+    `python -m experiments track --mode online`).
 
     project, entity, group: as in W&B; group None is the study's name. directory: W&B's files go to its folder "wandb".
     weights: also the merged checkpoint as an artifact, where output=checkpoint wrote one. timeout: seconds to wait for
@@ -84,8 +84,7 @@ def keep(directory: Path, tracking: Tracking) -> None:
         if mode == "online":
             _UNREACHED.add(mode)
         log.warning(
-            "W&B did not take %s (%s); all of it is in its directory, and "
-            "`python -m experiments.tracking.sync` tries again",
+            "W&B did not take %s (%s); all of it is in its directory, and `python -m experiments track` tries again",
             directory.name,
             reason(error),
         )

@@ -155,7 +155,7 @@ def test_the_last_mirror_stays_until_the_next_is_complete(
     assert read(before["0000"]).exit_code == 0
     assert said(caplog) == [
         f"W&B did not take {directory.name} (ZeroDivisionError: division by zero); all of it is in its directory, and "
-        "`python -m experiments.tracking.sync` tries again"
+        "`python -m experiments track` tries again"
     ]
 
 
