@@ -11,7 +11,7 @@ import platform
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -123,22 +123,3 @@ def _rows(value: Any) -> Iterator[Rows]:
     elif isinstance(value, (list, tuple)):
         for item in value:
             yield from _rows(item)
-
-
-_PLACES = ("output", "tracking", "launcher", "hydra")  # groups of overrides that say where, and move no number
-
-
-def without_places(data: Mapping[str, Any]) -> dict[str, Any]:
-    """A record without the directories of the machine that made it: they move no number, and are nobody's business."""
-    config = {key: value for key, value in data["config"].items() if key != "output"}
-    if "tracking" in config:
-        config["tracking"] = {key: value for key, value in (config["tracking"] or {}).items() if key != "directory"}
-    measured = data["measured"]
-    if "argv" in measured:
-        program, *words = measured["argv"]
-        measured = {**measured, "argv": [Path(program).name, *_moving_numbers(words)]}
-    return {**data, "config": config, "overrides": _moving_numbers(data["overrides"]), "measured": measured}
-
-
-def _moving_numbers(words: Sequence[str]) -> list[str]:
-    return [word for word in words if word.lstrip("+~").split("=")[0].split(".")[0] not in _PLACES]

@@ -117,14 +117,13 @@ def _of_rules(table: Table) -> list[tuple[str, Callable[..., figures.Figure], di
         rule = row.scaling or ""
         if kept is None:
             continue
-        tasks, blocks, alpha = kept["table"]["tasks"], kept["table"]["blocks"], kept.get("alpha")
-        sensitivities = alpha and [alpha[task] for task in tasks]
+        tasks = kept.table.tasks
         if rule.split()[0] == "sens":
-            _first(tables, rule, (tasks, sensitivities, blocks))
-        if alpha:
-            _first(profiles, rule, (tasks, sensitivities))
-        if kept.get("distances"):
-            _first(distances, rule, (tasks, kept["distances"]["l2"]))
+            _first(tables, rule, (tasks, kept.profiles, kept.table.blocks))
+        if kept.alpha:
+            _first(profiles, rule, (tasks, kept.profiles))
+        if kept.distances:
+            _first(distances, rule, (tasks, kept.distances["l2"]))
     found = [("coefficients", figures.coefficients, tables), ("alignment", figures.alignment, distances)]
     return [*found, ("profiles", figures.profiles, profiles)]
 
