@@ -179,9 +179,9 @@ def code(table: Table) -> str:
 
 
 def _versions(table: Table) -> str:
-    found: dict[str, set[str]] = {}
+    by_package: dict[str, set[str]] = {}
     for record in table.records:
         for package, version in record.versions.items():
             if version != "absent":
-                found.setdefault(package, set()).add(version)
-    return ", ".join(f"{package} {' and '.join(sorted(versions))}" for package, versions in sorted(found.items()))
+                by_package.setdefault(package, set()).add(version)
+    return ", ".join(f"{package} {' and '.join(sorted(versions))}" for package, versions in sorted(by_package.items()))

@@ -192,8 +192,8 @@ def _without(command: str, *keys: str) -> str:
 
 
 def _wandb(everything: Sequence[Record]) -> str:
-    chosen = [record.config.get("tracking") or {} for record in everything]
-    used = [tracking for tracking in chosen if tracking.get("mode", "disabled") != "disabled"]
+    settings = [record.config.get("tracking") or {} for record in everything]
+    used = [tracking for tracking in settings if tracking.get("mode", "disabled") != "disabled"]
     if not used:
         return "not used (tracking=wandb turns it on)"
     project = "/".join(filter(None, [used[0].get("entity"), used[0].get("project")]))

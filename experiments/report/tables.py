@@ -126,13 +126,13 @@ def _grid(cells: Mapping[row_names.Name, Any], paths: Sequence[str]) -> set[row_
 
 
 def _benchmarks(records: Sequence[Record]) -> tuple[Benchmark, ...]:
-    found = []
+    columns = []
     for name in sorted({name for record in records for name in record.results}):
         results = [record.results[name] for record in records if name in record.results]
         items = tuple(sorted({result.headline.n for result in results}))
         first = results[0]
-        found.append(Benchmark(name, first.primary, first.higher_is_better, items, first.settings.get("chance")))
-    return tuple(sorted(found, key=lambda benchmark: (not benchmark.higher_is_better, benchmark.name)))
+        columns.append(Benchmark(name, first.primary, first.higher_is_better, items, first.settings.get("chance")))
+    return tuple(sorted(columns, key=lambda benchmark: (not benchmark.higher_is_better, benchmark.name)))
 
 
 def _means(benchmarks: Sequence[Benchmark]) -> tuple[Mean, ...]:

@@ -124,15 +124,15 @@ def _summary(record: Record) -> Iterator[tuple[str, Any]]:
 def _tables(record: Record) -> Iterator[tuple[str, Table]]:
     if rows := list(_samples(record)):
         yield "samples", Table(["benchmark", "item", "metric", "value", "output", "gold", "note"], rows)
-    if kept := record.coefficients:
-        tasks, alpha = kept.table.tasks, kept.alpha
+    if coefficients := record.coefficients:
+        tasks, alpha = coefficients.table.tasks, coefficients.alpha
         rows = [
             [task, block, weight, alpha[task][block] if alpha else None]
-            for task, line in zip(tasks, kept.table.blocks, strict=True)
+            for task, line in zip(tasks, coefficients.table.blocks, strict=True)
             for block, weight in enumerate(line)
         ]
         yield "coefficients", Table(["task", "block", "K*sigma", "alpha"], rows)
-        if distances := kept.distances:
+        if distances := coefficients.distances:
             rows = [
                 [expert, data, *(matrix[i][j] for matrix in distances.values())]
                 for i, expert in enumerate(tasks)
@@ -152,8 +152,11 @@ def _samples(record: Record) -> Iterator[list[Any]]:
 
 
 def _figures(record: Record) -> Iterator[tuple[str, Callable[[], figures.Figure]]]:
-    if kept := record.coefficients:
-        tasks = kept.table.tasks
-        yield "coefficients_heatmap", partial(figures.coefficients, tasks, kept.profiles, kept.table.blocks)
-        if kept.distances:
-            yield "alignment_heatmap", partial(figures.alignment, tasks, kept.distances["l2"])
+    if coefficients := record.coefficients:
+        tasks = coefficients.table.tasks
+        yield (
+            "coefficients_heatmap",
+            partial(figures.coefficients, tasks, coefficients.profiles, coefficients.table.blocks),
+        )
+        if coefficients.distances:
+            yield "alignment_heatmap", partial(figures.alignment, tasks, coefficients.distances["l2"])

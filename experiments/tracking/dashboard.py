@@ -57,10 +57,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def headlines(runs: Path) -> dict[str, bool]:
     """Summary key of each benchmark's headline metric in the finished runs below `runs` -> whether higher is better."""
-    found = records.load(runs) if runs.is_dir() else []
+    finished = records.load(runs) if runs.is_dir() else []
     return {
         f"{benchmark}/{result.primary}": result.higher_is_better
-        for record in found
+        for record in finished
         for benchmark, result in sorted(record.results.items())
     }
 
