@@ -10,7 +10,6 @@ say they spent merging and evaluating. Runs and kept stages go to a directory of
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shlex
 import subprocess
@@ -23,6 +22,7 @@ from datetime import date
 from pathlib import Path
 
 from experiments import provenance
+from experiments.analysis import records
 from experiments.sweeps.code_state import ROOT
 
 TARGET = 1.1  # times what merging and evaluating takes
@@ -59,18 +59,13 @@ def measure(launcher: str, points: int, cache: Path, given: Sequence[str]) -> Sw
         start = time.perf_counter()
         _call("-m", f"launcher={launcher}", *words, f"scaling.temperature={temperatures}", "study=sweep")
         wall = time.perf_counter() - start
-        records = [json.loads((path / "record.json").read_text()) for path in _of_study(runs, "sweep")]
-    if len(records) != points:
-        raise RuntimeError(f"{launcher}: {len(records)} records of {points} points")
-    if any(record["measured"]["stages"]["sensitivity"]["computed"] for record in records):
+        finished = [run.measured for run in records.load(runs) if "sweep" in run.studies]
+    if len(finished) != points:
+        raise RuntimeError(f"{launcher}: {len(finished)} records of {points} points")
+    if any(measured.stages["sensitivity"].computed for measured in finished):
         raise RuntimeError(f"{launcher}: calibration was computed again")
-    seconds = [record["measured"]["seconds"] for record in records]
-    work = sum(one["evaluate"] + one.get("write", 0.0) for one in seconds)
-    return Sweep(launcher, points, wall, work, sum(sum(one.values()) for one in seconds) - work)
-
-
-def _of_study(runs: Path, study: str) -> list[Path]:
-    return [marker.parent.parent for marker in runs.glob(f"*/studies/{study}")]
+    work = sum(measured.seconds["evaluate"] + measured.seconds.get("write", 0.0) for measured in finished)
+    return Sweep(launcher, points, wall, work, sum(sum(measured.seconds.values()) for measured in finished) - work)
 
 
 def _call(*words: str) -> None:

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.analysis import records
-from experiments.provenance import without_places
 from experiments.report import best, page, report
+from experiments.run.record import RECORD_JSON
 
 NAME = "records.tar.xz"
 _HOW = "report.json"
@@ -48,11 +48,11 @@ def write(study: str, runs: Path, path: Path, how: How = How()) -> int:
     packed = {record.directory.name: record for group in groups for record in group}
     content = {_HOW: _json(asdict(how))}
     for name, record in sorted(packed.items()):
-        content[f"{name}/record.json"] = _json(without_places(record.data))
+        content[f"{name}/{RECORD_JSON}"] = _json(record.without_places().to_json())
         if study in record.studies:
             content[f"{name}/studies/{study}"] = b""
         for result in record.results.values():
-            content[f"{name}/{result['outcomes']}"] = (record.directory / result["outcomes"]).read_bytes()
+            content[f"{name}/{result.outcomes}"] = (record.directory / result.outcomes).read_bytes()
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.part")
     with lzma.open(partial, "wb", preset=9) as file, tarfile.open(fileobj=file, mode="w") as tar:

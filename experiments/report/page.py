@@ -14,14 +14,13 @@ import gzip
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.analysis.records import Record
-from experiments.provenance import without_places
 from experiments.report import notes, report, tables
+from experiments.run.record import Record
 
 ASSETS = Path(__file__).with_name("webpage")
 SHOWN = 20  # answers of a benchmark that a run's page shows in words; the values of all items are there
@@ -133,7 +132,7 @@ def _row(row: tables.Row) -> dict[str, Any]:
 
 def _seed(record: Record) -> int:
     """What tells the runs of a row apart: of base and experts, which no seed touches, that of their training."""
-    return record.seed if record.member is None else record.identity.get("model.seed", record.seed)
+    return record.seed if record.member is None else record.parameters.get("model.seed", record.seed)
 
 
 def _details(one: Study) -> dict[str, Any]:
@@ -145,32 +144,33 @@ def _details(one: Study) -> dict[str, Any]:
 
 def _run(record: Record, asked: dict[str, Any]) -> dict[str, Any]:
     """asked: filled with the items' names and gold answers, which most runs of a study share."""
-    data = {
-        key: value for key, value in without_places(record.data).items() if key not in ("config", "results", "studies")
-    }
-    found = {}
+    content = record.without_places().to_json()
+    results = {}
     for name, result in record.results.items():
         outcomes = record.outcomes(name)
-        items = {"ids": [one["id"] for one in outcomes], "golds": _texts(outcomes, "gold")}
+        items = {
+            "ids": [outcome.id for outcome in outcomes],
+            "golds": _texts(outcome.gold for outcome in outcomes[:SHOWN]),
+        }
         key = f"{name} {len(asked)}"
         key = next((known for known, other in asked.items() if other == items), key)
         asked[key] = items
-        found[name] = {
-            "primary": result["primary"],
-            "higher_is_better": result["higher_is_better"],
-            "metrics": result["metrics"],
-            "settings": result["settings"],
+        results[name] = {
+            "primary": result.primary,
+            "higher_is_better": result.higher_is_better,
+            "metrics": {metric: asdict(value) for metric, value in result.metrics.items()},
+            "settings": result.settings,
             "items": key,
-            "values": [_short(one["values"].get(result["primary"])) for one in outcomes],
-            "outputs": _texts(outcomes, "output"),
-            "notes": {at: one["note"] for at, one in enumerate(outcomes) if one.get("note")},
+            "values": [_short(outcome.values.get(result.primary)) for outcome in outcomes],
+            "outputs": _texts(outcome.output for outcome in outcomes[:SHOWN]),
+            "notes": {at: outcome.note for at, outcome in enumerate(outcomes) if outcome.note},
         }
-    return {**_rounded(data), "results": found}
+    kept = {name: value for name, value in content.items() if name not in ("config", "results")}
+    return {**_rounded(kept), "results": results}
 
 
-def _texts(outcomes: Sequence[Mapping[str, Any]], field: str) -> list[str | None]:
-    found = [one.get(field) for one in outcomes[:SHOWN]]
-    return [text if text is None or len(text) <= _LONGEST else text[:_LONGEST] + " …" for text in found]
+def _texts(texts: Iterable[str | None]) -> list[str | None]:
+    return [text if text is None or len(text) <= _LONGEST else text[:_LONGEST] + " …" for text in texts]
 
 
 def _short(value: float | None) -> float | None:

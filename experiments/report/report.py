@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from experiments.analysis import records
-from experiments.analysis.records import Record
 from experiments.report import figure_list, latex, markdown, tables
+from experiments.run.record import Record
 
 
 def main(arguments: list[str]) -> int:
@@ -98,7 +98,7 @@ def commands_of(found: Sequence[tables.Table], study: str) -> list[str]:
     """
     given: dict[str, dict[str, list[str]]] = {}
     for record in (r for table in found for row in table.merges for r in row.records if r.study == study):
-        overrides = [override.partition("=") for override in record.data.get("overrides", ())]
+        overrides = [override.partition("=") for override in record.overrides]
         experiment = next((value for key, _, value in overrides if key.lstrip("+") == "experiment"), "")
         values = given.setdefault(experiment, {})
         for key, _, value in overrides:
@@ -139,7 +139,7 @@ def _whereabouts(
     """Where everything lies, and what one would want to look at next."""
     everything = {record.directory: record for table in found for record in table.records}
     merges = [record for record in everything.values() if record.member is None]
-    shown = max(merges or list(everything.values()), key=lambda record: record.data["score"])
+    shown = max(merges or list(everything.values()), key=lambda record: record.score)
     benchmark = next(iter(shown.results))
     lines = [("table", f"{directory / 'table.md'}, .tex, .csv")]
     if written:
@@ -155,7 +155,7 @@ def _whereabouts(
     plain = _without(command, "scaling", "scaling.temperature", "study")
     lines += [
         ("", ""),
-        ("one run, item by item", f"python -m json.tool {shown.directory / shown.results[benchmark]['outcomes']}"),
+        ("one run, item by item", f"python -m json.tool {shown.directory / shown.results[benchmark].outcomes}"),
         ("another setting", f"{plain} scaling=sens scaling.temperature=1 study={study}_T1"),
         ("its table", f"python -m experiments report --study {study}_T1"),
     ]
@@ -168,8 +168,8 @@ def _without(command: str, *keys: str) -> str:
 
 
 def _wandb(everything: Sequence[Record]) -> str:
-    chosen = [record.data.get("config", {}).get("tracking") or {} for record in everything]
-    used = [tracking for tracking in chosen if tracking.get("mode", "disabled") != "disabled"]
+    settings = [record.config.get("tracking") or {} for record in everything]
+    used = [tracking for tracking in settings if tracking.get("mode", "disabled") != "disabled"]
     if not used:
         return "not used (tracking=wandb turns it on)"
     project = "/".join(filter(None, [used[0].get("entity"), used[0].get("project")]))

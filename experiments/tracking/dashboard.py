@@ -56,10 +56,10 @@ def main(arguments: list[str]) -> int:
 
 def headlines(runs: Path) -> dict[str, bool]:
     """Summary key of each benchmark's headline metric in the finished runs below `runs` -> whether higher is better."""
-    found = records.load(runs) if runs.is_dir() else []
+    finished = records.load(runs) if runs.is_dir() else []
     return {
-        f"{benchmark}/{result['primary']}": result["higher_is_better"]
-        for record in found
+        f"{benchmark}/{result.primary}": result.higher_is_better
+        for record in finished
         for benchmark, result in sorted(record.results.items())
     }
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from experiments.analysis import records
-from experiments.analysis.records import Record
+from experiments.run.record import Record
 from experiments.tracking import upload
 from experiments.tracking.upload import Tracking
 
@@ -74,7 +74,7 @@ def _mirror(directory: Path, found: Record | Exception, given: argparse.Namespac
 
 def _tracking(record: Record, given: argparse.Namespace) -> Tracking:
     """The command line's word, else where the last mirror went, else what the run was configured for."""
-    before = upload.last(record.directory) or (record.data.get("config") or {}).get("tracking") or {}
+    before = upload.last(record.directory) or record.config.get("tracking") or {}
     asked = {"project": given.project, "entity": given.entity}
     fields = {name: before.get(name) for name in ("project", "entity", "group", "weights")}
     fields |= {name: value for name, value in asked.items() if value is not None}

@@ -15,6 +15,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from experiments.report import figures
+from experiments.run.recipe import RECIPE_JSON
 from experiments.tracking import content as mirrors
 from sensmerge.store import write_json
 
@@ -108,8 +109,8 @@ def mirror(directory: Path, tracking: Tracking, *, again: bool = True) -> str:
         return "not mirrored: W&B is disabled"
     with FileLock(directory / ".wandb.lock"):
         shown = mirrors.read(directory)
-        if shown.recipe is not None and not (directory / "recipe.json").is_file():
-            write_json(directory / "recipe.json", shown.recipe)
+        if shown.recipe is not None and not (directory / RECIPE_JSON).is_file():
+            write_json(directory / RECIPE_JSON, shown.recipe)
         place = {"project": tracking.project, "entity": tracking.entity, "group": tracking.group or shown.group}
         content = {"state": mirrors.state(directory), "weights": tracking.weights and shown.weights is not None}
         wanted = {**place, **content, "mode": mode}
@@ -191,7 +192,7 @@ def _fill(run: Any, directory: Path, shown: mirrors.Mirror, tracking: Tracking) 
     import wandb
 
     if shown.recipe is not None:
-        _artifact(run, f"recipe-{shown.id}", "recipe", [directory / "recipe.json"])
+        _artifact(run, f"recipe-{shown.id}", "recipe", [directory / RECIPE_JSON])
     if tracking.weights and shown.weights is not None:
         _artifact(run, f"weights-{shown.id}", "model", sorted(p for p in shown.weights.iterdir() if p.is_file()))
     tables = {name: wandb.Table(columns=one.columns, data=one.rows) for name, one in shown.tables.items()}

@@ -115,7 +115,7 @@ def test_one_model_at_several_seeds_is_no_replication(tmp_path: Path) -> None:
     table = table_of(tmp_path)
     uniform = row(table, "ties", "uniform")
     assert (len(uniform.records), uniform.models) == (3, 1)
-    assert uniform.scores["a"] == uniform.records[0].headline("a")  # its error is over the eight items
+    assert uniform.scores["a"] == uniform.records[0].results["a"].headline  # its error is over the eight items
     assert uniform.means["acc"].stderr > 0
     sens, copies = (row(table, "ties", scaling) for scaling in ("sens", "cross_task"))
     assert (sens.models, sens.differences["acc"].seeds, sens.differences["acc"].test) == (3, 3, "bootstrap")

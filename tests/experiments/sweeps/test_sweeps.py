@@ -223,8 +223,8 @@ def test_twenty_jobs_at_once_calibrate_once_and_lose_nothing(spec: RunSpec) -> N
     assert len(records) == 20 + 4
     counted: Counter[tuple[str, str]] = Counter()
     for record in records:
-        for kind, number in record.data["measured"]["stages"].items():
-            counted.update({(kind, how): count for how, count in number.items()})
+        for kind, count in record.measured.stages.items():
+            counted.update({(kind, "computed"): count.computed, (kind, "kept"): count.kept})
     assert (counted["sensitivity", "computed"], counted["sensitivity", "kept"]) == (3, 57)
     assert (counted["alignment", "computed"], counted["alignment", "kept"]) == (1, 19)
     assert counted["evaluation", "computed"] + counted["evaluation", "kept"] == 24
