@@ -1,6 +1,8 @@
 """The best settings of every merger's rules by a screen's validation score, for the next study to be chosen from.
 
-python -m experiments report best --study smollm2_135m_screen --count 2
+    python -m experiments report best --study smollm2_135m_screen --count 2   # writes best.json beside its report
+
+Controls, and settings that lack a seed, are no candidates.
 """
 
 from __future__ import annotations
