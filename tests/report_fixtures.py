@@ -10,6 +10,14 @@ from typing import Any
 
 from evaluation.record import Outcome, summarise
 
+DIGESTS = {"base": "b" * 64, "experts": {"code": "c" * 64, "math": "d" * 64}, "samples": {}, "data": {}}
+MEASURED = {
+    "seconds": {"evaluate": 1.0},
+    "peak_memory_mb": 100.0,
+    "machine": {"platform": "Linux", "cores": 2, "threads": 2, "gpu": None},
+    "git": {"commit": "0123456789abcdef", "dirty": True},
+    "argv": ["run.py"],
+}
 RULES = {"uniform": "Uniform", "random": "Shuffled"}
 COEFFICIENTS = {
     "table": {"tasks": ["code", "math"], "blocks": [[0.75, 1.5], [1.25, 0.5]], "default": [1.0, 1.0], "outside": {}},
@@ -36,7 +44,7 @@ def write_run(
     """A complete run; `values` are each benchmark's item values, `lower` names those where lower is better.
 
     scaling None: merger is "base" or the task of an expert. options: of the scaling rule. settings: of every result.
-    changes: record fields.
+    changes: record fields; of digests and measured only those that matter.
     """
     model, suite = {"class": "Tiny", "name": "tiny"}, {"class": "Suite", "name": "small"}
     identity: dict[str, Any] = {"model": model, "suite": suite, "evaluation": {"batch_size": 64}}
@@ -61,6 +69,7 @@ def write_run(
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(result.pop("outcomes")))
         results[name] = {**result, "outcomes": f"outcomes/{name}.json"}
+        del results[name]["benchmark"]
     label = {"merger": "member" if scaling is None else merger, "scaling": scaling or merger}
     record = {
         "schema": 1,
@@ -74,12 +83,12 @@ def write_run(
         "identity": identity,
         "config": {},
         "overrides": [] if scaling is None else [f"merger={merger}", f"scaling={scaling}", f"seed={seed}"],
-        "digests": {"subject": number, "base": "b" * 64, "experts": {"code": "c" * 64, "math": "d" * 64}},
+        "digests": {**DIGESTS, "subject": number, **changes.pop("digests", {})},
         "coefficients": copy.deepcopy(coefficients),
         "results": results,
         "score": 0.5,
         "versions": {"python": "3.11.0", "torch": "2.0", "transformers": "5.0", "lm-eval": "0.4"},
-        "measured": {"git": {"commit": "0123456789abcdef", "dirty": True}, "finished": number},
+        "measured": {**MEASURED, "finished": number, **changes.pop("measured", {})},
     }
     (directory / "record.json").write_text(json.dumps(record | changes))
     return directory

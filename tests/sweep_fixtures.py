@@ -65,7 +65,7 @@ class Project:
         return self.call(*self.words(*words), code=code)
 
     def status(self, *words: str, code: int = 0) -> str:
-        return self.call("-m", "experiments.sweeps.status", "--runs", str(self.runs), *words, code=code)
+        return self.call("-m", "experiments", "status", "--runs", str(self.runs), *words, code=code)
 
     def states(self, *words: str) -> list[str]:
         """The state of every job of the latest sweep, or of the one that `words` choose."""
@@ -82,7 +82,7 @@ class Project:
     def table(self) -> str:
         """The table of the study, as its report writes it."""
         places = [f"--runs={self.runs}", f"--out={self.folder}"]
-        self.call("-m", "experiments.report.report", "--study=demo", *places, "--no-figures")
+        self.call("-m", "experiments", "report", "--study=demo", *places, "--no-figures")
         return "".join((self.folder / "demo" / f"table.{kind}").read_text() for kind in ("csv", "md"))
 
 

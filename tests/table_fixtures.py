@@ -14,7 +14,7 @@ from experiments.report.tables import Row, Table
 
 RULE = {"class": "Sens", "sign": "closer"}
 NOTHING = {"a": [0, 1, 0, 1, 0, 1, 0, 1]}
-DIGESTS = {"subject": None, "base": "b" * 64, "experts": {}}
+DIGESTS = {"base": "b" * 64, "experts": {}}
 GAIN = {"a": [1, 1, 1, 1, 1, 1, 0, 1]}
 
 

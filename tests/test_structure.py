@@ -42,11 +42,14 @@ WALLS = {
         "sensmerge",
     },
     "experiments/sweeps": {"experiments", "experiments/run", "sensmerge"},
-    "experiments/analysis": {"experiments", "evaluation"},
-    "experiments/report": {"experiments", "experiments/analysis", "evaluation"},
-    "experiments/tracking": {"experiments", "experiments/analysis", "experiments/report", "sensmerge"},
+    "experiments/analysis": {"experiments", "experiments/run/record", "evaluation"},
+    "experiments/report": {"experiments", "experiments/analysis", "experiments/run/record", "evaluation"},
+    "experiments/tracking": {
+        "experiments", "experiments/analysis", "experiments/report", "experiments/run/recipe",
+        "experiments/run/record", "sensmerge",
+    },
     "experiments/bench": {
-        "experiments", "experiments/report", "experiments/run", "experiments/sweeps", "evaluation",
+        "experiments", "experiments/analysis", "experiments/report", "experiments/run", "experiments/sweeps", "evaluation",
         "evaluation/benchmarks", "evaluation/checks", "sensmerge",
     },
     "hydra_plugins/sensmerge_launcher": {"experiments", "experiments/run", "experiments/sweeps"},

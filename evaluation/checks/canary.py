@@ -1,6 +1,6 @@
 """Canaries: gold answers must score 1 on every item, empty and wrong ones 0, by the path that a model's answers take.
 
-    python -m evaluation.checks.canary --data DIR [--benchmarks gsm8k,humaneval] [--limit N] [--strict]
+    python -m experiments check canary --data DIR [--benchmarks gsm8k,humaneval] [--limit N] [--strict]
 
 No model is involved. An `Oracle` stands where the harness stands, is asked with the benchmark's own prompts and item
 ids, and answers from the rows; extraction, grading and execution are those of a real run. A prompt that goes to the
@@ -125,9 +125,9 @@ def _named(ids: Sequence[str] | None) -> Sequence[str]:
     return ids
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(arguments: list[str]) -> int:
     """One line a benchmark; 1 if an answer got a mark it should not have, or with --strict if data are missing."""
-    given = _parser().parse_args(argv)
+    given = _parser().parse_args(arguments)
     benchmarks = available(given.conf)
     names = given.benchmarks.split(",") if given.benchmarks else list(benchmarks)
     if unknown := [name for name in names if name not in benchmarks]:
@@ -167,7 +167,9 @@ def _say(line: str) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m evaluation.checks.canary", description=(__doc__ or "").partition("\n")[0]
+        prog="python -m experiments check canary",
+        description=(__doc__ or "").partition("\n")[0],
+        epilog="example: python -m experiments check canary --data DIR --benchmarks gsm8k,humaneval --limit 20",
     )
     data_argument(parser)
     parser.add_argument("--benchmarks", help="names, separated by commas (default: all of --conf)")
@@ -175,7 +177,3 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--strict", action="store_true", help="missing data are a failure")
     parser.add_argument("--show", type=int, default=10, help="how many faults to list (default: %(default)s)")
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

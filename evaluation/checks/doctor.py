@@ -1,4 +1,4 @@
-"""What each benchmark needs, whether it is here, and the commands that fetch it: python -m evaluation.checks.doctor."""
+"""What each benchmark needs, whether it is here, and the commands that fetch it: `python -m experiments check data`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from evaluation.benchmarks.lm_eval_task import StockTask
@@ -64,9 +63,9 @@ def fetch(benchmark: Benchmark, rows: Rows, data_dir: Path) -> str:
     return shlex.join(["python", "-c", code])
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(arguments: list[str]) -> int:
     """Print the state of every benchmark; 1 if one cannot run here."""
-    given = _parser().parse_args(argv)
+    given = _parser().parse_args(arguments)
     lines, commands, incomplete = [], dict[str, None](), 0
     benchmarks = available(given.conf)
     width = max(len(name) for name in benchmarks)
@@ -118,11 +117,9 @@ def _directory(text: str) -> Path:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m evaluation.checks.doctor", description=(__doc__ or "").partition(":")[0]
+        prog="python -m experiments check data",
+        description=(__doc__ or "").partition(":")[0],
+        epilog="example: python -m experiments check data --data DIR",
     )
     data_argument(parser)
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""The fixed subsets of conf/suite: python -m evaluation.checks.subsets cpu --data DIR prints their item ids as YAML.
+"""The fixed subsets of conf/suite: python -m experiments check subsets cpu --data DIR prints their item ids as YAML.
 
 Each takes its share of every stratum (a subject, a number of solution steps, a length), always the same items, none of
 them chosen by how a model does on it. What is printed stands in conf/suite; a test holds the two together.
@@ -143,9 +143,11 @@ SUBSETS = {
 }
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m evaluation.checks.subsets", description=(__doc__ or "").partition("\n")[0]
+        prog="python -m experiments check subsets",
+        description=(__doc__ or "").partition("\n")[0],
+        epilog="example: python -m experiments check subsets cpu --data DIR",
     )
     parser.add_argument("subset", choices=sorted(SUBSETS))
     parser.add_argument("--data", type=Path, required=True, help="directory of local data sets (docs/data.md)")
@@ -153,7 +155,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for one in SUBSETS[given.subset]:
         sys.stdout.write(f"{one.benchmark}: [{', '.join(repr(item) for item in one.choose(given.data))}]\n")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

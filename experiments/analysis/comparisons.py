@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from experiments.analysis import stats
-from experiments.analysis.records import Record
+from experiments.run.record import Record
 
 Records = TypeVar("Records", bound=tuple[Record, ...])
 LEVEL = 0.95

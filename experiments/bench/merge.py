@@ -1,6 +1,6 @@
 """What a merge costs, beside mergekit's and beside the floor: seconds and peak memory, on published shapes.
 
-    python -m experiments.bench.merge --shape 1.1b --work DIR [--mergers ties,dare_ties] [--rounds 3] [--no-mergekit]
+    python -m experiments bench merge --shape 1.1b --work DIR [--mergers ties,dare_ties] [--rounds 3] [--no-mergekit]
 
 Base and three experts have random weights (random_checkpoints.py). Every side is a process of its own and is
 timed from opened files to a checkpoint on the disk, imports not; the whole command's time is given beside it. A first
@@ -179,7 +179,17 @@ def their_config(family: Path, name: str) -> dict[str, Any]:
 def measure(given: argparse.Namespace, family: Path, python: Path | None) -> dict[str, list[Pass]]:
     """Passes by side: "floor", "ours ties", "mergekit ties", ...; the first of each is not counted, unless cold."""
     out = given.work / "out"
-    me = [sys.executable, "-m", "experiments.bench.merge", "--work", str(given.work), "--threads", str(given.threads)]
+    me = [
+        sys.executable,
+        "-m",
+        "experiments",
+        "bench",
+        "merge",
+        "--work",
+        str(given.work),
+        "--threads",
+        str(given.threads),
+    ]
     me += ["--family", str(family)]
     sides = {"floor": [*me, "--side", "floor"]}
     for name in given.mergers.split(","):
@@ -234,9 +244,8 @@ def rows(found: dict[str, list[Pass]]) -> list[str]:
     return lines
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(arguments: list[str]) -> int:
     """Print a markdown table; 0 whatever it says, for a busy machine is no defect."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
     given = _parser().parse_args(arguments)
     if given.side:
         side = floor if given.side == "floor" else functools.partial(ours, name=given.side)
@@ -248,7 +257,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     write_family(family, SHAPES[given.shape], TASKS[: given.experts])
     found = measure(given, family, None if given.no_mergekit else mergekit(given.work))
     head = [
-        f"`python -m experiments.bench.merge {shlex.join(arguments)}`",
+        f"`python -m experiments bench merge {shlex.join(arguments)}`",
         f"{date.today()}, {provenance.bench_machine()}, {given.threads} threads, base and {given.experts} "
         f"experts, bf16, {given.rounds} rounds",
         "",
@@ -263,7 +272,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     summary = (__doc__ or "").partition("\n")[0]
-    parser = argparse.ArgumentParser(prog="python -m experiments.bench.merge", description=summary)
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments bench merge",
+        usage="%(prog)s --work DIR [options]",
+        description=summary,
+        epilog="example: python -m experiments bench merge --shape 1.1b --work DIR --mergers ties,dare_ties",
+    )
     parser.add_argument(
         "--work", type=Path, required=True, help="where checkpoints and mergekit's environment are made"
     )
@@ -278,7 +292,3 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--side", choices=["floor", *MERGERS], help=argparse.SUPPRESS)  # one pass; prints its seconds
     parser.add_argument("--family", type=Path, help=argparse.SUPPRESS)
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,6 +1,6 @@
 """What a sweep costs beyond its merges and evaluations: twenty settings that nobody has run, their calibration kept.
 
-    python -m experiments.bench.multirun --cache .cache [--points 20] [--launchers local] [--tracking none]
+    python -m experiments bench multirun --cache .cache [--points 20] [--launchers local] [--tracking none]
 
 First one more point of the sweep runs by itself: it builds the family where the cache lacks it, evaluates base and
 experts, calibrates. Then the sweep, through `run.py -m`, is timed as one whole command, and divided by what its runs
@@ -10,7 +10,6 @@ say they spent merging and evaluating. Runs and kept stages go to a directory of
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shlex
 import subprocess
@@ -23,6 +22,7 @@ from datetime import date
 from pathlib import Path
 
 from experiments import provenance
+from experiments.analysis import records
 from experiments.sweeps.code_state import ROOT
 
 TARGET = 1.1  # times what merging and evaluating takes
@@ -59,18 +59,13 @@ def measure(launcher: str, points: int, cache: Path, given: Sequence[str]) -> Sw
         start = time.perf_counter()
         _call("-m", f"launcher={launcher}", *words, f"scaling.temperature={temperatures}", "study=sweep")
         wall = time.perf_counter() - start
-        records = [json.loads((path / "record.json").read_text()) for path in _of_study(runs, "sweep")]
-    if len(records) != points:
-        raise RuntimeError(f"{launcher}: {len(records)} records of {points} points")
-    if any(record["measured"]["stages"]["sensitivity"]["computed"] for record in records):
+        finished = [run.measured for run in records.load(runs) if "sweep" in run.studies]
+    if len(finished) != points:
+        raise RuntimeError(f"{launcher}: {len(finished)} records of {points} points")
+    if any(measured.stages["sensitivity"].computed for measured in finished):
         raise RuntimeError(f"{launcher}: calibration was computed again")
-    seconds = [record["measured"]["seconds"] for record in records]
-    work = sum(one["evaluate"] + one.get("write", 0.0) for one in seconds)
-    return Sweep(launcher, points, wall, work, sum(sum(one.values()) for one in seconds) - work)
-
-
-def _of_study(runs: Path, study: str) -> list[Path]:
-    return [marker.parent.parent for marker in runs.glob(f"*/studies/{study}")]
+    work = sum(measured.seconds["evaluate"] + measured.seconds.get("write", 0.0) for measured in finished)
+    return Sweep(launcher, points, wall, work, sum(sum(measured.seconds.values()) for measured in finished) - work)
 
 
 def _call(*words: str) -> None:
@@ -79,15 +74,14 @@ def _call(*words: str) -> None:
         raise RuntimeError(f"run.py {shlex.join(words)} ended with {done.returncode}:\n{done.stdout[-2000:]}")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(arguments: list[str]) -> int:
     """Print a markdown table; 0 whatever it says, for a busy machine is no defect."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
     given = _parser().parse_args(arguments)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     (given.cache / "families").mkdir(parents=True, exist_ok=True)
     words = [f"model={given.model}", f"suite={given.suite}", f"merger={given.merger}", f"tracking={given.tracking}"]
     out = [
-        f"`python -m experiments.bench.multirun {shlex.join(arguments)}`",
+        f"`python -m experiments bench multirun {shlex.join(arguments)}`",
         f"{date.today()}, {provenance.bench_machine()}, {' '.join(words)} scaling=sens",
         "",
         "| launcher | points | whole command, s | merges and evaluations, s | rest of its runs, s | ratio | <= 1.1 |",
@@ -102,7 +96,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     summary = (__doc__ or "").partition("\n")[0]
-    parser = argparse.ArgumentParser(prog="python -m experiments.bench.multirun", description=summary)
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments bench multirun",
+        usage="%(prog)s [options] [override ...]",
+        description=summary,
+        epilog="example: python -m experiments bench multirun --points 20 threads=1",
+    )
     parser.add_argument("--cache", type=Path, default=Path(".cache"), help="where families lie (default: %(default)s)")
     parser.add_argument("--points", type=int, default=20, help="runs of the sweep (default: %(default)s)")
     parser.add_argument("--launchers", default="local", help="of local,local_parallel (default: %(default)s)")
@@ -112,7 +111,3 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tracking", default="none", help="default: %(default)s")
     parser.add_argument("override", nargs="*", help="more of run.py's overrides, for every run: threads=1")
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,6 +1,6 @@
 """What this project's runner costs on top of lm-eval: both evaluate the same items with the same checkpoint, in turns.
 
-    python -m experiments.bench.overhead --model CHECKPOINT --data DIR [--items 64] [--rounds 5]
+    python -m experiments bench overhead --model CHECKPOINT --data DIR [--items 64] [--rounds 5]
 
 Ours is `StockTask.run` on a resident model. The other side is lm-eval's `HFLM` and `lm_eval.evaluate` on that very
 model (bare_lm_eval.py): one process, so that both work in the same memory, on the same rows.
@@ -16,7 +16,6 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from importlib.metadata import version
@@ -81,9 +80,8 @@ def measure(benchmark: StockTask, harness: Harness, direct: Direct, data_dir: Pa
     return Timing(benchmark.name, len(ids), mine, other)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(arguments: list[str]) -> int:
     """Print a markdown table; 0 whatever it says, for a busy machine is no defect."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
     given = _parser().parse_args(arguments)
     if given.data is None:
         sys.exit("set --data or SENSMERGE_DATA: the rows have to be the same on both sides")
@@ -95,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     model, tokenizer = load(given.model, dtype=given.dtype, device=device), load_tokenizer(given.model)
     harness = Harness(model, tokenizer, batch_size=given.batch_size)
     out = [
-        f"`python -m experiments.bench.overhead {shlex.join(arguments)}`",
+        f"`python -m experiments bench overhead {shlex.join(arguments)}`",
         f"{date.today()}, {provenance.bench_machine()}, {device}, {given.dtype}, batches of {given.batch_size}, "
         + ", ".join(f"{package} {version(package)}" for package in ("torch", "transformers", "lm_eval")),
         "",
@@ -122,18 +120,19 @@ def _chosen(known: dict[str, Any], name: str, given: argparse.Namespace) -> Stoc
 
 def _parser() -> argparse.ArgumentParser:
     summary = (__doc__ or "").partition("\n")[0]
-    parser = argparse.ArgumentParser(prog="python -m experiments.bench.overhead", description=summary)
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments bench overhead",
+        usage="%(prog)s --model DIR [options]",
+        description=summary,
+        epilog="example: python -m experiments bench overhead --model CHECKPOINT --data DIR --items 64",
+    )
     data_argument(parser)
     parser.add_argument("--model", type=Path, required=True, help="directory of a Hugging Face checkpoint")
-    parser.add_argument("--benchmarks", default="mmlu,hellaswag,gsm8k", help="default: %(default)s")
+    parser.add_argument("--benchmarks", metavar="NAMES", default="mmlu,hellaswag,gsm8k", help="default: %(default)s")
     parser.add_argument("--items", type=int, default=64, help="of each benchmark (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="counted rounds of each side (default: %(default)s)")
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="bfloat16", help="default: %(default)s")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=8, help="default: %(default)s")
-    parser.add_argument("--max-new-tokens", type=int, help="shorter answers, on both sides (default: the benchmark's)")
+    parser.add_argument("--batch-size", type=int, metavar="N", default=8, help="default: %(default)s")
+    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="shorter answers (default: the benchmark's)")
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,6 +1,6 @@
 """How soon the report page shows its first table, in headless Chromium, opened from disk.
 
-    python -m experiments.bench.page --study tiny_screen [--runs results/runs] [--rounds 5]
+    python -m experiments bench page --study tiny_screen [--runs results/runs] [--rounds 5]
 
 Each round is a browser of its own. Timed from the start of navigation to when the first table is in the document.
 """
@@ -13,7 +13,6 @@ import shutil
 import statistics
 import sys
 import tempfile
-from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -50,9 +49,8 @@ def first_table(path: Path) -> float:
         driver.quit()
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(arguments: list[str]) -> int:
     """Print a markdown table; 0 whatever it says, for a busy machine is no defect."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
     given = _parser().parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="page-") as folder:
         studies = [page.study(name, given.runs) for name in given.study]
@@ -61,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         seconds = sorted(first_table(path) for _ in range(given.rounds))
         middle = statistics.median(seconds)
         lines = [
-            f"`python -m experiments.bench.page {shlex.join(arguments)}`",
+            f"`python -m experiments bench page {shlex.join(arguments)}`",
             f"{date.today()}, {provenance.bench_machine()}",
             "",
             "| records | MB | rounds | first table, s (range) | < 2 s |",
@@ -75,12 +73,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     summary = (__doc__ or "").partition("\n")[0]
-    parser = argparse.ArgumentParser(prog="python -m experiments.bench.page", description=summary)
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments bench page",
+        description=summary,
+        epilog="example: python -m experiments bench page --study tiny_screen",
+    )
     parser.add_argument("--study", nargs="+", required=True, help="studies to show")
     parser.add_argument("--runs", type=Path, default=Path("results/runs"), help="default: %(default)s")
     parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

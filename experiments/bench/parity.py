@@ -1,6 +1,6 @@
 """Do our mergers give what mergekit's give, where both mean the same? Tensor by tensor, in fp32.
 
-    python -m experiments.bench.parity --work DIR
+    python -m experiments bench parity --work DIR
 
 A small Llama-shaped family of random fp32 weights is merged by both. mergekit lives in an environment of its own below
 DIR (see experiments/bench/merge.py). Settings are chosen so that the definitions agree: for TIES weights of 1 and
@@ -111,13 +111,15 @@ def compare(folder: Path, name: str, theirs: Path) -> float:
         return max(float((tensor - found.tensor(name)).abs().max()) for name, tensor in merged.tensors())
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(arguments: list[str]) -> int:
     """One line a merger; 1 if one lies further off than rounding explains."""
     parser = argparse.ArgumentParser(
-        prog="python -m experiments.bench.parity", description=(__doc__ or "").partition("\n")[0]
+        prog="python -m experiments bench parity",
+        description=(__doc__ or "").partition("\n")[0],
+        epilog="example: python -m experiments bench parity --work DIR",
     )
     parser.add_argument("--work", type=Path, required=True, help="where the family and mergekit's environment are made")
-    given = parser.parse_args(argv)
+    given = parser.parse_args(arguments)
     work = given.work.resolve()
     python = mergekit(work)
     if python is None:
@@ -138,7 +140,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     shutil.rmtree(folder)
     shutil.rmtree(out)
     return int(failed > 0)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,6 +1,6 @@
 """Checkpoints of published sizes with random weights: what benches of time and memory run on, made in a minute or so.
 
-    python -m experiments.bench.random_checkpoints DIR --shape 13b --tasks general,math,code --headers
+    python -m experiments bench checkpoints DIR --shape 13b --tasks general,math,code --headers
 
 Names, shapes and dtype are those of a Llama checkpoint on the Hugging Face hub, so that whatever reads one reads these;
 the numbers mean nothing. One tensor exists at a time, so the largest is made on the smallest machine.
@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import struct
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -150,15 +149,19 @@ def _expert(entry: Entry, seed: int, source: Reader, spread: float) -> Tensor:
     return noise.add_(tensor).to(entry.dtype)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(arguments: list[str]) -> int:
     """Write a family; 0."""
     summary = (__doc__ or "").partition("\n")[0]
-    parser = argparse.ArgumentParser(prog="python -m experiments.bench.random_checkpoints", description=summary)
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments bench checkpoints",
+        description=summary,
+        epilog="example: python -m experiments bench checkpoints DIR --shape 13b --tasks general,math,code --headers",
+    )
     parser.add_argument("directory", type=Path, help="gets base/ and a directory for each task")
     parser.add_argument("--shape", choices=SHAPES, required=True)
     parser.add_argument("--tasks", default="general,math,code", help="default: %(default)s")
     parser.add_argument("--headers", action="store_true", help="no weights: sparse files, for plan=true")
-    given = parser.parse_args(argv)
+    given = parser.parse_args(arguments)
     shape, tasks = SHAPES[given.shape], given.tasks.split(",")
     if given.headers:
         for part in ("base", *tasks):
@@ -166,7 +169,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         write_family(given.directory, shape, tasks)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

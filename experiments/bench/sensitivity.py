@@ -1,6 +1,6 @@
 """What streaming the blocks costs and saves: sensitivities of one checkpoint, resident and streamed, in turns.
 
-    python -m experiments.bench.sensitivity --shape 1.1b [--samples 4] [--tokens 128] [--rounds 3]
+    python -m experiments bench sensitivity --shape 1.1b [--samples 4] [--tokens 128] [--rounds 3]
 
 The checkpoint has random weights (random_checkpoints.py) and is removed afterwards. Each side is a process of
 its own, timed from the path to the mapping, loading included, imports not; its memory is read off /proc meanwhile.
@@ -127,7 +127,7 @@ def measure(given: argparse.Namespace, arguments: Sequence[str]) -> dict[str, Si
     rounds: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     for turn in range(given.cold, given.rounds + 1):
         for side in sides if turn % 2 else sides[::-1]:
-            command = [sys.executable, "-m", "experiments.bench.sensitivity", *arguments]
+            command = [sys.executable, "-m", "experiments", "bench", "sensitivity", *arguments]
             command += ["--side", side, "--checkpoint", str(given.checkpoint)]
             done = subprocess.run(command, env={**os.environ, "HF_HUB_OFFLINE": "1"}, stdout=subprocess.PIPE, text=True)
             if done.returncode:
@@ -137,9 +137,8 @@ def measure(given: argparse.Namespace, arguments: Sequence[str]) -> dict[str, Si
     return {side: Side.of(found) for side, found in rounds.items()}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(arguments: list[str]) -> int:
     """Print a markdown table; 0 whatever it says, for a busy machine is no defect."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
     given = _parser().parse_args(arguments)
     if not Path("/proc/self/status").is_file():
         sys.exit("memory is read off /proc, which is Linux's")
@@ -151,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with _checkpoint(given) as given.checkpoint:
         found = measure(given, arguments)
     out = [
-        f"`python -m experiments.bench.sensitivity {shlex.join(arguments)}`",
+        f"`python -m experiments bench sensitivity {shlex.join(arguments)}`",
         f"{date.today()}, {provenance.bench_machine()}, {given.device}, {given.dtype}, "
         f"{torch.get_num_threads()} threads, "
         + ", ".join(f"{package} {version(package)}" for package in ("torch", "transformers")),
@@ -184,7 +183,12 @@ def _checkpoint(given: argparse.Namespace) -> Iterator[Path]:
 
 def _parser() -> argparse.ArgumentParser:
     summary = (__doc__ or "").partition("\n")[0]
-    parser = argparse.ArgumentParser(prog="python -m experiments.bench.sensitivity", description=summary)
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments bench sensitivity",
+        usage="%(prog)s [options]",
+        description=summary,
+        epilog="example: python -m experiments bench sensitivity --shape 1.1b --samples 4",
+    )
     parser.add_argument("--shape", choices=sorted(SHAPES), default="0.13b", help="default: %(default)s")
     parser.add_argument("--samples", type=int, default=4, help="default: %(default)s")
     parser.add_argument(
@@ -203,7 +207,3 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--side", choices=["resident", "streamed"], help=argparse.SUPPRESS)  # one pass, told as JSON
     parser.add_argument("--checkpoint", type=Path, help=argparse.SUPPRESS)
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

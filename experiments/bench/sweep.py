@@ -1,6 +1,6 @@
 """What a sweep's merges cost together: twelve coefficient settings of one merger against one, in turns.
 
-    python -m experiments.bench.sweep --shape 0.13b --work DIR [--mergers task_arithmetic,ties] [--points 12]
+    python -m experiments bench sweep --shape 0.13b --work DIR [--mergers task_arithmetic,ties] [--points 12]
 
 Base and three experts have random weights (random_checkpoints.py), the points random coefficients. Every side
 is a process of its own, timed from opened files, imports not. one: a single point's checkpoint. apart: every point's
@@ -80,7 +80,7 @@ def _into_memory(merges: Sequence[merge.Merge]) -> None:
 def measure(given: argparse.Namespace, name: str) -> dict[str, list[Pass]]:
     """Passes by side; the first of each is not counted."""
     out = given.work / "out"
-    me = [sys.executable, "-m", "experiments.bench.sweep", *("--work", str(given.work)), *("--shape", given.shape)]
+    me = [sys.executable, "-m", "experiments", "bench", "sweep", "--work", str(given.work), "--shape", given.shape]
     me += ["--points", str(given.points), "--threads", str(given.threads), "--mergers", name]
     found: dict[str, list[Pass]] = {side: [] for side in given.sides.split(",")}
     for turn in range(given.rounds + 1):
@@ -108,9 +108,8 @@ def rows(name: str, found: dict[str, list[Pass]]) -> list[str]:
     return lines
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(arguments: list[str]) -> int:
     """Print a markdown table; 0 whatever it says, for a busy machine is no defect."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
     given = _parser().parse_args(arguments)
     given.work = given.work.resolve()
     family = given.work / given.shape
@@ -120,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     write_family(family, SHAPES[given.shape], TASKS)
     head = [
-        f"`python -m experiments.bench.sweep {shlex.join(arguments)}`",
+        f"`python -m experiments bench sweep {shlex.join(arguments)}`",
         f"{date.today()}, {provenance.bench_machine()}, {given.threads} threads, {given.shape}, base and three "
         f"experts, bf16, {given.points} points, {given.rounds} rounds",
         "",
@@ -138,7 +137,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     summary = (__doc__ or "").partition("\n")[0]
-    parser = argparse.ArgumentParser(prog="python -m experiments.bench.sweep", description=summary)
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments bench sweep",
+        usage="%(prog)s --work DIR [options]",
+        description=summary,
+        epilog="example: python -m experiments bench sweep --shape 0.13b --work DIR --mergers ties",
+    )
     parser.add_argument("--work", type=Path, required=True, help="where checkpoints are made")
     parser.add_argument("--shape", choices=sorted(SHAPES), default="0.13b", help="default: %(default)s")
     parser.add_argument("--mergers", default="task_arithmetic,ties", help=f"of {','.join(MERGERS)}")
@@ -149,7 +153,3 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--keep", action="store_true", help="leave the family there")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)  # one pass; prints its seconds
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

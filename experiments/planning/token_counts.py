@@ -1,6 +1,6 @@
 """What benchmarks ask of a model: forward passes, tokens to read, tokens to write; no model needed.
 
-    python -m experiments.planning.token_counts --tokenizer CHECKPOINT --data DIR [--benchmarks mmlu,gsm8k]
+    python -m experiments check tokens --tokenizer CHECKPOINT --data DIR [--benchmarks mmlu,gsm8k]
 
 The benchmarks' own prompts, few-shot examples and chat templates, counted where a model would stand. An evaluation's
 FLOPs are about 2 a weight and token (Kaplan et al. 2020, arXiv 2001.08361, section 2.1); what is written takes a pass
@@ -92,9 +92,9 @@ def census(benchmark: Benchmark, tokenizer: Any, data_dir: Path | None) -> Count
     return replace(counter.count, items=len(result.outcomes))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(arguments: list[str]) -> int:
     """Print a markdown table; 0."""
-    given = _parser().parse_args(argv)
+    given = _parser().parse_args(arguments)
     benchmarks = available(given.conf)
     names = given.benchmarks.split(",")
     if unknown := [name for name in names if name not in benchmarks]:
@@ -117,7 +117,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m experiments.planning.token_counts", description=(__doc__ or "").partition("\n")[0]
+        prog="python -m experiments check tokens",
+        description=(__doc__ or "").partition("\n")[0],
+        epilog="example: python -m experiments check tokens --tokenizer CHECKPOINT --data DIR --benchmarks mmlu,gsm8k",
     )
     data_argument(parser)
     parser.add_argument("--tokenizer", type=Path, required=True, help="checkpoint directory whose tokenizer counts")
@@ -127,7 +129,3 @@ def _parser() -> argparse.ArgumentParser:
         help="names, separated by commas (default: those of suite=full)",
     )
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

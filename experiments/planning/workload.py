@@ -124,7 +124,7 @@ class Workload:
         said.append(f"items: {', '.join(items)}")
         if spec.references:
             said.append(f"references: {len(self.members)} more models are evaluated, once for all runs of the family")
-        if (spec.directory / "record.json").is_file():
+        if spec.record_path.is_file():
             said.append(f"complete already: {spec.directory} has its record, nothing would be done again")
         return said
 

@@ -1,7 +1,7 @@
 """A study's records in one file that can be committed: from it alone its report is made again, byte for byte.
 
-    python -m experiments.report.archive write --study tiny_seeds    # from results/runs
-    python -m experiments.report.archive report                      # tables and figures of every pack below results/
+    python -m experiments report archive write --study tiny_seeds  # from results/runs
+    python -m experiments report archive rebuild                   # tables and figures of every pack below results/
 
 A pack holds record.json and every item's outcome of the runs that the study's numbers rest on, its controls among them,
 without what depends on the machine's directories; and how the report is to be made. Nothing else is left out.
@@ -16,15 +16,15 @@ import lzma
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from experiments.analysis import records
-from experiments.provenance import without_places
-from experiments.report import page, report
+from experiments.report import best, page, report
+from experiments.run.record import RECORD_JSON
 
 NAME = "records.tar.xz"
 _HOW = "report.json"
@@ -32,7 +32,7 @@ _HOW = "report.json"
 
 @dataclass(frozen=True)
 class How:
-    """What the report was asked for besides the study: see `experiments.report.report`."""
+    """What the report was asked for besides the study: see report.py."""
 
     by: tuple[str, ...] = ()
     best: int | None = None
@@ -48,11 +48,11 @@ def write(study: str, runs: Path, path: Path, how: How = How()) -> int:
     packed = {record.directory.name: record for group in groups for record in group}
     content = {_HOW: _json(asdict(how))}
     for name, record in sorted(packed.items()):
-        content[f"{name}/record.json"] = _json(without_places(record.data))
+        content[f"{name}/{RECORD_JSON}"] = _json(record.without_places().to_json())
         if study in record.studies:
             content[f"{name}/studies/{study}"] = b""
         for result in record.results.values():
-            content[f"{name}/{result['outcomes']}"] = (record.directory / result["outcomes"]).read_bytes()
+            content[f"{name}/{result.outcomes}"] = (record.directory / result.outcomes).read_bytes()
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.part")
     with lzma.open(partial, "wb", preset=9) as file, tarfile.open(fileobj=file, mode="w") as tar:
@@ -77,7 +77,8 @@ def opened(path: Path) -> Iterator[tuple[Path, How]]:
             how = json.loads((Path(folder) / _HOW).read_text())
         except (tarfile.TarError, lzma.LZMAError, EOFError, FileNotFoundError) as error:
             raise ValueError(
-                f"{path} is no pack of records ({error}): write it again with experiments.report.archive"
+                f"{path} is no pack of records ({error}): write it again with "
+                "`python -m experiments report archive write`"
             ) from error
         yield Path(folder), How(tuple(how["by"]), how["best"])
 
@@ -88,7 +89,7 @@ def regenerate(results: Path, out: Path, *, figures: bool = True) -> list[str]:
     found = sorted(results.glob(f"*/{NAME}"))
     if not found:
         raise FileNotFoundError(
-            f"no */{NAME} below {results}: `python -m experiments.report.archive write --study S` makes one"
+            f"no */{NAME} below {results}: `python -m experiments report archive write --study S` makes one"
         )
     with ExitStack() as stack:
         shown = []
@@ -97,7 +98,7 @@ def regenerate(results: Path, out: Path, *, figures: bool = True) -> list[str]:
             runs, how = stack.enter_context(opened(path))
             report.report(study, runs, out, by=how.by, figures=figures)
             if how.best is not None:
-                report.choose(study, runs, out, how.best, by=how.by)
+                best.choose(study, runs, out, how.best, by=how.by)
             if figures:
                 shown.append(page.study(study, runs, how.by))
         if figures:
@@ -109,7 +110,7 @@ def _json(value: Any) -> bytes:
     return json.dumps(value, indent=1, sort_keys=True).encode()
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: list[str]) -> int:
     """The command line; 0, or 1 after saying on stderr what is wrong."""
     given = _parser().parse_args(arguments)
     try:
@@ -129,7 +130,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m experiments.report.archive", description=(__doc__ or "").partition(":")[0]
+        prog="python -m experiments report archive",
+        description=(__doc__ or "").partition(":")[0],
+        epilog="example: python -m experiments report archive write --study tiny_seeds",
     )
     parser.add_argument("--results", type=Path, default=Path("results"), help="where studies' reports and packs lie")
     verbs = parser.add_subparsers(dest="verb", required=True)
@@ -138,11 +141,7 @@ def _parser() -> argparse.ArgumentParser:
     writing.add_argument("--runs", type=Path, default=Path("results/runs"), help="directory of run directories")
     writing.add_argument("--by", nargs="+", default=[], metavar="PATH", help="as its report takes it")
     writing.add_argument("--best", type=int, metavar="N", help="its report includes best.json, of N rules a merger")
-    reporting = verbs.add_parser("report", help="make the report of every pack")
+    reporting = verbs.add_parser("rebuild", help="make the report of every pack again")
     reporting.add_argument("--out", type=Path, help="not into results but here, to compare")
     reporting.add_argument("--no-figures", action="store_true", help="tables only")
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,16 +1,40 @@
-"""The best settings of every merger's rules by a screen's validation score, for the next study to be chosen from."""
+"""The best settings of every merger's rules by a screen's validation score, for the next study to be chosen from.
+
+python -m experiments report best --study smollm2_135m_screen --count 2
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from experiments.report import markdown, row_names
+from experiments.report import markdown, row_names, tables
 from experiments.report.tables import Row, Table
 
 _MOST_NAMED = 6
 Choice = Mapping[str, Sequence[Row]]  # merger -> rows, best first
+
+
+def choose(study: str, runs: Path, out: Path, count: int, *, by: Sequence[str] = ()) -> str:
+    """Write each merger's `count` best rule settings to best.json below `out`/`study`; the text for the terminal.
+
+    Raises what `tables.read` raises; ValueError also if the study has several tables, among whose scores there is
+    no best, or `count` is none.
+    """
+    found = tables.read(study, runs, by)
+    if len(found) > 1 or count < 1:
+        named = ", ".join(f"{table.model} on {table.suite}" for table in found)
+        raise ValueError(f"{count} best: at least 1 is chosen, from one table, and {study} has {named}")
+    chosen = best(found[0], count)
+    path = out / study / "best.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(as_json(found[0], chosen), indent=1) + "\n", encoding="utf-8")
+    return f"{text(found[0], chosen)}\n{path}\n"
 
 
 def best(table: Table, count: int) -> Choice:
@@ -84,3 +108,28 @@ def _entry(table: Table, row: Row) -> dict[str, Any]:
         "interval": interval,
         "runs": [record.id for record in row.records],
     }
+
+
+def main(arguments: list[str]) -> int:
+    """The command line; 0, or 1 after saying on stderr why nothing is chosen."""
+    given = _parser().parse_args(arguments)
+    try:
+        sys.stdout.write(choose(given.study, given.runs, given.out, given.count, by=given.by))
+    except (ValueError, FileNotFoundError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments report best",
+        description=(__doc__ or "").partition("\n")[0],
+        epilog="example: python -m experiments report best --study smollm2_135m_screen --count 2",
+    )
+    parser.add_argument("--study", required=True, help="a study with one table")
+    parser.add_argument("--count", type=int, default=1, help="settings of each merger (default: %(default)s)")
+    parser.add_argument("--runs", type=Path, default=Path("results/runs"), help="directory of run directories")
+    parser.add_argument("--out", type=Path, default=Path("results"), help="best.json goes to <out>/<study>")
+    parser.add_argument("--by", nargs="+", default=[], metavar="PATH", help="as `report` takes it")
+    return parser

@@ -113,20 +113,22 @@ def _of_rules(table: Table) -> list[tuple[str, Callable[..., figures.Figure], di
     distances: dict[str, Any] = {}
     profiles: dict[str, Any] = {}
     for row in table.merges:
-        kept = next((record.coefficients for record in row.records if record.coefficients), None)
+        coefficients = next((record.coefficients for record in row.records if record.coefficients), None)
         rule = row.scaling or ""
-        if kept is None:
+        if coefficients is None:
             continue
-        tasks, blocks, alpha = kept["table"]["tasks"], kept["table"]["blocks"], kept.get("alpha")
-        sensitivities = alpha and [alpha[task] for task in tasks]
+        tasks = coefficients.table.tasks
         if rule.split()[0] == "sens":
-            _first(tables, rule, (tasks, sensitivities, blocks))
-        if alpha:
-            _first(profiles, rule, (tasks, sensitivities))
-        if kept.get("distances"):
-            _first(distances, rule, (tasks, kept["distances"]["l2"]))
-    found = [("coefficients", figures.coefficients, tables), ("alignment", figures.alignment, distances)]
-    return [*found, ("profiles", figures.profiles, profiles)]
+            _first(tables, rule, (tasks, coefficients.profiles, coefficients.table.blocks))
+        if coefficients.alpha:
+            _first(profiles, rule, (tasks, coefficients.profiles))
+        if coefficients.distances:
+            _first(distances, rule, (tasks, coefficients.distances["l2"]))
+    return [
+        ("coefficients", figures.coefficients, tables),
+        ("alignment", figures.alignment, distances),
+        ("profiles", figures.profiles, profiles),
+    ]
 
 
 def _first(shown: dict[str, Any], rule: str, value: Any) -> None:

@@ -6,9 +6,10 @@ import json
 from collections.abc import Iterator, Sequence
 
 from experiments.analysis import stats
-from experiments.analysis.records import Record, shuffled
+from experiments.analysis.records import shuffled
 from experiments.report import published, row_names
 from experiments.report.tables import Row, Table
+from experiments.run.record import Record
 
 _COUNTS = ("truncated", "empty", "clipped", "undefined")
 _SHOWN = 0.05  # of a benchmark's answers: a row with more of a kind is named
@@ -76,7 +77,7 @@ def _comparisons(table: Table) -> Iterator[str]:
 
 def _questions(row: Row) -> int:
     """How many different sets of questions its runs answered: a family that is made anew for each seed has as many."""
-    return len({json.dumps(record.data["digests"].get("data"), sort_keys=True) for record in row.records})
+    return len({json.dumps(record.digests.data, sort_keys=True) for record in row.records})
 
 
 def _random(table: Table) -> Iterator[str]:
@@ -145,9 +146,9 @@ def _shares(record: Record, benchmark: str) -> dict[str, float]:
     """Kind -> its share of the benchmark's answers; of code also what became of the programs that did not pass."""
     if benchmark not in record.results:
         return {}
-    settings = record.results[benchmark]["settings"]
-    verdicts = settings.get("verdicts") or {}
-    answers = sum(verdicts.values()) or record.headline(benchmark).n
+    result = record.results[benchmark]
+    settings, verdicts = result.settings, result.settings.get("verdicts") or {}
+    answers = sum(verdicts.values()) or result.headline.n
     counts = {kind: settings[kind] for kind in _COUNTS if settings.get(kind) is not None}
     counts |= {kind: count for kind, count in verdicts.items() if kind != "passed"}
     return {kind: count / answers for kind, count in counts.items()}
@@ -171,16 +172,16 @@ def code(table: Table) -> str:
     """Commits of the runs; a table may span several, since finished runs are kept while the code goes on."""
     states = set()
     for record in table.records:
-        git = (record.data.get("measured") or {}).get("git") or {}
-        change = " with uncommitted changes" if git.get("dirty") else ""
-        states.add(f"commit {git['commit'][:12]}{change}" if git.get("commit") else "not from a git checkout")
+        git = record.measured.git
+        change = " with uncommitted changes" if git.dirty else ""
+        states.add(f"commit {git.commit[:12]}{change}" if git.commit else "not from a git checkout")
     return "; ".join(sorted(states))
 
 
 def _versions(table: Table) -> str:
-    found: dict[str, set[str]] = {}
+    by_package: dict[str, set[str]] = {}
     for record in table.records:
-        for package, version in record.data["versions"].items():
+        for package, version in record.versions.items():
             if version != "absent":
-                found.setdefault(package, set()).add(version)
-    return ", ".join(f"{package} {' and '.join(sorted(versions))}" for package, versions in sorted(found.items()))
+                by_package.setdefault(package, set()).add(version)
+    return ", ".join(f"{package} {' and '.join(sorted(versions))}" for package, versions in sorted(by_package.items()))

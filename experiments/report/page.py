@@ -1,6 +1,6 @@
 """The report page: every study's tables, heat maps, runs and their answers in one HTML file that opens from disk.
 
-    python -m experiments.report.page --study tiny_test smollm2_135m_cpu   # from results/runs
+    python -m experiments report page --study tiny_test smollm2_135m_cpu   # from results/runs
 
 It asks for nothing on a network. Tables are those of report.py, number by number. What only single runs' pages
 show is compressed in the file, and unpacked when one is opened.
@@ -14,15 +14,13 @@ import gzip
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.analysis import records
-from experiments.analysis.records import Record
-from experiments.provenance import without_places
 from experiments.report import notes, report, tables
+from experiments.run.record import Record
 
 ASSETS = Path(__file__).with_name("webpage")
 SHOWN = 20  # answers of a benchmark that a run's page shows in words; the values of all items are there
@@ -40,8 +38,8 @@ class Study:
 
 
 def study(name: str, runs: Path, by: Sequence[str] = ()) -> Study:
-    """Raises what `records.load`, `records.of_study` and `tables.build` raise."""
-    found = tuple(tables.build(group, by) for group in records.of_study(records.load(runs), name))
+    """Raises what `tables.read` raises."""
+    found = tuple(tables.read(name, runs, by))
     return Study(name, found, tuple(report.commands_of(found, name)))
 
 
@@ -134,7 +132,7 @@ def _row(row: tables.Row) -> dict[str, Any]:
 
 def _seed(record: Record) -> int:
     """What tells the runs of a row apart: of base and experts, which no seed touches, that of their training."""
-    return record.seed if record.member is None else record.identity.get("model.seed", record.seed)
+    return record.seed if record.member is None else record.parameters.get("model.seed", record.seed)
 
 
 def _details(one: Study) -> dict[str, Any]:
@@ -146,32 +144,33 @@ def _details(one: Study) -> dict[str, Any]:
 
 def _run(record: Record, asked: dict[str, Any]) -> dict[str, Any]:
     """asked: filled with the items' names and gold answers, which most runs of a study share."""
-    data = {
-        key: value for key, value in without_places(record.data).items() if key not in ("config", "results", "studies")
-    }
-    found = {}
+    content = record.without_places().to_json()
+    results = {}
     for name, result in record.results.items():
         outcomes = record.outcomes(name)
-        items = {"ids": [one["id"] for one in outcomes], "golds": _texts(outcomes, "gold")}
+        items = {
+            "ids": [outcome.id for outcome in outcomes],
+            "golds": _texts(outcome.gold for outcome in outcomes[:SHOWN]),
+        }
         key = f"{name} {len(asked)}"
         key = next((known for known, other in asked.items() if other == items), key)
         asked[key] = items
-        found[name] = {
-            "primary": result["primary"],
-            "higher_is_better": result["higher_is_better"],
-            "metrics": result["metrics"],
-            "settings": result["settings"],
+        results[name] = {
+            "primary": result.primary,
+            "higher_is_better": result.higher_is_better,
+            "metrics": {metric: asdict(value) for metric, value in result.metrics.items()},
+            "settings": result.settings,
             "items": key,
-            "values": [_short(one["values"].get(result["primary"])) for one in outcomes],
-            "outputs": _texts(outcomes, "output"),
-            "notes": {at: one["note"] for at, one in enumerate(outcomes) if one.get("note")},
+            "values": [_short(outcome.values.get(result.primary)) for outcome in outcomes],
+            "outputs": _texts(outcome.output for outcome in outcomes[:SHOWN]),
+            "notes": {at: outcome.note for at, outcome in enumerate(outcomes) if outcome.note},
         }
-    return {**_rounded(data), "results": found}
+    kept = {name: value for name, value in content.items() if name not in ("config", "results")}
+    return {**_rounded(kept), "results": results}
 
 
-def _texts(outcomes: Sequence[Mapping[str, Any]], field: str) -> list[str | None]:
-    found = [one.get(field) for one in outcomes[:SHOWN]]
-    return [text if text is None or len(text) <= _LONGEST else text[:_LONGEST] + " …" for text in found]
+def _texts(texts: Iterable[str | None]) -> list[str | None]:
+    return [text if text is None or len(text) <= _LONGEST else text[:_LONGEST] + " …" for text in texts]
 
 
 def _short(value: float | None) -> float | None:
@@ -187,7 +186,7 @@ def _rounded(value: Any) -> Any:
     return [_rounded(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: list[str]) -> int:
     """The command line; 0, or 1 after saying on stderr what is wrong."""
     given = _parser().parse_args(arguments)
     try:
@@ -201,13 +200,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m experiments.report.page", description=(__doc__ or "").partition(":")[0]
+        prog="python -m experiments report page",
+        description=(__doc__ or "").partition(":")[0],
+        epilog="example: python -m experiments report page --study tiny_test smollm2_135m_cpu",
     )
     parser.add_argument("--study", nargs="+", required=True, help="studies to show, in this order")
     parser.add_argument("--runs", type=Path, default=Path("results/runs"), help="directory of run directories")
     parser.add_argument("--out", type=Path, default=Path("results/report"), help="gets index.html")
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Table, figures and provenance of one study: python -m experiments.report.report --study quickstart.
+"""Table, figures and provenance of one study: python -m experiments report --study quickstart.
 
 Reads what finished runs left on disk and nothing else; the same records give the same bytes.
 """
@@ -9,24 +9,21 @@ import argparse
 import csv
 import dataclasses
 import io
-import json
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from experiments.analysis.records import Record
-from experiments.report import best, figure_list, latex, markdown, records, tables
+from experiments.analysis import records
+from experiments.report import figure_list, latex, markdown, tables
+from experiments.run.record import Record
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: list[str]) -> int:
     """The command line; 0, or 1 after saying on stderr why there is no report."""
     given = _parser().parse_args(arguments)
     try:
-        if given.best is not None:
-            text = choose(given.study, given.runs, given.out, given.best, by=given.by)
-        else:
-            text = report(given.study, given.runs, given.out, by=given.by, figures=not given.no_figures)
+        text = report(given.study, given.runs, given.out, by=given.by, figures=not given.no_figures)
     except (ValueError, FileNotFoundError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
@@ -41,7 +38,7 @@ def report(study: str, runs: Path, out: Path, *, by: Sequence[str] = (), figures
     FileNotFoundError if `runs` does not exist, ValueError if the study has no complete run or its runs do not belong in
     one table.
     """
-    found = _tables(study, runs, by)
+    found = tables.read(study, runs, by)
     commands = commands_of(found, study)
     directory = out / study
     directory.mkdir(parents=True, exist_ok=True)
@@ -51,22 +48,6 @@ def report(study: str, runs: Path, out: Path, *, by: Sequence[str] = (), figures
     (directory / "table.csv").write_text(as_csv(found), encoding="utf-8")
     written, left_out = figure_list.write(found, directory / "figures") if figures else ([], [])
     return text + "\n" + _whereabouts(study, found, commands[-1], runs, directory, written, left_out)
-
-
-def choose(study: str, runs: Path, out: Path, count: int, *, by: Sequence[str] = ()) -> str:
-    """Write each merger's `count` best rule settings to best.json below `out`/`study`; the text for the terminal.
-
-    ValueError also if the study has several tables, among whose scores there is no best, or `count` is none.
-    """
-    found = _tables(study, runs, by)
-    if len(found) > 1 or count < 1:
-        named = ", ".join(f"{table.model} on {table.suite}" for table in found)
-        raise ValueError(f"--best {count}: chooses at least 1 from one table, and {study} has {named}")
-    chosen = best.best(found[0], count)
-    path = out / study / "best.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(best.as_json(found[0], chosen), indent=1) + "\n", encoding="utf-8")
-    return f"{best.text(found[0], chosen)}\n{path}\n"
 
 
 def as_csv(found: Sequence[tables.Table]) -> str:
@@ -110,10 +91,6 @@ def _line(row: tables.Row, names: Sequence[str], means: Sequence[str]) -> dict[s
     return line | {"ksigma_min": low, "ksigma_max": high, "runs": " ".join(record.id for record in row.records)}
 
 
-def _tables(study: str, runs: Path, by: Sequence[str]) -> list[tables.Table]:
-    return [tables.build(group, by) for group in records.of_study(records.load(runs), study)]
-
-
 def commands_of(found: Sequence[tables.Table], study: str) -> list[str]:
     """The run.py commands that make the study's merges: for each of its experiments, the overrides its runs were given.
 
@@ -121,7 +98,7 @@ def commands_of(found: Sequence[tables.Table], study: str) -> list[str]:
     """
     given: dict[str, dict[str, list[str]]] = {}
     for record in (r for table in found for row in table.merges for r in row.records if r.study == study):
-        overrides = [override.partition("=") for override in record.data.get("overrides", ())]
+        overrides = [override.partition("=") for override in record.overrides]
         experiment = next((value for key, _, value in overrides if key.lstrip("+") == "experiment"), "")
         values = given.setdefault(experiment, {})
         for key, _, value in overrides:
@@ -162,7 +139,7 @@ def _whereabouts(
     """Where everything lies, and what one would want to look at next."""
     everything = {record.directory: record for table in found for record in table.records}
     merges = [record for record in everything.values() if record.member is None]
-    shown = max(merges or list(everything.values()), key=lambda record: record.data["score"])
+    shown = max(merges or list(everything.values()), key=lambda record: record.score)
     benchmark = next(iter(shown.results))
     lines = [("table", f"{directory / 'table.md'}, .tex, .csv")]
     if written:
@@ -178,9 +155,9 @@ def _whereabouts(
     plain = _without(command, "scaling", "scaling.temperature", "study")
     lines += [
         ("", ""),
-        ("one run, item by item", f"python -m json.tool {shown.directory / shown.results[benchmark]['outcomes']}"),
+        ("one run, item by item", f"python -m json.tool {shown.directory / shown.results[benchmark].outcomes}"),
         ("another setting", f"{plain} scaling=sens scaling.temperature=1 study={study}_T1"),
-        ("its table", f"python -m experiments.report.report --study {study}_T1"),
+        ("its table", f"python -m experiments report --study {study}_T1"),
     ]
     width = max(len(label) for label, _ in lines) + 2
     return "".join(f"{label:{width}}{text}".rstrip() + "\n" for label, text in lines)
@@ -191,8 +168,8 @@ def _without(command: str, *keys: str) -> str:
 
 
 def _wandb(everything: Sequence[Record]) -> str:
-    chosen = [record.data.get("config", {}).get("tracking") or {} for record in everything]
-    used = [tracking for tracking in chosen if tracking.get("mode", "disabled") != "disabled"]
+    settings = [record.config.get("tracking") or {} for record in everything]
+    used = [tracking for tracking in settings if tracking.get("mode", "disabled") != "disabled"]
     if not used:
         return "not used (tracking=wandb turns it on)"
     project = "/".join(filter(None, [used[0].get("entity"), used[0].get("project")]))
@@ -207,7 +184,9 @@ def _wandb_directories(used: Sequence[dict]) -> set[Path]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m experiments.report.report", description=(__doc__ or "").partition(":")[0]
+        prog="python -m experiments report",
+        description=(__doc__ or "").partition(":")[0],
+        epilog="example: python -m experiments report --study quickstart; beside it: report page, best, archive",
     )
     parser.add_argument("--study", required=True, help="name of the study: what its experiment's yaml says")
     parser.add_argument("--runs", type=Path, default=Path("results/runs"), help="directory of run directories")
@@ -215,12 +194,5 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--by", nargs="+", default=[], metavar="PATH", help="more settings that get rows of their own: evaluation.dtype"
     )
-    parser.add_argument(
-        "--best", type=int, metavar="N", help="instead, choose each merger's N best rule settings: best.json"
-    )
     parser.add_argument("--no-figures", action="store_true", help="tables only; matplotlib is not needed then")
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

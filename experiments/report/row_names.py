@@ -6,7 +6,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from experiments.analysis.records import Record, differing
+from experiments.analysis.records import differing
+from experiments.run.record import Record
 
 MERGERS = ("average", "task_arithmetic", "ties", "dare", "dare_ties")
 SCALINGS = ("uniform", "task_specific", "cross_task", "cross_task_farther", "sens", "sens_farther", "random")
@@ -55,8 +56,8 @@ def name(record: Record, by: Sequence[str] = ()) -> Name:
 def setting(record: Record, path: str) -> Any:
     """The value at `path` of the identity; the random control has the settings of the rule that it shuffles."""
     head, _, rest = path.partition(".")
-    within = record.identity.get(f"scaling.of.{rest}") if head == "scaling" else None
-    return within if within is not None else record.identity.get(path)
+    within = record.parameters.get(f"scaling.of.{rest}") if head == "scaling" else None
+    return within if within is not None else record.parameters.get(path)
 
 
 def order(shown: Name) -> tuple[Any, ...]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from evaluation.record import Metric
 from experiments.analysis import stats
 from experiments.analysis.comparisons import Difference, Pairing, differences, distinct
 from experiments.analysis.one_table import check_settings, check_versions, check_weights
-from experiments.analysis.records import Record, controls
+from experiments.analysis.records import controls, load, of_study
 from experiments.report import row_names
+from experiments.run.record import Record
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,12 @@ class Table:
         return [difference for row in self.rows for difference in row.differences.values()]
 
 
+def read(study: str, runs: Path, by: Sequence[str] = ()) -> list[Table]:
+    """Every table of a study, from its runs below `runs`. Raises what `records.load`, `records.of_study` and `build`
+    raise: FileNotFoundError without `runs`, ValueError without a complete run."""
+    return [build(group, by) for group in of_study(load(runs), study)]
+
+
 def build(records: Sequence[Record], by: Sequence[str] = ()) -> Table:
     """The table of `records`, which are of one model and suite.
 
@@ -125,17 +133,13 @@ def _grid(cells: Mapping[row_names.Name, Any], paths: Sequence[str]) -> set[row_
 
 
 def _benchmarks(records: Sequence[Record]) -> tuple[Benchmark, ...]:
-    found = []
+    columns = []
     for name in sorted({name for record in records for name in record.results}):
         results = [record.results[name] for record in records if name in record.results]
-        items = {result["metrics"][result["primary"]]["n"] for result in results}
+        items = tuple(sorted({result.headline.n for result in results}))
         first = results[0]
-        found.append(
-            Benchmark(
-                name, first["primary"], first["higher_is_better"], tuple(sorted(items)), first["settings"].get("chance")
-            )
-        )
-    return tuple(sorted(found, key=lambda benchmark: (not benchmark.higher_is_better, benchmark.name)))
+        columns.append(Benchmark(name, first.primary, first.higher_is_better, items, first.settings.get("chance")))
+    return tuple(sorted(columns, key=lambda benchmark: (not benchmark.higher_is_better, benchmark.name)))
 
 
 def _means(benchmarks: Sequence[Benchmark]) -> tuple[Mean, ...]:
@@ -164,12 +168,14 @@ def _row(
         records=tuple(records),
         models=len(models),
         scores={
-            b.name: stats.over_seeds([model.headline(b.name) for model in models])
+            b.name: stats.over_seeds([model.results[b.name].headline for model in models])
             for b in benchmarks
             if evaluated([b.name])
         },
         means={
-            mean.name: stats.over_seeds([stats.macro([model.headline(b) for b in mean.benchmarks]) for model in models])
+            mean.name: stats.over_seeds(
+                [stats.macro([model.results[b].headline for b in mean.benchmarks]) for model in models]
+            )
             for mean in means
             if evaluated(mean.benchmarks)
         },
@@ -178,8 +184,8 @@ def _row(
 
 
 def _weights(records: Sequence[Record]) -> tuple[float, float] | None:
-    ranges = [record.coefficients["range"] for record in records if record.coefficients]
-    return (min(r["min"] for r in ranges), max(r["max"] for r in ranges)) if ranges else None
+    ranges = [record.coefficients.range for record in records if record.coefficients]
+    return (min(r.min for r in ranges), max(r.max for r in ranges)) if ranges else None
 
 
 def _compared(rows: Sequence[Row], records: Sequence[Record], means: Sequence[Mean]) -> tuple[Row, ...]:

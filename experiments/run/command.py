@@ -50,4 +50,4 @@ def perform(spec: RunSpec, frozen: Frozen) -> float:
     """Run it; the score."""
     from experiments.run import pipeline
 
-    return pipeline.run(spec, frozen.config)["score"]
+    return pipeline.run(spec, frozen.config).score

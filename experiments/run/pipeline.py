@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import math
 import sys
@@ -21,8 +20,9 @@ from filelock import FileLock, Timeout
 from evaluation.record import Result
 from experiments import provenance
 from experiments.locks import held
-from experiments.run import preflight, stages
+from experiments.run import preflight, recipe, record, stages
 from experiments.run.prepare import Prepared, prepare, verify
+from experiments.run.record import Record, Scores
 from experiments.run.spec import Member, RunSpec
 from experiments.tracking import upload
 from sensmerge.publish.versions import versions
@@ -32,8 +32,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-def run(spec: RunSpec, config: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Run `spec`, and before it its references; the record, as in record.json of the run directory.
+def run(spec: RunSpec, config: Mapping[str, Any] | None = None) -> Record:
+    """Run `spec`, and before it its references; the record, which is in the run directory.
 
     config: the resolved configuration, kept in the record for the reader.
     A finished run is returned as it is. A run that another process is at is waited for, a reference at the end, so
@@ -80,29 +80,28 @@ def is_complete(spec: RunSpec) -> bool:
     """
     wanted = [spec.reference(member) for member in ["base", *spec.model.calibration]] if spec.references else []
     asked = spec.output.checkpoint and not isinstance(spec.merger, Member)
-    return all((one.directory / "record.json").is_file() for one in [*wanted, spec]) and (
+    return all(one.record_path.is_file() for one in [*wanted, spec]) and (
         not asked or (spec.directory / "checkpoint").is_dir()
     )
 
 
-def finished(spec: RunSpec, family: Prepared) -> dict[str, Any] | None:
+def finished(spec: RunSpec, family: Prepared) -> Record | None:
     """The record of a completed run, or None. ValueError if it was made from other weights than the family's.
 
     A run is named by its settings; where those name a path or a branch, the weights behind them can change.
     """
-    path = spec.directory / "record.json"
-    if not path.is_file():
+    if not spec.record_path.is_file():
         return None
-    record = json.loads(path.read_text())
-    if [record["digests"][part] for part in ("base", "experts")] != [family.base_digest, family.expert_digests]:
+    kept = Record.read(spec.record_path)
+    if (kept.digests.base, kept.digests.experts) != (family.base_digest, family.expert_digests):
         raise ValueError(
-            f"{path} was made from other weights, or tokenizers, than family {spec.model.name!r} has now; remove "
-            f"{spec.directory} to run it again, or give the changed family another model.name"
+            f"{spec.record_path} was made from other weights, or tokenizers, than family {spec.model.name!r} has now; "
+            f"remove {spec.directory} to run it again, or give the changed family another model.name"
         )
-    return record
+    return kept
 
 
-def _run_locked(spec: RunSpec, config: Mapping[str, Any] | None, family: Prepared) -> dict[str, Any]:
+def _run_locked(spec: RunSpec, config: Mapping[str, Any] | None, family: Prepared) -> Record:
     spec.directory.mkdir(parents=True, exist_ok=True)
     join(spec)
     lock = FileLock(spec.directory / ".lock")
@@ -113,10 +112,10 @@ def _run_locked(spec: RunSpec, config: Mapping[str, Any] | None, family: Prepare
         lock.acquire()
     try:
         if done := finished(spec, family):
-            log.info("%s is complete already: %s", spec.title, spec.directory / "record.json")
+            log.info("%s is complete already: %s", spec.title, spec.record_path)
             if spec.output.checkpoint and not isinstance(spec.merger, Member):
                 subject = stages.merge_recipe(spec, family, stages.calibrate(spec, family))
-                stages.write_checkpoint(spec, family, subject, _scores(done["results"]))
+                stages.write_checkpoint(spec, family, subject, _on_card(done.results))
         else:
             with _log_file(spec.directory / "run.log"), _failure_report(spec.directory / "error.txt"):
                 done = _execute(spec, config, family)
@@ -126,7 +125,7 @@ def _run_locked(spec: RunSpec, config: Mapping[str, Any] | None, family: Prepare
         lock.release()
 
 
-def _execute(spec: RunSpec, config: Mapping[str, Any] | None, family: Prepared) -> dict[str, Any]:
+def _execute(spec: RunSpec, config: Mapping[str, Any] | None, family: Prepared) -> Record:
     log.info("run %s (%s)", spec.title, spec.run_id)
     clock = Clock()
     before = family.store.asked.copy()
@@ -135,23 +134,22 @@ def _execute(spec: RunSpec, config: Mapping[str, Any] | None, family: Prepared) 
     else:
         calibrated = clock("calibrate", lambda: stages.calibrate(spec, family))
         subject = stages.merge_recipe(spec, family, calibrated)
-    write_json(spec.directory / "recipe.json", subject.recipe)
+    write_json(spec.directory / recipe.RECIPE_JSON, subject.recipe)
     results = clock("evaluate", lambda: stages.evaluate(spec, family, subject))
     for name, result in results.items():
         write_json(spec.directory / "outcomes" / f"{name}.json", [dataclasses.asdict(o) for o in result.outcomes])
     if spec.output.checkpoint and not isinstance(spec.merger, Member):
-        scores = _scores(_results(results))
-        clock("write", lambda: stages.write_checkpoint(spec, family, subject, scores))
-    record = _record(spec, config, family, calibrated, subject, results, clock)
-    record["measured"]["stages"] = _asked(family.store.asked - before)
-    write_json(spec.directory / "record.json", record)
+        clock("write", lambda: stages.write_checkpoint(spec, family, subject, _on_card(results)))
+    measured = _measured(clock, family.store.asked - before)
+    made = _record(spec, config, family, calibrated, subject, results, measured)
+    made.write(spec.record_path)
     log.info(
         "  done in %.1f s: %s -> %s",
         sum(clock.seconds.values()),
         ", ".join(f"{name} {r.headline.score:.3f} ± {r.headline.stderr:.3f}" for name, r in results.items()),
-        spec.directory / "record.json",
+        spec.record_path,
     )
-    return record
+    return made
 
 
 def _record(
@@ -161,71 +159,63 @@ def _record(
     calibrated: stages.Calibrated | None,
     subject: stages.Subject,
     results: Mapping[str, Result],
-    clock: Clock,
-) -> dict[str, Any]:
-    """Repeated with these versions, all of it is the same but `measured`, and the paths in `config` and `overrides`."""
+    measured: record.Measured,
+) -> Record:
+    return Record(
+        schema=record.SCHEMA,
+        status="complete",
+        id=spec.run_id,
+        title=spec.title,
+        study=spec.study,
+        seed=spec.seed,
+        labels={**spec.labels, "model": spec.labels.get("model", spec.model.name), "suite": spec.suite.name},
+        member=spec.merger.member if isinstance(spec.merger, Member) else None,
+        identity=spec.identity(),
+        config=dict(config or {}),
+        overrides=list(spec.overrides),
+        digests=record.Digests(
+            subject=subject.digest,
+            base=family.base_digest,
+            experts=dict(family.expert_digests),
+            samples={} if calibrated is None else calibrated.samples,
+            data=provenance.data_digests(spec.suite, family.data),
+        ),
+        vocabulary=family.layout and family.layout.report.to_json(),
+        coefficients=None if calibrated is None else _coefficients(calibrated),
+        results={name: Scores.of(name, result) for name, result in results.items()},
+        score=primary_score(results),
+        versions=versions(*provenance.PACKAGES),
+        measured=measured,
+        directory=spec.directory,
+    )
+
+
+def _coefficients(calibrated: stages.Calibrated) -> record.Coefficients:
+    content = calibrated.to_json()
+    table, summary = record.Table(**content["table"]), record.Range(**content["range"])
+    return record.Coefficients(table, summary, content["alpha"], content["distances"])
+
+
+def _measured(clock: Clock, asked: Counter[tuple[str, bool]]) -> record.Measured:
+    kinds = sorted({kind for kind, _ in asked})
+    return record.Measured(
+        seconds=clock.seconds,
+        peak_memory_mb=provenance.peak_memory_mb(),
+        machine=record.Machine(**provenance.machine()),
+        git=record.Git(**provenance.git_state()),
+        argv=list(sys.argv),
+        finished=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        stages={kind: record.StageCount(asked[kind, True], asked[kind, False]) for kind in kinds},
+    )
+
+
+def _on_card(results: Mapping[str, Result | Scores]) -> dict[str, str]:
+    """Each benchmark's headline as text, for the model card."""
     return {
-        "schema": 1,
-        "status": "complete",
-        "id": spec.run_id,
-        "title": spec.title,
-        "study": spec.study,
-        "seed": spec.seed,
-        "labels": {**spec.labels, "model": spec.labels.get("model", spec.model.name), "suite": spec.suite.name},
-        "member": spec.merger.member if isinstance(spec.merger, Member) else None,
-        "identity": spec.identity(),
-        "config": dict(config or {}),
-        "overrides": list(spec.overrides),
-        "digests": {
-            "subject": subject.digest,
-            "base": family.base_digest,
-            "experts": family.expert_digests,
-            "samples": {} if calibrated is None else calibrated.samples,
-            "data": provenance.data_digests(spec.suite, family.data),
-        },
-        "vocabulary": family.layout and family.layout.report.to_json(),  # null: every row is where it is stored
-        "coefficients": None if calibrated is None else calibrated.to_json(),
-        "results": _results(results),
-        "score": primary_score(results),
-        "versions": versions(*provenance.PACKAGES),
-        "measured": {
-            "seconds": clock.seconds,
-            "peak_memory_mb": provenance.peak_memory_mb(),  # of the process, so of all its runs so far
-            "machine": provenance.machine(),
-            "git": provenance.git_state(),
-            "argv": sys.argv,
-            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        },
+        name: f"{result.primary} {value.score:.4f} ± {value.stderr:.4f} (n={value.n})"
+        for name, result in results.items()
+        for value in (result.headline,)
     }
-
-
-def _results(results: Mapping[str, Result]) -> dict[str, Any]:
-    return {
-        name: {
-            "primary": r.primary,
-            "higher_is_better": r.higher_is_better,
-            "metrics": {metric: dataclasses.asdict(value) for metric, value in r.metrics.items()},
-            "groups": {group: dataclasses.asdict(value) for group, value in r.groups.items()},
-            "settings": r.settings,
-            "outcomes": f"outcomes/{name}.json",
-        }
-        for name, r in results.items()
-    }
-
-
-def _scores(results: Mapping[str, Any]) -> dict[str, str]:
-    """Each benchmark's headline of a record, for the model card."""
-    found = {name: (one["primary"], one["metrics"][one["primary"]]) for name, one in results.items()}
-    return {
-        name: f"{primary} {value['score']:.4f} ± {value['stderr']:.4f} (n={value['n']})"
-        for name, (primary, value) in found.items()
-    }
-
-
-def _asked(counted: Counter[tuple[str, bool]]) -> dict[str, dict[str, int]]:
-    """Of each kind of stage, how many results this run computed itself, and how many it found kept."""
-    kinds = sorted({kind for kind, _ in counted})
-    return {kind: {"computed": counted[kind, True], "kept": counted[kind, False]} for kind in kinds}
 
 
 def primary_score(results: Mapping[str, Result]) -> float:

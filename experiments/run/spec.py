@@ -13,6 +13,7 @@ from pydantic.dataclasses import dataclass
 from evaluation.suites import Suite
 from experiments.families import Family
 from experiments.provenance import data_digests
+from experiments.run.record import RECORD_JSON
 from experiments.tracking.upload import Tracking
 from sensmerge import models
 from sensmerge.calibration import Calibration
@@ -122,6 +123,11 @@ class RunSpec:
     @property
     def directory(self) -> Path:
         return self.output.runs / f"{self.title}-{self.run_id}"
+
+    @property
+    def record_path(self) -> Path:
+        """What the run writes last."""
+        return self.directory / RECORD_JSON
 
     def reference(self, member: str) -> RunSpec:
         """The run that evaluates one member of the same family on the same suite."""

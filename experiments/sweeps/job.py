@@ -1,10 +1,11 @@
 """One job, from its frozen configuration to its score.
 
-`python -m experiments.sweeps.job SWEEP INDEX` runs one of a sweep.
+`python -m experiments job SWEEP INDEX` runs one of a sweep.
 """
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import signal
@@ -63,9 +64,8 @@ def check_code(sweep: Sweep) -> None:
         raise RuntimeError(
             f"the code below {code_state.ROOT} is not what was submitted: {', '.join(changed[:8])}{more}; submitted "
             f"{sweep.code['digest'][:12]}, found {code_state.digest(now)[:12]}. Put the files back and run the job "
-            "again, or submit anew with the code as it is (python -m experiments.sweeps.status --failed prints the "
-            "command); "
-            "hydra.launcher.allow_changed_code=true submits jobs that run whatever code they find"
+            "again, or submit anew with the code as it is (python -m experiments status --failed prints the "
+            "command); hydra.launcher.allow_changed_code=true submits jobs that run whatever code they find"
         )
 
 
@@ -138,11 +138,15 @@ def show_log() -> None:
 
 def main(arguments: list[str]) -> int:
     """The command line; 0, or an exception."""
-    directory, index, *flags = arguments
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments job",
+        description="One job of a sweep, as launchers start it.",
+        epilog="example: python -m experiments job results/runs/sweeps/NAME 0",
+    )
+    parser.add_argument("sweep", type=Path, help="its directory")
+    parser.add_argument("index", type=int, help="of the job")
+    parser.add_argument("--allow-changed-code", action="store_true", help="run whatever code is there")
+    given = parser.parse_args(arguments)
     show_log()
-    run(Path(directory), int(index), allow_changed_code="--allow-changed-code" in flags)
+    run(given.sweep, given.index, allow_changed_code=given.allow_changed_code)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -66,7 +66,7 @@ def run(
         chosen = {} if device is None else {"CUDA_VISIBLE_DEVICES": device}
         paths = os.pathsep.join(filter(None, [str(code_state.ROOT), os.environ.get("PYTHONPATH")]))
         environment = {"OMP_NUM_THREADS": threads, **os.environ, "PYTHONPATH": paths, **chosen}
-        words = [sys.executable, "-m", "experiments.sweeps.job", str(sweep.directory), str(index), *flags]
+        words = [sys.executable, "-m", "experiments", "job", str(sweep.directory), str(index), *flags]
         with (_made(sweep.place(index)) / "log").open("wb") as output:
             alive[index] = subprocess.Popen(
                 words, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment

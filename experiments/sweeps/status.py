@@ -1,8 +1,8 @@
 """What became of a sweep's jobs, from disk and, for those it leaves open, from SLURM.
 
-    python -m experiments.sweeps.status                  # the latest sweep; --sweep NAME, --study NAME: others
-    python -m experiments.sweeps.status --watch          # again and again until nothing runs or waits
-    python -m experiments.sweeps.status --failed         # the commands that run again exactly what is not done
+    python -m experiments status           # the latest sweep; --sweep NAME, --study NAME: others
+    python -m experiments status --watch   # again and again until nothing runs or waits
+    python -m experiments status --failed  # the commands that run again exactly what is not done
 
 The exit code is 0 only if every job is done.
 """
@@ -192,7 +192,7 @@ def commands(found: Sequence[Row]) -> list[str]:
     return [shlex.join(manifest.command(sweep, indices)) for sweep, indices in again.values()]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: list[str]) -> int:
     """The command line; 0 if every job is done, 1 if not, 2 after saying on stderr that there is no such sweep."""
     given = _parser().parse_args(arguments)
     while True:
@@ -227,7 +227,9 @@ def _chosen(given: argparse.Namespace) -> tuple[str, list[Row]]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m experiments.sweeps.status", description=(__doc__ or "").partition("\n")[0]
+        prog="python -m experiments status",
+        description=(__doc__ or "").partition("\n")[0],
+        epilog="example: python -m experiments status --study tiny_seeds --failed",
     )
     chosen = parser.add_mutually_exclusive_group()
     chosen.add_argument("which", nargs="?", choices=["latest"], help="the latest sweep, as without any choice")
@@ -239,7 +241,3 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--failed", action="store_true", help="only print what runs again all that is not done")
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

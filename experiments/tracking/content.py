@@ -6,17 +6,17 @@ Only JSON is read and nothing heavy imported; experiments/tracking/upload.py han
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from experiments.analysis import records
-from experiments.analysis.records import Record
 from experiments.report import figures
+from experiments.run import recipe
+from experiments.run.record import RECORD_JSON, Record
 from sensmerge.store import digest
 
 _SAMPLES = 8  # answers shown of each benchmark that generates text
@@ -69,36 +69,16 @@ def read(directory: Path) -> Mirror:
         summary=dict(_summary(record)),
         tables=dict(_tables(record)),
         figures=dict(_figures(record)),
-        recipe=recipe(record),
+        recipe=recipe.of(record),
         weights=checkpoint if checkpoint.is_dir() else None,
     )
 
 
 def state(directory: Path) -> str:
     """Digest of what `read` depends on and what can change: the record, the recipe, and which studies the run is in."""
-    named = ("record.json", "recipe.json")
-    found = [hashlib.sha256(p.read_bytes()).hexdigest() for name in named if (p := directory / name).is_file()]
-    return digest([*found, *sorted(marker.name for marker in (directory / "studies").glob("*"))])
-
-
-def recipe(record: Record) -> dict[str, Any] | None:
-    """recipe.json. Of a run older than that file, the same put together from its record, if the digest under which the
-    record names its subject proves it; else None."""
-    kept = record.directory / "recipe.json"
-    if kept.is_file():
-        return json.loads(kept.read_text(encoding="utf-8"))
-    data = record.data
-    if record.member is not None:
-        return {"member": record.member}
-    made = {
-        "base": data["digests"]["base"],
-        "experts": data["digests"]["experts"],
-        "merger": data["identity"]["merger"],
-        "version": 1,
-        "coefficients": (record.coefficients or {}).get("table"),
-    }
-    candidates = ({**made, "seed": seed} for seed in (None, record.seed))  # None where the merger draws nothing
-    return next((one for one in candidates if digest(one) == data["digests"]["subject"]), None)
+    named = (RECORD_JSON, recipe.RECIPE_JSON)
+    files = [hashlib.sha256(p.read_bytes()).hexdigest() for name in named if (p := directory / name).is_file()]
+    return digest([*files, *sorted(marker.name for marker in (directory / "studies").glob("*"))])
 
 
 def _tags(record: Record) -> list[str]:
@@ -108,59 +88,51 @@ def _tags(record: Record) -> list[str]:
 
 
 def _config(record: Record) -> dict[str, Any]:
-    data, measured = record.data, record.data["measured"]
+    content = record.to_json()
+    measured = content["measured"]
     return {
-        **(data.get("config") or data["identity"]),
+        **(record.config or record.identity),
         # not nested, because a column, a filter and a grouping of W&B each spell nested names in their own way
         **{f"{key}_name": label for key, label in record.labels.items()},
         "member": record.member,
         "seed": record.seed,
         "study": record.study,
-        "identity": data["identity"],
+        "identity": record.identity,
         "provenance": {
-            "git": measured.get("git"),
-            "versions": data["versions"],
-            "digests": data["digests"],
-            "machine": measured.get("machine"),
-            "finished": measured.get("finished"),
-            "overrides": data.get("overrides"),
-            "argv": measured.get("argv"),
+            **{part: content[part] for part in ("versions", "digests", "overrides")},
+            **{part: measured[part] for part in ("git", "machine", "finished", "argv")},
         },
     }
 
 
 def _summary(record: Record) -> Iterator[tuple[str, Any]]:
-    yield "score", record.data["score"]
+    yield "score", record.score
     for benchmark, result in record.results.items():
-        named = {
-            **result["metrics"],
-            **{f"{result['primary']}/{group}": metric for group, metric in (result.get("groups") or {}).items()},
-        }
-        for name, metric in named.items():
-            yield f"{benchmark}/{name}", metric["score"]
-            yield f"{benchmark}/{name}/stderr", metric["stderr"]
-            yield f"{benchmark}/{name}/n", metric["n"]
-    measured = record.data["measured"]
-    for stage, seconds in (measured.get("seconds") or {}).items():
+        groups = {f"{result.primary}/{group}": metric for group, metric in (result.groups or {}).items()}
+        for name, metric in {**result.metrics, **groups}.items():
+            yield f"{benchmark}/{name}", metric.score
+            yield f"{benchmark}/{name}/stderr", metric.stderr
+            yield f"{benchmark}/{name}/n", metric.n
+    for stage, seconds in record.measured.seconds.items():
         yield f"seconds/{stage}", seconds
-    if "peak_memory_mb" in measured:
-        yield "peak_memory_mb", measured["peak_memory_mb"]
-    for name, value in (record.coefficients or {}).get("range", {}).items():
-        yield f"K*sigma/{name}", value
+    yield "peak_memory_mb", record.measured.peak_memory_mb
+    if record.coefficients:
+        for name, value in asdict(record.coefficients.range).items():
+            yield f"K*sigma/{name}", value
 
 
 def _tables(record: Record) -> Iterator[tuple[str, Table]]:
     if rows := list(_samples(record)):
         yield "samples", Table(["benchmark", "item", "metric", "value", "output", "gold", "note"], rows)
-    if kept := record.coefficients:
-        tasks, alpha = kept["table"]["tasks"], kept.get("alpha") or {}
+    if coefficients := record.coefficients:
+        tasks, alpha = coefficients.table.tasks, coefficients.alpha
         rows = [
             [task, block, weight, alpha[task][block] if alpha else None]
-            for task, line in zip(tasks, kept["table"]["blocks"], strict=True)
+            for task, line in zip(tasks, coefficients.table.blocks, strict=True)
             for block, weight in enumerate(line)
         ]
         yield "coefficients", Table(["task", "block", "K*sigma", "alpha"], rows)
-        if distances := kept.get("distances"):
+        if distances := coefficients.distances:
             rows = [
                 [expert, data, *(matrix[i][j] for matrix in distances.values())]
                 for i, expert in enumerate(tasks)
@@ -172,17 +144,19 @@ def _tables(record: Record) -> Iterator[tuple[str, Table]]:
 def _samples(record: Record) -> Iterator[list[Any]]:
     """The first answers of every benchmark that generates text."""
     for benchmark, result in record.results.items():
-        metric = result["primary"]
-        outcomes = [one for one in record.outcomes(benchmark) if one.get("output") is not None]
-        for one in outcomes[:_SAMPLES]:
-            value = float(one["values"].get(metric, math.nan))
-            yield [benchmark, one["id"], metric, value, one["output"], one.get("gold"), one.get("note")]
+        metric = result.primary
+        answers = [outcome for outcome in record.outcomes(benchmark) if outcome.output is not None]
+        for answer in answers[:_SAMPLES]:
+            value = float(answer.values.get(metric, math.nan))
+            yield [benchmark, answer.id, metric, value, answer.output, answer.gold, answer.note]
 
 
 def _figures(record: Record) -> Iterator[tuple[str, Callable[[], figures.Figure]]]:
-    if kept := record.coefficients:
-        tasks, alpha = kept["table"]["tasks"], kept.get("alpha")
-        shown = alpha and [alpha[task] for task in tasks]
-        yield "coefficients_heatmap", partial(figures.coefficients, tasks, shown, kept["table"]["blocks"])
-        if distances := kept.get("distances"):
-            yield "alignment_heatmap", partial(figures.alignment, tasks, distances["l2"])
+    if coefficients := record.coefficients:
+        tasks = coefficients.table.tasks
+        yield (
+            "coefficients_heatmap",
+            partial(figures.coefficients, tasks, coefficients.profiles, coefficients.table.blocks),
+        )
+        if coefficients.distances:
+            yield "alignment_heatmap", partial(figures.alignment, tasks, coefficients.distances["l2"])

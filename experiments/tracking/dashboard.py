@@ -1,4 +1,4 @@
-"""A W&B workspace for the runs of this project: python -m experiments.tracking.dashboard --entity E --project P.
+"""A W&B workspace for the runs of this project: python -m experiments track dashboard --entity E --project P.
 
 Needs the extra `dashboard` (the package wandb-workspaces). Building it asks no server; saving it needs a W&B login.
 """
@@ -9,7 +9,6 @@ import argparse
 import importlib.util
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +32,7 @@ def missing() -> bool:
     return importlib.util.find_spec("wandb_workspaces") is None
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: list[str]) -> int:
     """The command line; 0, or 1 after saying on stderr why nothing was built or saved."""
     given = _parser().parse_args(arguments)
     if missing():
@@ -57,10 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def headlines(runs: Path) -> dict[str, bool]:
     """Summary key of each benchmark's headline metric in the finished runs below `runs` -> whether higher is better."""
-    found = records.load(runs) if runs.is_dir() else []
+    finished = records.load(runs) if runs.is_dir() else []
     return {
-        f"{benchmark}/{result['primary']}": result["higher_is_better"]
-        for record in found
+        f"{benchmark}/{result.primary}": result.higher_is_better
+        for record in finished
         for benchmark, result in sorted(record.results.items())
     }
 
@@ -147,7 +146,9 @@ def _bars(title: str, metrics: list[Any], by: str | None = None) -> Any:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m experiments.tracking.dashboard", description=(__doc__ or "").partition(":")[0]
+        prog="python -m experiments track dashboard",
+        description=(__doc__ or "").partition(":")[0],
+        epilog="example: python -m experiments track dashboard --entity E --project sensmerge",
     )
     parser.add_argument("--entity", required=True, help="W&B user or team")
     parser.add_argument("--project", required=True, help="W&B project, as tracking.project")
@@ -156,7 +157,3 @@ def _parser() -> argparse.ArgumentParser:
         "--runs", type=Path, default=Path("results/runs"), help="the benchmarks of these runs get charts of their own"
     )
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

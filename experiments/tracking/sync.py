@@ -1,6 +1,6 @@
 """Mirror finished runs to W&B again, from what is on disk.
 
-    python -m experiments.tracking.sync --study quickstart --mode online.
+    python -m experiments track --study quickstart --mode online.
 
 A run keeps its id, so however often this is done W&B has it once, as it was last mirrored.
 """
@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from experiments.analysis import records
-from experiments.analysis.records import Record
+from experiments.run.record import Record
 from experiments.tracking import upload
 from experiments.tracking.upload import Tracking
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: list[str]) -> int:
     """The command line: a line per run; 0, or 1 if a run could not be mirrored or there was none."""
     given = _parser().parse_args(arguments)
     if problems := Tracking(mode=given.mode).problems():
@@ -74,7 +74,7 @@ def _mirror(directory: Path, found: Record | Exception, given: argparse.Namespac
 
 def _tracking(record: Record, given: argparse.Namespace) -> Tracking:
     """The command line's word, else where the last mirror went, else what the run was configured for."""
-    before = upload.last(record.directory) or (record.data.get("config") or {}).get("tracking") or {}
+    before = upload.last(record.directory) or record.config.get("tracking") or {}
     asked = {"project": given.project, "entity": given.entity}
     fields = {name: before.get(name) for name in ("project", "entity", "group", "weights")}
     fields |= {name: value for name, value in asked.items() if value is not None}
@@ -84,7 +84,9 @@ def _tracking(record: Record, given: argparse.Namespace) -> Tracking:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m experiments.tracking.sync", description=(__doc__ or "").partition(":")[0]
+        prog="python -m experiments track",
+        description=(__doc__ or "").partition(":")[0],
+        epilog="example: python -m experiments track --study quickstart --mode online; beside it: track dashboard",
     )
     parser.add_argument("--study", help="only this study's runs, and those they are compared with")
     parser.add_argument("--runs", type=Path, default=Path("results/runs"), help="directory of run directories")
@@ -98,7 +100,3 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--dry-run", action="store_true", help="say what would be mirrored, and where to")
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

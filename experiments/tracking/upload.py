@@ -15,6 +15,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from experiments.report import figures
+from experiments.run.recipe import RECIPE_JSON
 from experiments.tracking import content as mirrors
 from sensmerge.store import write_json
 
@@ -27,7 +28,7 @@ _UNREACHED: set[str] = set()  # modes this process has given up: a sweep waits o
 class Tracking:
     """mode: "auto" obeys the variable WANDB_MODE; without it, online where this machine is logged in to W&B, else
     offline (upload later with `wandb sync`, or from the records with
-    `python -m experiments.tracking.sync --mode online`).
+    `python -m experiments track --mode online`).
 
     project, entity, group: as in W&B; group None is the study's name. directory: W&B's files go to its folder "wandb".
     weights: also the merged checkpoint as an artifact, where output=checkpoint wrote one. timeout: seconds to wait for
@@ -84,8 +85,7 @@ def keep(directory: Path, tracking: Tracking) -> None:
         if mode == "online":
             _UNREACHED.add(mode)
         log.warning(
-            "W&B did not take %s (%s); all of it is in its directory, and "
-            "`python -m experiments.tracking.sync` tries again",
+            "W&B did not take %s (%s); all of it is in its directory, and `python -m experiments track` tries again",
             directory.name,
             reason(error),
         )
@@ -109,8 +109,8 @@ def mirror(directory: Path, tracking: Tracking, *, again: bool = True) -> str:
         return "not mirrored: W&B is disabled"
     with FileLock(directory / ".wandb.lock"):
         shown = mirrors.read(directory)
-        if shown.recipe is not None and not (directory / "recipe.json").is_file():
-            write_json(directory / "recipe.json", shown.recipe)
+        if shown.recipe is not None and not (directory / RECIPE_JSON).is_file():
+            write_json(directory / RECIPE_JSON, shown.recipe)
         place = {"project": tracking.project, "entity": tracking.entity, "group": tracking.group or shown.group}
         content = {"state": mirrors.state(directory), "weights": tracking.weights and shown.weights is not None}
         wanted = {**place, **content, "mode": mode}
@@ -192,7 +192,7 @@ def _fill(run: Any, directory: Path, shown: mirrors.Mirror, tracking: Tracking) 
     import wandb
 
     if shown.recipe is not None:
-        _artifact(run, f"recipe-{shown.id}", "recipe", [directory / "recipe.json"])
+        _artifact(run, f"recipe-{shown.id}", "recipe", [directory / RECIPE_JSON])
     if tracking.weights and shown.weights is not None:
         _artifact(run, f"weights-{shown.id}", "model", sorted(p for p in shown.weights.iterdir() if p.is_file()))
     tables = {name: wandb.Table(columns=one.columns, data=one.rows) for name, one in shown.tables.items()}

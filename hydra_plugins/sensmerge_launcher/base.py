@@ -174,4 +174,4 @@ def _return(config: DictConfig, ended: Any) -> JobReturn:
 
 def look(sweep: Sweep) -> str:
     default = "" if str(sweep.runs) == str(Path("results/runs").absolute()) else f" --runs {sweep.runs}"
-    return f"look with: python -m experiments.sweeps.status --sweep {sweep.name}{default}"
+    return f"look with: python -m experiments status --sweep {sweep.name}{default}"

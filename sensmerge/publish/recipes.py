@@ -1,7 +1,7 @@
 """What made a merge, as a file, and the way back from it.
 
-A run leaves recipe.json (and record.json, which tells the same), a written checkpoint merge.json, and `python -m
-sensmerge coefficients` a table: JSON objects (YAML is read too) with some of these keys, to merge from or to export:
+A run leaves recipe.json, a written checkpoint merge.json, and `python -m sensmerge coefficients` a table: JSON objects
+(YAML is read too) with some of these keys, to merge from or to export:
 
 base, experts    sha256 of the base's files, and of each expert's by task
 merger, version  class and parameters; version: of what merging computes
@@ -31,7 +31,8 @@ from sensmerge.mergers import Merger
 from sensmerge.store import describe
 
 VERSION = 1  # of what merging computes
-_FILES = ("recipe.json", "merge.json", "record.json")
+_FILES = ("recipe.json", "merge.json")
+_RECORD = "record.json"  # of a run, beside its recipe.json; no recipe
 T = TypeVar("T")
 
 
@@ -96,13 +97,16 @@ def read(path: Path) -> Recipe:
     Raises FileNotFoundError, or ValueError for what is no recipe, or one of another version.
     """
     if path.is_dir():
-        found = [path / name for name in _FILES if (path / name).is_file()]
-        if not found:
+        files = [path / name for name in (*_FILES, _RECORD) if (path / name).is_file()]
+        if not files:
             raise FileNotFoundError(f"{path} holds none of {', '.join(_FILES)}, which a run or a checkpoint would")
-        path = found[0]
+        path = files[0]
+    if path.name == _RECORD:
+        raise ValueError(
+            f"{path} is a run's record, its recipe is {path.with_name(_FILES[0])}; where that is not there, "
+            f"`python -m experiments.run.recipe {path.parent}` makes it"
+        )
     data = _load(path)
-    if isinstance(data, Mapping) and {"identity", "digests", "coefficients"} <= data.keys():
-        data = _of_record(data)
     if not isinstance(data, Mapping) or not ({"coefficients", "merger"} & data.keys()):
         what = sorted(data) if isinstance(data, Mapping) else type(data).__name__
         raise ValueError(f"{path} is no recipe: it holds {what}, and neither coefficients nor a merger")
@@ -121,17 +125,6 @@ def read(path: Path) -> Recipe:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is no recipe of this version: {error}") from error
-
-
-def _of_record(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's record.json as a recipe: runs from before recipe.json have only that."""
-    made = {} if record["coefficients"] is None else {"coefficients": record["coefficients"]["table"]}
-    digests, identity = record["digests"], record["identity"]
-    rule = identity.get("scaling")
-    return {
-        **made, "base": digests["base"], "experts": digests["experts"], "merger": identity["merger"],
-        "seed": record["seed"], "rule": rule,
-    }  # fmt: skip
 
 
 def _load(path: Path) -> Any:

@@ -17,6 +17,7 @@ from pipeline_fixtures import root, spec  # noqa: F401
 
 import sensmerge
 from experiments.run import pipeline, stages
+from experiments.run import recipe as from_record
 from experiments.run.spec import RunSpec
 from sensmerge import api
 from sensmerge.coefficients import Sens
@@ -59,11 +60,11 @@ def test_the_library_gives_what_a_run_gives(
     )
     assert found.table.summary()["sd"] > 0.01, "coefficients that say nothing would be equal to any"
     told = json.loads(json.dumps(found.to_json()))
-    assert told == json.loads(json.dumps(record["coefficients"]))
-    assert found.samples == record["digests"]["samples"]
+    assert told == json.loads(json.dumps(record.to_json()["coefficients"]))
+    assert found.samples == record.digests.samples
     card = (run.directory / "checkpoint" / "README.md").read_text()
-    result = record["results"]["choice"]["metrics"]["acc"]
-    assert f"- choice: acc {result['score']:.4f} ± {result['stderr']:.4f} (n=12)" in card
+    result = record.results["choice"].headline
+    assert f"- choice: acc {result.score:.4f} ± {result.stderr:.4f} (n=12)" in card
     out = sensmerge.write_merged(family, tmp_path / "out", merger, found.table, seed=3)
     assert files(out) == files(run.directory / "checkpoint")
     model, tokenizer = sensmerge.load_merged(family, merger, found.table, seed=3, device="cpu")
@@ -91,12 +92,25 @@ def test_a_runs_recipe_makes_its_weights_again(spec: RunSpec, root: Path, tmp_pa
     assert recipe.merger is not None
     api.write_merged(family, tmp_path / "again", recipe.merger, recipe.table, seed=recipe.seed)
     assert files(tmp_path / "again") == files(run.directory / "checkpoint")
-    (run.directory / "recipe.json").unlink()
-    from_record = recipes.read(run.directory)
-    assert (from_record.merger, from_record.seed, from_record.experts) == (run.merger, 7, recipe.experts)
-    assert from_record.table is not None
-    assert from_record.table.to_json() == recipe.table.to_json()
     assert recipes.read(tmp_path / "again").table is not None, "merge.json is a recipe, too"
+
+
+def test_a_record_is_no_recipe_but_one_can_be_made_of_it(
+    spec: RunSpec, capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    run = written(spec, merger=Dare(drop=0.5), seed=7)
+    pipeline.run(run)
+    path = run.directory / "recipe.json"
+    before = path.read_bytes()
+    path.unlink()
+    for place in (run.directory, run.record_path):
+        with pytest.raises(ValueError, match=f"its recipe is {path}.*python -m experiments.run.recipe {run.directory}"):
+            recipes.read(place)
+    assert from_record.main([str(run.directory)]) == 0
+    assert capsys.readouterr().out == f"{path}\n"
+    assert path.read_bytes() == before
+    assert from_record.main([str(run.directory / "gone")]) == 1
+    assert "gone" in capsys.readouterr().err
 
 
 def test_other_weights_than_the_recipes_are_named(family: Family, root: Path, tmp_path: Path) -> None:

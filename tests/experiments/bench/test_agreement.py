@@ -136,7 +136,7 @@ def test_both_sides_of_the_overhead(data: Path, checkpoint: Path, capsys: pytest
     arguments = ["--model", str(checkpoint), "--data", str(data), "--conf", str(CONF), "--items", "3", "--rounds", "2"]
     assert overhead.main([*arguments, "--benchmarks", "hellaswag,gsm8k", "--max-new-tokens", "8"]) == 0
     told = capsys.readouterr().out
-    assert told.startswith(f"`python -m experiments.bench.overhead --model {checkpoint}")
+    assert told.startswith(f"`python -m experiments bench overhead --model {checkpoint}")
     rows = [line.split(" | ") for line in told.splitlines() if line.startswith(("| hellaswag", "| gsm8k"))]
     assert [row[1:3] for row in rows] == [["3", "2"], ["3", "2"]]
     assert all(float(cell) > 0 for row in rows for cell in row[3:6])

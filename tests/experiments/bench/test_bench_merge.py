@@ -11,7 +11,6 @@ import torch
 import yaml
 from conftest import weights
 
-from experiments.bench import __main__ as bench
 from experiments.bench import merge, random_checkpoints
 from experiments.bench.merge import TASKS, Pass, rows, their_config, watched
 from experiments.bench.random_checkpoints import Shape, write_checkpoint
@@ -92,13 +91,6 @@ def test_the_whole_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     monkeypatch.setattr(merge, "watched", lambda command: Pass(1.0, 2.0, 0, 0))
     assert merge.main(["--work", str(tmp_path), "--no-mergekit", "--mergers", "ties", "--rounds", "1"]) == 0
     told = capsys.readouterr().out.splitlines()
-    assert told[0] == f"`python -m experiments.bench.merge --work {tmp_path} --no-mergekit --mergers ties --rounds 1`"
+    assert told[0] == f"`python -m experiments bench merge --work {tmp_path} --no-mergekit --mergers ties --rounds 1`"
     assert told[-1] == "| ties | ours | 1.00 (1.00 .. 1.00) | 2.0 | 0 | 0 | 1.00 |  |"
     assert list(tmp_path.iterdir()) == []
-
-
-def test_one_name_for_all_benches(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(SystemExit, match=r"(?s)merge +What a merge costs.*sensitivity.*overhead.*parity"):
-        bench.main(["speed"])
-    monkeypatch.setattr(merge, "main", lambda argv: len(argv))
-    assert bench.main(["merge", "--work", "x"]) == 2

@@ -8,7 +8,6 @@ import pytest
 import torch
 from conftest import weights
 
-from experiments.bench import __main__ as bench
 from experiments.bench import random_checkpoints, sweep
 from experiments.bench.merge import TASKS, Pass
 from experiments.bench.random_checkpoints import Shape, write_family
@@ -66,8 +65,8 @@ def test_rounds_take_turns_and_the_family_goes(
 
     monkeypatch.setitem(random_checkpoints.SHAPES, "0.13b", SMALL)
     monkeypatch.setattr(sweep, "watched", one)
-    arguments = ["sweep", "--work", str(tmp_path), "--mergers", "ties", "--sides", "one,together", "--rounds", "1"]
-    assert bench.main(arguments) == 0
+    arguments = ["--work", str(tmp_path), "--mergers", "ties", "--sides", "one,together", "--rounds", "1"]
+    assert sweep.main(arguments) == 0
     assert ran == ["one", "together"] * 2
     assert "| ties | together | 4.00 (4.00 .. 4.00) | 1.33 | 0 |" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []

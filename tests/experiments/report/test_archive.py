@@ -70,12 +70,12 @@ def test_what_is_no_pack_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtur
     path.parent.mkdir()
     with tarfile.open(path, "w:xz"):
         pass
-    assert archive.main(["--results", str(tmp_path), "report"]) == 1
+    assert archive.main(["--results", str(tmp_path), "rebuild"]) == 1
     assert f"{path} is no pack of records" in capsys.readouterr().err
     path.write_bytes(b"not xz")
-    assert archive.main(["--results", str(tmp_path), "report"]) == 1
-    assert archive.main(["--results", str(tmp_path / "demo"), "report"]) == 1
-    assert "experiments.report.archive write" in capsys.readouterr().err
+    assert archive.main(["--results", str(tmp_path), "rebuild"]) == 1
+    assert archive.main(["--results", str(tmp_path / "demo"), "rebuild"]) == 1
+    assert "experiments report archive write" in capsys.readouterr().err
 
 
 # ---- what is committed

@@ -78,7 +78,7 @@ def test_runs_of_a_row_are_told_apart(tmp_path: Path) -> None:
         for merger, scaling in (("base", None), ("ties", "uniform")):
             path = write_run(runs, merger, scaling, {"math": [1.0, float(seed)]}, seed=seed) / "record.json"
             record = json.loads(path.read_text())
-            record["identity"]["model"]["seed"] = record["digests"]["subject"] = seed
+            record["identity"]["model"]["seed"], record["digests"]["subject"] = seed, str(seed)
             path.write_text(json.dumps(record | {"seed": seed if scaling else 0}))
     data, _ = packed(page.write([page.study("demo", runs)], tmp_path))
     (table,) = data["studies"][0]["tables"]

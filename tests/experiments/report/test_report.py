@@ -98,7 +98,7 @@ def test_references_of_other_model_seeds_are_averaged(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     for seed, values in enumerate([[1, 0], [1, 1]]):
         identity = {"model": {"seed": seed}, "suite": {}, "evaluation": {}}
-        digests = {"subject": "", "base": str(seed), "experts": {}}
+        digests = {"base": str(seed), "experts": {}}
         member = {**identity, "merger": {"class": "Member", "member": "base"}}
         merge = {**identity, "merger": {"class": "Ties"}, "seed": seed, "scaling": {"class": "Uniform"}}
         write_run(runs, "base", None, {"a": values}, seed=seed, identity=member, digests=digests)
@@ -247,7 +247,7 @@ def test_other_conditions_do_not_share_a_row_unasked(runs: Path) -> None:
             r"(?s)torch differs.*2\.1: tiny-dare",
         ),
         ({"digests": {"base": "x" * 64, "experts": {}}}, "different weights"),
-        ({"schema": 7}, "schema 7"),
+        ({"schema": 7}, "schema: Input should be 1, got 7"),
     ],
 )
 def test_records_that_do_not_belong_together(runs: Path, changes: dict, message: str) -> None:
@@ -281,7 +281,7 @@ def test_incomplete_runs_are_left_out_and_named(runs: Path, tmp_path: Path) -> N
 
 
 def test_the_command_line_needs_nothing_heavy() -> None:
-    heavy = "{'torch', 'transformers', 'numpy', 'scipy', 'pydantic', 'matplotlib', 'hydra', 'experiments.run.spec'}"
+    heavy = "{'torch', 'transformers', 'numpy', 'scipy', 'matplotlib', 'hydra', 'experiments.run.spec'}"
     code = (
         f"import sys, experiments.report.report; sys.exit(repr({heavy} & set(sys.modules)))"  # and all that it imports
     )

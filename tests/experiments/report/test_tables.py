@@ -11,7 +11,7 @@ from report_fixtures import COEFFICIENTS, write_run
 from table_fixtures import DIGESTS, GAIN, NOTHING, row, rule, screen, shuffled, table_of
 
 from experiments.analysis import stats
-from experiments.report import figure_list, markdown, report
+from experiments.report import best, figure_list, markdown
 
 
 def test_settings_that_vary_get_rows_in_numerical_order(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_one_model_at_several_seeds_is_no_replication(tmp_path: Path) -> None:
     table = table_of(tmp_path)
     uniform = row(table, "ties", "uniform")
     assert (len(uniform.records), uniform.models) == (3, 1)
-    assert uniform.scores["a"] == uniform.records[0].headline("a")  # its error is over the eight items
+    assert uniform.scores["a"] == uniform.records[0].results["a"].headline  # its error is over the eight items
     assert uniform.means["acc"].stderr > 0
     sens, copies = (row(table, "ties", scaling) for scaling in ("sens", "cross_task"))
     assert (sens.models, sens.differences["acc"].seeds, sens.differences["acc"].test) == (3, 3, "bootstrap")
@@ -185,7 +185,7 @@ def test_the_best_settings_are_chosen(tmp_path: Path, capsys: pytest.CaptureFixt
         write_run(runs, "ties", "random", {"a": [1] * 8}, options=shuffled(0.1), seed=seed)  # a control, however good
     screen(runs, {0.1: less}, merger="average")
     write_run(runs, "ties", "cross_task", {"a": [1] * 8}, options=rule(0.1))  # one seed of two
-    assert report.main(["--study", "demo", "--runs", str(runs), "--out", str(tmp_path), "--best", "2"]) == 0
+    assert best.main(["--study", "demo", "--runs", str(runs), "--out", str(tmp_path), "--count", "2"]) == 0
     chosen = json.loads((tmp_path / "demo/best.json").read_text())
     assert {merger: [(one["scaling"], one["temperature"]) for one in found] for merger, found in chosen.items()} == {
         "average": [("sens", 0.1)],
@@ -205,9 +205,9 @@ def test_the_best_loss_is_the_lowest(tmp_path: Path) -> None:
     write_run(tmp_path, "ties", "uniform", {"loss": [1.0, 1.0]}, lower=["loss"])
     for temperature, values in ((0.1, [0.5, 0.7]), (1.0, [0.3, 0.4]), (3.0, [2.0, 2.0])):
         write_run(tmp_path, "ties", "sens", {"loss": values}, lower=["loss"], options=rule(temperature))
-    report.choose("demo", tmp_path, tmp_path / "out", 1)
+    best.choose("demo", tmp_path, tmp_path / "out", 1)
     ((chosen,),) = json.loads((tmp_path / "out/demo/best.json").read_text()).values()
     assert (chosen["temperature"], chosen["measure"]) == (1.0, "bpb")
     assert chosen["difference"] == pytest.approx(-0.65)
-    with pytest.raises(ValueError, match="--best 0: chooses at least 1"):
-        report.choose("demo", tmp_path, tmp_path / "out", 0)
+    with pytest.raises(ValueError, match="0 best: at least 1 is chosen"):
+        best.choose("demo", tmp_path, tmp_path / "out", 0)

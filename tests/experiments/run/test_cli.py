@@ -98,7 +98,7 @@ def test_a_tracked_run_with_a_checkpoint_and_its_report(tmp_path: Path) -> None:
     for said in (b"tiny_general/acc", b"coefficients_heatmap", b"K*sigma"):
         assert said in content, said
     assert "W&B did not" not in out
-    words = ["-m", "experiments.report.report", "--study=demo", f"--runs={tmp_path / 'runs'}", f"--out={tmp_path}"]
+    words = ["-m", "experiments", "report", "--study=demo", f"--runs={tmp_path / 'runs'}", f"--out={tmp_path}"]
     report = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert report.returncode == 0, report.stderr
     table = (tmp_path / "demo" / "table.md").read_text()

@@ -41,7 +41,7 @@ def told(spec: RunSpec) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         path.parent.name.split("-")[1]: json.loads(path.read_text())["results"]
         for path in spec.output.runs.glob("*/record.json")
     }
-    return {"coefficients": record["coefficients"], "results": results}, weights(spec.directory / "checkpoint")
+    return {"coefficients": record.coefficients, "results": results}, weights(spec.directory / "checkpoint")
 
 
 def same(ours: tuple[dict[str, Any], dict[str, torch.Tensor]], theirs: Any) -> None:

@@ -23,6 +23,7 @@ from experiments.analysis.records import load, of_study
 from experiments.planning import costs, hardware
 from experiments.run import pipeline, stages
 from experiments.run.prepare import prepare
+from experiments.run.record import Record
 from experiments.run.spec import Member, RunSpec
 from sensmerge import models
 from sensmerge.calibration import Calibration
@@ -31,8 +32,12 @@ from sensmerge.engine.engine import Engine
 from sensmerge.mergers import Dare, Ties
 
 
-def stable(record: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in record.items() if key != "measured"}
+def plain(record: Record) -> dict[str, Any]:
+    return json.loads(json.dumps(record.to_json()))
+
+
+def stable(record: Record) -> dict[str, Any]:
+    return {key: value for key, value in plain(record).items() if key != "measured"}
 
 
 def test_a_run_and_its_references(spec: RunSpec) -> None:
@@ -40,20 +45,20 @@ def test_a_run_and_its_references(spec: RunSpec) -> None:
     assert sorted(p.name.rsplit("-", 1)[0] for p in spec.output.runs.iterdir()) == [
         "given-base", "given-code", "given-general", "given-math", "given-taskarithmetic-sens-s0",
     ]  # fmt: skip
-    assert json.loads((spec.directory / "record.json").read_text()) == json.loads(json.dumps(record))
-    result = record["results"]["choice"]
-    outcomes = json.loads((spec.directory / result["outcomes"]).read_text())
+    assert json.loads((spec.directory / "record.json").read_text()) == plain(record)
+    result = record.results["choice"]
+    outcomes = json.loads((spec.directory / result.outcomes).read_text())
     assert [o["id"] for o in outcomes] == [f"q{n}" for n in range(12)]
-    assert result["metrics"]["acc"]["score"] == pytest.approx(sum(o["values"]["acc"] for o in outcomes) / 12)
-    assert record["score"] == result["metrics"]["acc"]["score"]
-    coefficients = record["coefficients"]
-    assert coefficients["range"]["min"] < 1 < coefficients["range"]["max"]
-    assert coefficients["range"]["mean"] == pytest.approx(1)
-    assert record["config"] == {"seed": 0}
-    assert set(record["measured"]["seconds"]) == {"calibrate", "evaluate"}
-    assert torch.backends.cpu.get_cpu_capability() in record["measured"]["machine"]["cpu"]
-    base = json.loads((spec.reference("base").directory / "record.json").read_text())
-    assert (base["member"], base["coefficients"]) == ("base", None)
+    assert result.metrics["acc"].score == pytest.approx(sum(o["values"]["acc"] for o in outcomes) / 12)
+    assert record.score == result.metrics["acc"].score
+    assert record.coefficients is not None
+    assert record.coefficients.range.min < 1 < record.coefficients.range.max
+    assert record.coefficients.range.mean == pytest.approx(1)
+    assert record.config == {"seed": 0}
+    assert set(record.measured.seconds) == {"calibrate", "evaluate"}
+    assert torch.backends.cpu.get_cpu_capability() in (record.measured.machine.cpu or "")
+    base = Record.read(spec.reference("base").record_path)
+    assert (base.member, base.coefficients) == ("base", None)
     assert "sensitivities of math" in (spec.directory / "run.log").read_text()
 
 
@@ -71,7 +76,7 @@ def test_the_order_of_benchmarks_moves_no_bit_of_the_score(higher: bool) -> None
 def test_a_finished_run_is_not_done_again(spec: RunSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     first = pipeline.run(spec)
     monkeypatch.setattr(models, "load", lambda *_, **__: pytest.fail("a finished run was started again"))
-    assert pipeline.run(spec) == json.loads(json.dumps(first))
+    assert plain(pipeline.run(spec)) == plain(first)
     pipeline.run(dataclasses.replace(spec, study="another"))
     assert [r.title for found in of_study(load(spec.output.runs), "another") for r in found if not r.member] == [
         spec.title
@@ -94,7 +99,7 @@ def test_a_run_resumes_at_its_last_finished_stage(spec: RunSpec, monkeypatch: py
 def test_a_checkpoint_asked_for_later_is_written_for_a_finished_run(spec: RunSpec) -> None:
     record = pipeline.run(dataclasses.replace(spec, references=False))
     later = dataclasses.replace(spec, references=False, output=dataclasses.replace(spec.output, checkpoint=True))
-    assert pipeline.run(later) == json.loads(json.dumps(record))
+    assert plain(pipeline.run(later)) == plain(record)
     assert (spec.directory / "checkpoint" / "model.safetensors").is_file()
 
 
@@ -158,10 +163,10 @@ def test_coefficients_and_seeds_reach_the_weights(spec: RunSpec) -> None:
         "dare": dataclasses.replace(spec, merger=Dare()),
         "dare s1": dataclasses.replace(spec, merger=Dare(), seed=1),
     }
-    digests = {name: pipeline.run(variant)["digests"]["subject"] for name, variant in variants.items()}
+    digests = {name: pipeline.run(variant).digests.subject for name, variant in variants.items()}
     assert len(set(digests.values())) == len(digests), digests
     again = pipeline.run(dataclasses.replace(variants["uniform"], seed=1))
-    assert again["digests"]["subject"] == digests["uniform"], "no seed enters TaskArithmetic with uniform weights"
+    assert again.digests.subject == digests["uniform"], "no seed enters TaskArithmetic with uniform weights"
 
 
 def test_what_trimming_keeps_is_found_once_for_all_coefficients(spec: RunSpec, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,7 +272,7 @@ def test_a_reference_in_progress_elsewhere_does_not_hold_up_the_run(
             other.release()
 
     monkeypatch.setattr(pipeline.log, "info", watch)
-    assert pipeline.run(spec)["title"] == spec.title
+    assert pipeline.run(spec).title == spec.title
     assert any("given-base is being run by another process; going on" in line for line in order)
     assert (reference.directory / "record.json").exists()
 

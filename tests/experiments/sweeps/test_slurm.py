@@ -65,7 +65,7 @@ def undisturbed(root: Path, copy: Path, tmp_path_factory: pytest.TempPathFactory
     began = time.monotonic()
     out = project.sweep(*SWEEP, *SLURM, "hydra.launcher.array_parallelism=2", code=1)  # for the job that is no run
     assert "8 jobs submitted" in out
-    assert "experiments.sweeps.status --sweep" in out
+    assert "experiments status --sweep" in out
     assert project.states()[2:] == ["queued"] * 6 + ["failed"], f"back after {time.monotonic() - began:.0f} s"
     shutil.move(copy / "conf", copy / "away")
     shutil.copytree(copy / "away", copy / "conf")

@@ -90,7 +90,7 @@ def test_a_job_that_slurm_starts_again_says_so(tmp_path: Path) -> None:
 def test_workers_end_with_their_jobs_and_share_the_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter is a script that notes its GPU, and dies by a signal in job 1."""
     script = tmp_path / "python"
-    script.write_text('#!/bin/sh\necho "$CUDA_VISIBLE_DEVICES"\n[ "$4" = 1 ] && kill -KILL $$\nsleep 0.3\n')
+    script.write_text('#!/bin/sh\necho "$CUDA_VISIBLE_DEVICES"\n[ "$5" = 1 ] && kill -KILL $$\nsleep 0.3\n')
     script.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(script))
     sweep = manifest.Sweep(tmp_path / "runs" / "sweeps" / "s", "", (), None, "", {}, "", {})
@@ -192,7 +192,7 @@ def test_code_that_changes_under_a_job_is_refused(project: Project, tmp_path: Pa
     content = json.loads((directory / "sweep.json").read_text())
     content["code"]["files"]["sensmerge/merge.py"] = "of before"
     (directory / "sweep.json").write_text(json.dumps(content))
-    again = ["-m", "experiments.sweeps.job", str(directory), "0"]
+    again = ["-m", "experiments", "job", str(directory), "0"]
     assert "is not what was submitted: sensmerge/merge.py changed" in project.call(*again, code=1)
     assert project.states() == ["failed"]
     project.call(*again, "--allow-changed-code")
@@ -223,8 +223,8 @@ def test_twenty_jobs_at_once_calibrate_once_and_lose_nothing(spec: RunSpec) -> N
     assert len(records) == 20 + 4
     counted: Counter[tuple[str, str]] = Counter()
     for record in records:
-        for kind, number in record.data["measured"]["stages"].items():
-            counted.update({(kind, how): count for how, count in number.items()})
+        for kind, count in record.measured.stages.items():
+            counted.update({(kind, "computed"): count.computed, (kind, "kept"): count.kept})
     assert (counted["sensitivity", "computed"], counted["sensitivity", "kept"]) == (3, 57)
     assert (counted["alignment", "computed"], counted["alignment", "kept"]) == (1, 19)
     assert counted["evaluation", "computed"] + counted["evaluation", "kept"] == 24

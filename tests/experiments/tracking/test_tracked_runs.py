@@ -45,10 +45,10 @@ def test_a_run_resumed_twice_is_one_wandb_run(tracked: RunSpec, monkeypatch: pyt
     found = read(again[tracked.run_id])
     assert (found.run["display_name"], found.run["run_group"], found.steps) == (tracked.title, "demo", 1)
     assert found.config["merger"] == {"scale": 0.5}
-    assert found.summary["choice/acc"] == record["results"]["choice"]["metrics"]["acc"]["score"]
-    assert found.config["provenance"]["git"] == json.loads(json.dumps(record["measured"]["git"]))
+    assert found.summary["choice/acc"] == record.results["choice"].metrics["acc"].score
+    assert found.config["provenance"]["git"] == dataclasses.asdict(record.measured.git)
     _, files = found.artifacts[f"recipe-{tracked.run_id}"]
-    assert digest(json.loads(files["recipe.json"].read_text())) == record["digests"]["subject"]
+    assert digest(json.loads(files["recipe.json"].read_text())) == record.digests.subject
 
 
 def test_the_recipe_is_that_of_the_checkpoint(tracked: RunSpec) -> None:
@@ -64,7 +64,7 @@ def test_wandb_failing_fails_no_run(
 ) -> None:
     monkeypatch.setattr(upload, "_send", lambda *_: 1 / 0)
     record = pipeline.run(dataclasses.replace(tracked, references=False))
-    assert json.loads((tracked.directory / "record.json").read_text())["score"] == record["score"]
+    assert json.loads((tracked.directory / "record.json").read_text())["score"] == record.score
     assert not (tracked.directory / "error.txt").exists()
     assert len([one for one in caplog.records if "W&B did not take" in one.getMessage()]) == 1
 

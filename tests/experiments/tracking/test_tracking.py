@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,13 +14,15 @@ from report_fixtures import COEFFICIENTS, write_run
 from wandb_fixtures import apart, folders, read  # noqa: F401
 
 from experiments.analysis import records
-from experiments.tracking import content, upload
+from experiments.run import recipe
+from experiments.run.record import Record
+from experiments.tracking import upload
 from experiments.tracking.upload import Tracking
 from sensmerge.store import digest
 
 MEASURED = {
     "git": {"commit": "0123456789abcdef", "dirty": False},
-    "machine": {"cores": 2},
+    "machine": {"platform": "Linux", "cores": 2, "threads": 2, "gpu": None},
     "argv": ["run.py"],
     "finished": "2026-01-01T00:00:00Z",
     "seconds": {"calibrate": 1.5, "evaluate": 2.25},
@@ -63,7 +66,7 @@ def said(caplog: pytest.LogCaptureFixture) -> list[str]:
 @pytest.mark.slow
 def test_everything_on_disk_is_in_the_offline_run(directory: Path, offline: Tracking) -> None:
     where = upload.mirror(directory, offline)
-    record = records.read(directory).data
+    record = records.read(directory).to_json()
     found = read(folders(offline.directory)["0000"])
     assert where == f"mirrored offline: {found.folder}"
     run = found.run
@@ -155,7 +158,7 @@ def test_the_last_mirror_stays_until_the_next_is_complete(
     assert read(before["0000"]).exit_code == 0
     assert said(caplog) == [
         f"W&B did not take {directory.name} (ZeroDivisionError: division by zero); all of it is in its directory, and "
-        "`python -m experiments.tracking.sync` tries again"
+        "`python -m experiments track` tries again"
     ]
 
 
@@ -214,13 +217,15 @@ def test_weights_only_where_asked_for(directory: Path, offline: Tracking) -> Non
 
 def test_a_recipe_is_told_only_where_it_is_proved(directory: Path) -> None:
     record = records.read(directory)
-    assert content.recipe(record) == RECIPE
-    record.data["digests"]["subject"] = digest({**RECIPE, "seed": None})
-    assert content.recipe(record) == {**RECIPE, "seed": None}
-    record.data["digests"]["subject"] = "e" * 64
-    assert content.recipe(record) is None
+
+    def under(subject: str) -> Record:
+        return replace(record, digests=replace(record.digests, subject=subject))
+
+    assert recipe.of(record) == RECIPE
+    assert recipe.of(under(digest({**RECIPE, "seed": None}))) == {**RECIPE, "seed": None}
+    assert recipe.of(under("e" * 64)) is None
     (directory / "recipe.json").write_text('{"said": "by the run itself"}')
-    assert content.recipe(record) == {"said": "by the run itself"}
+    assert recipe.of(record) == {"said": "by the run itself"}
 
 
 def test_modes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

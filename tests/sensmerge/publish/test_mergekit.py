@@ -191,7 +191,7 @@ run_merge(config, sys.argv[2], MergeOptions(copy_tokenizer=False, write_model_ca
 
 
 def theirs() -> Path | None:
-    """The Python of an environment with mergekit: SENSMERGE_MERGEKIT names it. `python -m experiments.bench parity
+    """The Python of an environment with mergekit: SENSMERGE_MERGEKIT names it. `python -m experiments bench parity
     --work DIR` makes one below DIR, DIR/mergekit/bin/python."""
     named = os.environ.get("SENSMERGE_MERGEKIT")
     return Path(named) if named and Path(named).is_file() else None
