@@ -53,7 +53,7 @@ class Disk:
 
 @dataclass(frozen=True)
 class Workload:
-    """spec on machine, its base's tensors known. data: where the family's data lie."""
+    """What a run will do on a machine. members: their headers, the base's known. data: where the family's data lie."""
 
     spec: RunSpec
     members: Mapping[str, Headers]
