@@ -49,8 +49,8 @@ WALLS = {
         "experiments/run/record", "sensmerge",
     },
     "experiments/bench": {
-        "experiments", "experiments/analysis", "experiments/report", "experiments/run", "experiments/sweeps", "evaluation",
-        "evaluation/benchmarks", "evaluation/checks", "sensmerge",
+        "experiments", "experiments/analysis", "experiments/report", "experiments/run", "experiments/sweeps",
+        "evaluation", "evaluation/benchmarks", "evaluation/checks", "sensmerge",
     },
     "hydra_plugins/sensmerge_launcher": {"experiments", "experiments/run", "experiments/sweeps"},
     ".": {"experiments/run", "experiments/planning"},

@@ -1,6 +1,6 @@
 """What made a run's weights, in a file that `python -m sensmerge` reads: recipe.json of the run's directory.
 
-    python -m experiments.run.recipe results/runs/RUN ...   # of runs that are older than that file
+    python -m experiments report recipe results/runs/RUN ...   # of runs that are older than that file
 
 Every run writes it. Of a run that did not, it is told only where the digest under which the record names the evaluated
 model proves it.
@@ -12,7 +12,6 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +51,12 @@ def complete(directory: Path) -> Path:
     return directory / RECIPE_JSON
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: list[str]) -> int:
     """The command line: a line per run; 0, or 1 after saying on stderr which has no recipe."""
     parser = argparse.ArgumentParser(
-        prog="python -m experiments.run.recipe", description=(__doc__ or "").partition(":")[0]
+        prog="python -m experiments report recipe",
+        description=(__doc__ or "").partition(":")[0],
+        epilog="example: python -m experiments report recipe results/runs/RUN",
     )
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="directory of a finished run")
     try:
@@ -65,7 +66,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"{error}\n")
         return 1
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -104,7 +104,7 @@ def read(path: Path) -> Recipe:
     if path.name == _RECORD:
         raise ValueError(
             f"{path} is a run's record, its recipe is {path.with_name(_FILES[0])}; where that is not there, "
-            f"`python -m experiments.run.recipe {path.parent}` makes it"
+            f"`python -m experiments report recipe {path.parent}` makes it"
         )
     data = _load(path)
     if not isinstance(data, Mapping) or not ({"coefficients", "merger"} & data.keys()):

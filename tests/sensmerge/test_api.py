@@ -104,7 +104,9 @@ def test_a_record_is_no_recipe_but_one_can_be_made_of_it(
     before = path.read_bytes()
     path.unlink()
     for place in (run.directory, run.record_path):
-        with pytest.raises(ValueError, match=f"its recipe is {path}.*python -m experiments.run.recipe {run.directory}"):
+        with pytest.raises(
+            ValueError, match=f"its recipe is {path}.*python -m experiments report recipe {run.directory}"
+        ):
             recipes.read(place)
     assert from_record.main([str(run.directory)]) == 0
     assert capsys.readouterr().out == f"{path}\n"
