@@ -1,0 +1,92 @@
+"""Names that results are kept under stay when the code around them moves: run ids and stage keys, written down before.
+
+A run's id is the digest of what determines its numbers, a stage's key that of what the stage depends on. If one of
+these changes, finished runs and stages are made again: then the change has to be one of numbers, and CHANGELOG says so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from conf_fixtures import build
+from pipeline_fixtures import root, spec  # noqa: F401
+
+from experiments.run import pipeline
+from experiments.run.spec import RunSpec
+
+COMMITTED = [  # ids of records in results/<study>/records.tar.xz
+    ("4aba853a9d67", ["seed=0", "merger=average", "scaling=cross_task", "experiment=tiny_seeds"]),
+    ("de808dd16103", ["seed=2", "merger=average", "scaling=task_specific", "experiment=tiny_seeds"]),
+    ("32a397b80344", ["seed=0", "merger=dare", "scaling=sens", "experiment=tiny_seeds"]),
+    ("24ea121ee881", ["seed=2", "merger=average", "experiment=tiny_test"]),
+    (
+        "aed4ae57150f",
+        ["seed=0", "merger=tiny/task_arithmetic", "experiment=tiny_test", "scaling=random", "scaling.of.sign=farther",
+         "scaling.of.task_specific=False", "scaling.of.temperature=0.1"],
+    ),
+    (
+        "3ce67cbd53b8",
+        ["seed=1", "merger=average", "scaling=cross_task_farther", "scaling.temperature=3", "experiment=tiny_screen"],
+    ),
+    (
+        "ff8aa0f67e4d",
+        ["seed=2", "merger=average", "scaling=sens", "calibration.samples=100", "calibration.loss=full",
+         "experiment=tiny_screen_calibration"],
+    ),
+    (
+        "ff780f153c7a",
+        ["seed=0", "merger=tiny/ties", "scaling=sens", "scaling.outside=own", "experiment=tiny_screen_outside"],
+    ),
+    (
+        "16662e0cb42c",
+        ["seed=0", "experiment=tiny_tune", "merger=ties", "merger.density=0.2", "merger.scale=1.5"],
+    ),
+    ("b0dedd2be301", ["seed=1", "experiment=tiny_tune", "merger=task_arithmetic", "merger.scale=0.9"]),
+]  # fmt: skip
+COMPUTED = [  # at ca18ae2; no committed run is one of these
+    ("57ad451df739", ["model=llama2_7b", "suite=full", "merger=ties", "scaling=sens"]),
+    ("875eb75f5c2c", ["model=mistral_7b", "suite=full_instruct", "merger=slerp", "scaling=uniform"]),
+    ("2e1506cc1f27", ["model=llama2_13b", "suite=full", "merger=member", "merger.member=math"]),
+    ("18650254968e", ["model=smollm2_135m", "suite=cpu", "merger=della", "scaling=cross_task"]),
+    ("3db46e2984a4", ["merger=breadcrumbs", "scaling=task_specific"]),
+]
+# At ca18ae2, of the family in pipeline_fixtures: its checkpoints' digests and the libraries' versions as set below. The
+# merge's own evaluation is not here: its key holds coefficients, whose last bits are the machine's.
+KEYS = {
+    "alignment": {"1f2010e8a9c62f8798ae994db6974697"},
+    "sensitivity": {
+        "14ddaf44aef8705569d2372257d58bd3",
+        "9b60b43d83f50b9966edc1662ab516a7",
+        "a8338424b2183a549f3680ea88a8d8fe",
+    },
+    "evaluation": {
+        "4eb73102afebed0a1e79196f5016c809",
+        "b151f508c19affa3ee68becfcf0c3c5c",
+        "cb882ef30e31bb05c7da00bbdb7cd80a",
+        "ee365a0086b76aaba93f1c0bcd7fdc4e",
+    },
+}
+
+
+@pytest.mark.parametrize(("run_id", "words"), [*COMMITTED, *COMPUTED])
+def test_a_run_keeps_its_name(run_id: str, words: list[str]) -> None:
+    assert build(*words, "device=cpu").run_id == run_id
+
+
+def test_a_changed_setting_or_field_changes_it() -> None:
+    one = build("merger=ties", "device=cpu")
+    assert build("merger=ties", "merger.density=0.3", "device=cpu").run_id != one.run_id
+    assert dataclasses.replace(one, seed=one.seed + 1).run_id != one.run_id
+    assert dataclasses.replace(one, study="another", references=False, threads=3).run_id == one.run_id
+
+
+def test_stages_keep_their_keys(spec: RunSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("experiments.run.stages.versions", lambda *names: dict.fromkeys(names, "1"))
+    monkeypatch.setattr("sensmerge.checkpoints.reader.digest", lambda path: path.name)
+    pipeline.run(dataclasses.replace(spec, device="cpu"))
+    stages: Path = spec.output.cache / "stages"
+    kept = {kind: {path.stem for path in (stages / kind).glob("*.json")} for kind in KEYS}
+    assert {kind: len(keys) for kind, keys in kept.items()} == {"alignment": 1, "sensitivity": 3, "evaluation": 5}
+    assert {kind: KEYS[kind] - keys for kind, keys in kept.items()} == {kind: set() for kind in KEYS}
