@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from sensmerge import api
 from sensmerge.calibration import Calibration
-from sensmerge.checkpoints import hub, upload
+from sensmerge.checkpoints import hub
 from sensmerge.checkpoints.vocabulary import Policy
 from sensmerge.coefficients import Rule, Table
 from sensmerge.family.family import Family
@@ -111,13 +111,13 @@ def inspect(given: Namespace) -> str:
 
 def push(given: Namespace) -> str:
     """Upload a checkpoint, or show what that would be."""
-    files = upload.listing(given.checkpoint)
+    files = hub.listing(given.checkpoint)
     rows = [f"{size:>16,}  {name}" for name, size in files.items()]
     head = f"{sum(files.values()):>16,}  bytes in {len(files)} files"
     kind = "public" if given.public else "private"
     if given.dry_run:
         return "\n".join([*rows, head, f"would go to {given.repo} ({kind} if it is new); nothing was sent"]) + "\n"
-    return "\n".join([*rows, head, upload.push(given.checkpoint, given.repo, private=not given.public)]) + "\n"
+    return "\n".join([*rows, head, hub.push(given.checkpoint, given.repo, private=not given.public)]) + "\n"
 
 
 VERBS: dict[str, Callable[[Namespace], str]] = {
