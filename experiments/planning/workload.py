@@ -12,19 +12,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from evaluation.benchmarks import humaneval
 from evaluation.data import Rows
 from experiments.planning import costs
-from experiments.planning.costs import Fit, Peaks, Weights
 from experiments.planning.hardware import Machine
 from experiments.planning.headers import Found
 from experiments.run.preflight import nearest
 from experiments.run.prepare import draw_samples
 from experiments.run.spec import RunSpec
-from sensmerge import models
+from sensmerge import memory, models
 from sensmerge.checkpoints.reader import Entry
+from sensmerge.memory import Fit, Peaks, Weights
 from sensmerge.mergers import Merger
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
@@ -166,12 +164,12 @@ class Workload:
         return sys.maxsize if self.machine.device_memory is None else self.machine.device_memory
 
     def _size(self, name: str) -> int:
-        return dtype(name, self._entries).itemsize
+        return memory.resolve_dtype(name, self._entries).itemsize
 
     def _sensitivity(self) -> Stage:
         """One expert after the other on its own task's samples; the memory is the hungriest's."""
         size = self._size(self.spec.calibration.dtype)
-        peaks = [costs.sensitivity_peaks(self.weights, lengths, size) for lengths in self.lengths.values()]
+        peaks = [memory.sensitivity_peaks(self.weights, lengths, size) for lengths in self.lengths.values()]
         worst = max(peaks, key=lambda one: (one.resident, one.states))
         found = self._fit(worst, size)
         flops = sum(costs.sensitivity_flops(self.weights, lengths, found.mode) for lengths in self.lengths.values())
@@ -181,13 +179,13 @@ class Workload:
         size = self._size(self.spec.calibration.dtype)
         lengths = [length for of_task in self.lengths.values() for length in of_task]
         experts = len(self.lengths)
-        peaks = costs.alignment_peaks(self.weights, lengths, size, experts)
+        peaks = memory.alignment_peaks(self.weights, lengths, size, experts)
         flops = experts * costs.forward_flops(self.weights, lengths)
         return self._pass("alignment", self._fit(peaks, size), peaks, flops)
 
     def _fit(self, peaks: Peaks, size: int) -> Fit:
         here = self.machine
-        return costs.fit(
+        return memory.fit(
             self.weights, peaks, size, cpu=here.device == "cpu", space=self._space, memory=here.memory - here.own
         )
 
@@ -242,8 +240,7 @@ class Workload:
 
     @property
     def _evaluation_dtype(self) -> str:
-        given = self.spec.evaluation.dtype
-        return "float32" if given == "auto" and self.machine.device == "cpu" else given
+        return self.spec.evaluation.dtype_on(self.machine.device)
 
     def _items(self, benchmark: Any) -> int | None:
         """How many items a benchmark has, as far as its settings and local files tell."""
@@ -261,16 +258,6 @@ class Workload:
                 return limit
             count = sum(_lines(self.data / one.file) for one in files)
         return count if limit is None else min(limit, count)
-
-
-def dtype(name: str, entries: Mapping[str, Entry]) -> torch.dtype:
-    """The dtype that a setting names; "auto" is the one that most bytes of the checkpoint are stored in."""
-    if name != "auto":
-        return models.DTYPES[name]
-    held: dict[torch.dtype, int] = {}
-    for entry in entries.values():
-        held[entry.dtype] = held.get(entry.dtype, 0) + entry.nbytes
-    return max(held, key=lambda one: held[one])
 
 
 def _lines(path: Path) -> int:

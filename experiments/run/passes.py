@@ -8,10 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from experiments.planning import costs, hardware, workload
 from experiments.run.prepare import Prepared
 from experiments.run.spec import RunSpec
-from sensmerge import alignment, models, sensitivity
+from sensmerge import alignment, memory, models, sensitivity
 from sensmerge.alignment import Predictions
 from sensmerge.blockwise import passes
 from sensmerge.calibration import Sample
@@ -27,7 +26,7 @@ def sensitivities(spec: RunSpec, family: Prepared, task: str, samples: Sequence[
     lengths = [len(sample.ids) for sample in samples]
     with ExitStack() as stack:
         sources = family.opened(stack)
-        fit = _fit(spec, family, sources, task, lambda w, size: costs.sensitivity_peaks(w, lengths, size))
+        fit = _fit(spec, family, sources, task, lambda w, size: memory.sensitivity_peaks(w, lengths, size))
         if fit.mode == "streamed":
             return passes.sensitivities(sources[task], samples, **_streaming(spec, family, task, fit), **how)
     return sensitivity.sensitivities(_resident(spec, family, task), samples, **how)
@@ -41,7 +40,7 @@ def predict(
     lengths = [len(sample.ids) for drawn in samples.values() for sample in drawn]
     with ExitStack() as stack:
         sources = family.opened(stack)
-        fit = _fit(spec, family, sources, task, lambda w, size: costs.alignment_peaks(w, lengths, size, experts))
+        fit = _fit(spec, family, sources, task, lambda w, size: memory.alignment_peaks(w, lengths, size, experts))
         if fit.mode == "streamed":
             return passes.predict(sources[task], samples, **_streaming(spec, family, task, fit), progress=progress)
     return alignment.predict(_resident(spec, family, task), samples, progress=progress)
@@ -56,20 +55,20 @@ def _fit(
     family: Prepared,
     sources: Mapping[str, Source],
     task: str,
-    peaks: Callable[[costs.Weights, int], costs.Peaks],
-) -> costs.Fit:
+    peaks: Callable[[memory.Weights, int], memory.Peaks],
+) -> memory.Fit:
     """Whether the whole model is held, by the memory that is free now."""
-    weights = costs.Weights.of(sources[task].entries)
+    weights = memory.Weights.of(sources[task].entries)
     # What an adapter changes comes in fp32, but a model of the base's configuration has the base's dtype.
     like = sources["base" if family.shells[task] == family.shells["base"] else task]
-    size = workload.dtype(spec.calibration.dtype, like.entries).itemsize
+    size = memory.resolve_dtype(spec.calibration.dtype, like.entries).itemsize
     device = models.resolve_device(spec.device)
-    memory = hardware.memory()[0] - hardware.own()
-    space = memory if device.type == "cpu" else hardware.device_memory(device)
-    return costs.fit(weights, peaks(weights, size), size, cpu=device.type == "cpu", space=space, memory=memory)
+    host = memory.available()[0] - memory.own()
+    space = host if device.type == "cpu" else memory.device_memory(device)
+    return memory.fit(weights, peaks(weights, size), size, cpu=device.type == "cpu", space=space, memory=host)
 
 
-def _streaming(spec: RunSpec, family: Prepared, task: str, fit: costs.Fit) -> dict[str, Any]:
+def _streaming(spec: RunSpec, family: Prepared, task: str, fit: memory.Fit) -> dict[str, Any]:
     log.info("  streamed block by block: the whole model does not fit the memory that is free")
     spill = spec.output.cache / "spill" if fit.spilled else None
     device = models.resolve_device(spec.device)

@@ -24,6 +24,7 @@ from experiments.run import preflight, stages
 from experiments.run.prepare import Prepared, prepare, verify
 from experiments.run.spec import Member, RunSpec
 from experiments.tracking import upload
+from sensmerge import memory
 from sensmerge.store import write_json
 
 log = logging.getLogger(__name__)
@@ -188,7 +189,7 @@ def _record(
         "versions": provenance.versions(),
         "measured": {
             "seconds": clock.seconds,
-            "peak_memory_mb": provenance.peak_memory_mb(),  # of the process, so of all its runs so far
+            "peak_memory_mb": memory.peak_memory_mb(),  # of the process, so of all its runs so far
             "machine": provenance.machine(),
             "git": provenance.git_state(),
             "argv": sys.argv,

@@ -135,7 +135,7 @@ def evaluate(spec: RunSpec, family: Prepared, subject: Subject) -> dict[str, Res
             "benchmark": describe(benchmark),
             "data": provenance.data_digests(benchmark, family.data),
             "evaluation": describe(spec.evaluation),
-            "dtype": _evaluation_dtype(spec),
+            "dtype": spec.evaluation.dtype_on(models.device_kind(spec.device)),
             **_circumstances(spec, "evaluation"),
         }
 
@@ -158,17 +158,10 @@ def _circumstances(spec: RunSpec, stage: str) -> dict[str, Any]:
     return {"version": _VERSIONS[stage], "libraries": versions, "device": models.device_kind(spec.device)}
 
 
-def _evaluation_dtype(spec: RunSpec) -> str:
-    """The dtype "auto" stands for on this run's device, so that the choice is part of what results are keyed by."""
-    if spec.evaluation.dtype != "auto":
-        return spec.evaluation.dtype
-    return "float32" if models.device_kind(spec.device) == "cpu" else "auto"
-
-
 def _harness(spec: RunSpec, family: Prepared, subject: Subject) -> Harness:
     start = time.perf_counter()
     device = models.resolve_device(spec.device)
-    model = family.load(subject.member, dtype=_evaluation_dtype(spec), device=device)
+    model = family.load(subject.member, dtype=spec.evaluation.dtype_on(device.type), device=device)
     if subject.merge is not None:
         with ExitStack() as stack:
             merged = subject.merge(stack)

@@ -19,11 +19,10 @@ from evaluation.harness import Harness
 from evaluation.record import Result
 from evaluation.suites import Suite
 from experiments.analysis.records import load, of_study
-from experiments.planning import costs, hardware
 from experiments.run import pipeline, stages
 from experiments.run.prepare import prepare
 from experiments.run.spec import Member, RunSpec
-from sensmerge import models
+from sensmerge import memory, models
 from sensmerge.calibration import Calibration
 from sensmerge.coefficients import Sens, Shuffled, Uniform
 from sensmerge.engine.engine import Engine
@@ -168,9 +167,9 @@ def test_what_trimming_keeps_is_found_once_for_all_coefficients(spec: RunSpec, m
     assert all(torch.equal(again, anew[name]) for name, again in weights().items())
 
 
-@pytest.mark.parametrize("memory", [10**6, 0])
+@pytest.mark.parametrize("room", [10**6, 0])
 def test_without_room_for_a_model_the_same_numbers_come_block_by_block(
-    memory: int, spec: RunSpec, monkeypatch: pytest.MonkeyPatch
+    room: int, spec: RunSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """First with room for the hidden states between blocks, then without: they go into files and are removed."""
     spec = dataclasses.replace(spec, references=False, scaling=Sens(temperature=0.1))
@@ -178,12 +177,12 @@ def test_without_room_for_a_model_the_same_numbers_come_block_by_block(
     want = stages.calibrate(spec, family).evidence
     for kind in ("sensitivity", "alignment"):
         shutil.rmtree(family.store.root / kind)
-    monkeypatch.setattr(costs, "choose", lambda resident, available: "streamed")
-    monkeypatch.setattr(hardware, "memory", lambda: (memory + hardware.own(), "test"))
+    monkeypatch.setattr(memory, "choose", lambda resident, available: "streamed")
+    monkeypatch.setattr(memory, "available", lambda: (room + memory.own(), "test"))
     monkeypatch.setattr(models, "load", None)
     got = stages.calibrate(spec, family).evidence
     assert (got.sensitivities, got.distances) == (want.sensitivities, want.distances)
-    assert (spec.output.cache / "spill").is_dir() == (memory == 0)
+    assert (spec.output.cache / "spill").is_dir() == (room == 0)
     assert not list((spec.output.cache / "spill").glob("*"))
 
 
