@@ -79,7 +79,7 @@ class Shell:
     def refuse(self, why: str) -> NoReturn:
         raise ValueError(
             f"{type(self._model).__name__} {why}: its blocks cannot be streamed; keep the resident pass "
-            "(sensmerge.sensitivity, sensmerge.alignment)"
+            "(--stream off, stream=False)"
         )
 
     def _find_blocks(self) -> nn.ModuleList:
