@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sensmerge import merge, models
-from sensmerge.calibrate import Bar, Calibrated, Pairs, calibrate, draw_samples, read_pairs, silent
+from sensmerge.calibrate import Bar, Calibrated, Pairs, calibrate, draw_samples, no_bar, read_pairs
 from sensmerge.calibration import Calibration
 from sensmerge.checkpoints import hub
 from sensmerge.checkpoints.open import is_adapter
@@ -66,7 +66,7 @@ def compute_coefficients(
     seed: int = 0,
     device: str = "auto",
     stream: bool | None = None,
-    progress: Bar = silent,
+    progress: Bar = no_bar,
 ) -> Calibrated:
     """Coefficients of the family's experts by block; `.table` merges, `.to_json()` is for keeping.
 

@@ -87,12 +87,12 @@ class Keep(Protocol):
     def __call__(self, kind: str, key: Mapping[str, Any], what: str, compute: Callable[[], Any]) -> Any: ...
 
 
-def _nowhere(kind: str, key: Mapping[str, Any], what: str, compute: Callable[[], Any]) -> Any:
+def _not_kept(kind: str, key: Mapping[str, Any], what: str, compute: Callable[[], Any]) -> Any:
     log.info("%s", what)
     return compute()
 
 
-def silent(label: str) -> Callable[[Any], Any]:
+def no_bar(label: str) -> Callable[[Any], Any]:
     return iter
 
 
@@ -105,8 +105,8 @@ def calibrate(
     seed: int = 0,
     device: str = "auto",
     stream: bool | None = None,
-    keep: Keep = _nowhere,
-    progress: Bar = silent,
+    keep: Keep = _not_kept,
+    progress: Bar = no_bar,
 ) -> Calibrated:
     """What `rule` makes of the family. samples: of each task; may be empty if the rule asks for nothing.
 
