@@ -6,9 +6,7 @@ import functools
 import hashlib
 import os
 import platform
-import resource
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -75,12 +73,6 @@ def processor() -> str:
 def bench_machine() -> str:
     """Processor and cores that this process may use, for the head of a bench's table."""
     return f"{processor()}, {len(os.sched_getaffinity(0))} cores"
-
-
-def peak_memory_mb() -> float:
-    """Largest resident size of this process so far, in MB (10^6 bytes)."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
 def data_digests(spec: Any, data_dir: Path | None) -> dict[str, str]:

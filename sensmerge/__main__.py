@@ -73,7 +73,11 @@ def _coefficients(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--sample-seed", type=int, default=0, help="draws the samples (default: %(default)s)")
     verb.add_argument("--seed", type=int, default=0, help="of the rule `random` (default: %(default)s)")
     verb.add_argument("--device", default="auto", help="default: %(default)s")
-    verb.add_argument("--stream", action="store_true", help="hold one block of a model at a time: slower, far smaller")
+    verb.add_argument(
+        "--stream", nargs="?", choices=("auto", "on", "off"), const="on", default="auto",
+        help="hold one block of a model at a time, slower and far smaller; auto: where the whole does not fit the "
+        "memory that is free (default: %(default)s; --stream alone: on)",
+    )  # fmt: skip
     verb.add_argument("--out", type=Path, required=True, help="the JSON file to write; must not exist")
 
 

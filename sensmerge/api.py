@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sensmerge import merge, models
-from sensmerge.calibrate import Calibrated, Pairs, calibrate, read_pairs
+from sensmerge.calibrate import Bar, Calibrated, Pairs, calibrate, draw_samples, no_bar, read_pairs
 from sensmerge.calibration import Calibration
 from sensmerge.checkpoints import hub
 from sensmerge.checkpoints.open import is_adapter
@@ -65,19 +65,32 @@ def compute_coefficients(
     settings: Calibration | None = None,
     seed: int = 0,
     device: str = "auto",
-    stream: bool = False,
+    stream: bool | None = None,
+    progress: Bar = no_bar,
 ) -> Calibrated:
     """Coefficients of the family's experts by block; `.table` merges, `.to_json()` is for keeping.
 
     calibration: task -> pairs of prompt and answer, or a .jsonl file of {"prompt", "answer"} lines. rule: default
     `Sens()`. settings: how many samples, which loss, which dtype; default `Calibration()`, 100 samples a task.
-    stream: hold one block of a model at a time, for models larger than memory.
+    stream: hold one block of a model at a time; None: where the model does not fit the memory that is free. progress:
+    label -> what wraps an iterable, for a bar.
+
+    Raises ValueError for tasks without pairs, and whatever drawing samples, the passes and the rule raise.
     """
     pairs = {
         task: read_pairs(Path(given)) if isinstance(given, (str, Path)) else given
         for task, given in calibration.items()
     }
-    return calibrate(family, pairs, rule or Sens(), settings or Calibration(), seed=seed, device=device, stream=stream)
+    rule, settings = rule or Sens(), settings or Calibration()
+    samples = {}
+    if rule.needs:
+        if missing := [task for task in family.tasks if task not in pairs]:
+            raise ValueError(
+                f"this rule looks at data, and tasks {missing} have no calibration pairs (given: {sorted(pairs)}); "
+                "give prompts with answers for each, under the experts' names"
+            )
+        samples = draw_samples({task: pairs[task] for task in family.tasks}, family.shells["base"], settings)
+    return calibrate(family, samples, rule, settings, seed=seed, device=device, stream=stream, progress=progress)
 
 
 def uniform(family: Family) -> Table:

@@ -1,24 +1,33 @@
-"""Coefficients of a family: calibration samples, what the rule asks of them, and the table it makes."""
+"""Coefficients of a family: what the rule asks of calibration samples, expert by expert, and the table it makes.
+
+An expert is held whole where it fits the memory that is free, and otherwise one block at a time.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from sensmerge import alignment, calibration, coefficients, models, sensitivity
+import torch
+
+from sensmerge import alignment, calibration, coefficients, memory, models, sensitivity
 from sensmerge.alignment import Predictions
-from sensmerge.blockwise import passes as streamed
+from sensmerge.blockwise import passes as blockwise
 from sensmerge.calibration import Calibration, Sample
+from sensmerge.checkpoints.reader import Source
 from sensmerge.coefficients import Evidence, Rule, Table
 from sensmerge.family.family import Family
 
 log = logging.getLogger(__name__)
 Pairs = Sequence[tuple[str, str]]  # prompts with their answers
+Bar = Callable[[str], Callable[[Any], Any]]  # label -> what wraps an iterable of samples, or of blocks
+_Peaks = Callable[[memory.Weights, int], memory.Peaks]  # of a model whose numbers take that many bytes
 
 
 @dataclass(frozen=True)
@@ -32,8 +41,8 @@ class Calibrated:
     def to_json(self) -> dict[str, Any]:
         """Coefficients, their range, and what they were made of: alpha [K][L] and distances g by metric."""
         blocks = self.table.blocks.shape[1]
-        found = self.evidence.sensitivities
-        alpha = found and {task: coefficients.profile(found[task], blocks).tolist() for task in self.evidence.tasks}
+        by_task = self.evidence.sensitivities
+        alpha = by_task and {task: coefficients.profile(by_task[task], blocks).tolist() for task in self.evidence.tasks}
         return {
             "table": self.table.to_json(),
             "range": self.table.summary(),
@@ -62,47 +71,69 @@ def read_pairs(path: Path) -> list[tuple[str, str]]:
     return pairs
 
 
+def draw_samples(pairs: Mapping[str, Pairs], base: Path, settings: Calibration) -> dict[str, list[Sample]]:
+    """Every task's calibration set, in the tokens of the base at `base`. Raises what drawing raises."""
+    tokenizer, context = models.load_tokenizer(base), models.context_length(base)
+    return {task: calibration.draw(pairs[task], tokenizer, settings, task, context=context) for task in pairs}
+
+
+class Keep(Protocol):
+    """Where results are kept that take a pass: `compute()`, or what it gave before under this kind and key.
+
+    key: all that the models, the samples and the settings put into the result; libraries and devices are the caller's
+    to add. what: a line for the log.
+    """
+
+    def __call__(self, kind: str, key: Mapping[str, Any], what: str, compute: Callable[[], Any]) -> Any: ...
+
+
+def _not_kept(kind: str, key: Mapping[str, Any], what: str, compute: Callable[[], Any]) -> Any:
+    log.info("%s", what)
+    return compute()
+
+
+def no_bar(label: str) -> Callable[[Any], Any]:
+    return iter
+
+
 def calibrate(
     family: Family,
-    pairs: Mapping[str, Pairs],
+    samples: Mapping[str, Sequence[Sample]],
     rule: Rule,
     settings: Calibration,
     *,
     seed: int = 0,
     device: str = "auto",
-    stream: bool = False,
+    stream: bool | None = None,
+    keep: Keep = _not_kept,
+    progress: Bar = no_bar,
 ) -> Calibrated:
-    """What `rule` makes of the family. pairs: task -> prompts with answers; may be empty if the rule asks for nothing.
+    """What `rule` makes of the family. samples: of each task; may be empty if the rule asks for nothing.
 
-    seed: of a rule that draws (settings.seed draws the samples). stream: one block of a model in memory at a time,
-    instead of the model (sensmerge/blockwise/passes.py).
-    Raises ValueError for tasks without pairs and whatever drawing samples, the passes and the rule raise.
+    seed: of a rule that draws (settings.seed draws the samples). stream: one block of a model in memory at a time
+    (sensmerge/blockwise/passes.py), or never; None: where the whole model does not fit the memory that is free.
+    progress: label -> what wraps an iterable of samples, or of blocks, for a bar.
+
+    Raises what the passes and the rule raise.
     """
     with ExitStack() as stack:
         names = family.opened(stack)["base"].names
     sensitivities = distances = None
-    digests: dict[str, str] = {}
-    if rule.needs:
-        samples = _draw(family, pairs, settings)
-        digests = {task: calibration.digest(samples[task]) for task in family.tasks}
-        passes = _Passes(family, settings, device, stream)
-        if "sensitivity" in rule.needs:
-            sensitivities = {task: passes.sensitivities(task, samples[task]) for task in family.tasks}
-        if "alignment" in rule.needs:
-            distances = alignment.distances({task: passes.predict(task, samples) for task in family.tasks})
+    digests = {task: calibration.digest(samples[task]) for task in family.tasks} if rule.needs else {}
+    passes = _Passes(family, settings, device, stream, progress)
+    if "sensitivity" in rule.needs:
+        sensitivities = {}
+        for task in family.tasks:
+            key = {"expert": family.expert_digests[task], "samples": digests[task]}
+            key |= {"loss": settings.loss, "dtype": settings.dtype}
+            what = f"sensitivities of {task}, {len(samples[task])} samples"
+            sensitivities[task] = keep("sensitivity", key, what, partial(passes.sensitivities, task, samples[task]))
+    if "alignment" in rule.needs:
+        key = {"experts": family.expert_digests, "samples": digests, "dtype": settings.dtype}
+        what = f"alignment of {len(family.tasks)} experts"
+        distances = keep("alignment", key, what, partial(passes.distances, samples))
     evidence = Evidence(family.tasks, names, sensitivities, distances, seed)
     return Calibrated(evidence, rule.table(evidence), digests)
-
-
-def _draw(family: Family, pairs: Mapping[str, Pairs], settings: Calibration) -> dict[str, list[Sample]]:
-    if missing := [task for task in family.tasks if task not in pairs]:
-        raise ValueError(
-            f"this rule looks at data, and tasks {missing} have no calibration pairs (given: {sorted(pairs)}); give "
-            "prompts with answers for each, under the experts' names"
-        )
-    shell = family.shells["base"]
-    tokenizer, context = models.load_tokenizer(shell), models.context_length(shell)
-    return {task: calibration.draw(pairs[task], tokenizer, settings, task, context=context) for task in family.tasks}
 
 
 @dataclass(frozen=True)
@@ -112,26 +143,61 @@ class _Passes:
     family: Family
     settings: Calibration
     device: str
-    stream: bool
+    stream: bool | None
+    progress: Bar
 
     def sensitivities(self, task: str, samples: Sequence[Sample]) -> dict[str, float]:
-        log.info("sensitivities of %s, %d samples", task, len(samples))
-        loss = self.settings.loss
-        if not self.stream:
-            return sensitivity.sensitivities(self._model(task), samples, loss=loss)
+        """Tensor name -> S of the expert on its own samples."""
+        lengths = [len(sample.ids) for sample in samples]
+        how: Any = {"loss": self.settings.loss, "progress": self.progress(f"sensitivity {task}")}
         with ExitStack() as stack:
-            return streamed.sensitivities(self.family.opened(stack)[task], samples, loss=loss, **self._how(task))
+            if streaming := self._streaming(task, stack, lambda w, size: memory.sensitivity_peaks(w, lengths, size)):
+                return blockwise.sensitivities(samples=samples, **streaming, **how)
+        return sensitivity.sensitivities(self._model(task), samples, **how)
 
-    def predict(self, task: str, samples: Mapping[str, Sequence[Sample]]) -> Predictions:
-        log.info("predictions of %s on the samples of %d tasks", task, len(samples))
-        if not self.stream:
-            return alignment.predict(self._model(task), samples)
+    def distances(self, samples: Mapping[str, Sequence[Sample]]) -> dict[str, list[list[float]]]:
+        """Metric -> g [K][K] of all experts on all tasks' samples."""
+        return alignment.distances({task: self._predict(task, samples) for task in self.family.tasks})
+
+    def _predict(self, task: str, samples: Mapping[str, Sequence[Sample]]) -> Predictions:
+        experts, lengths = len(self.family.tasks), [len(sample.ids) for drawn in samples.values() for sample in drawn]
+        progress = self.progress(f"predictions {task}")
         with ExitStack() as stack:
-            return streamed.predict(self.family.opened(stack)[task], samples, **self._how(task))
+            if streaming := self._streaming(
+                task, stack, lambda w, size: memory.alignment_peaks(w, lengths, size, experts)
+            ):
+                return blockwise.predict(samples=samples, **streaming, progress=progress)
+        return alignment.predict(self._model(task), samples, progress=progress)
 
     def _model(self, task: str) -> Any:
         return self.family.load(task, dtype=self.settings.dtype, device=models.resolve_device(self.device))
 
-    def _how(self, task: str) -> dict[str, Any]:
+    def _streaming(self, task: str, stack: ExitStack, peaks: _Peaks) -> dict[str, Any] | None:
+        """The arguments of a streamed pass through the expert, its tensors open in `stack`; None: hold it whole."""
+        if self.stream is False:
+            return None
+        sources = self.family.opened(stack)
         device = models.resolve_device(self.device)
-        return {"shell": self.family.shells[task], "dtype": self.settings.dtype, "device": device}
+        fit = self._fit(sources, task, peaks, device)
+        if fit.mode == "resident":
+            return None
+        why = "as asked" if self.stream else "the whole model does not fit the memory that is free"
+        log.info("  streamed block by block: %s", why)
+        return {
+            "model": sources[task],
+            "shell": self.family.shells[task],
+            "dtype": self.settings.dtype,
+            "device": device,
+            "spill": self.family.cache / "spill" if fit.spilled else None,
+        }
+
+    def _fit(self, sources: Mapping[str, Source], task: str, peaks: _Peaks, device: torch.device) -> memory.Fit:
+        """Whether the whole model is held, by the memory that is free now, or by what was asked for."""
+        weights = memory.Weights.of(sources[task].entries)
+        # What an adapter changes comes in fp32, but a model of the base's configuration has the base's dtype.
+        shells = self.family.shells
+        like = sources["base" if shells[task] == shells["base"] else task]
+        size = memory.resolve_dtype(self.settings.dtype, like.entries).itemsize
+        host, cpu = memory.available()[0] - memory.own(), device.type == "cpu"
+        space = host if cpu else memory.device_memory(device)
+        return memory.fit(weights, peaks(weights, size), size, cpu=cpu, space=0 if self.stream else space, memory=host)

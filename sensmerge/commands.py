@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from sensmerge import api
 from sensmerge.calibration import Calibration
-from sensmerge.checkpoints import hub, upload
+from sensmerge.checkpoints import hub
 from sensmerge.checkpoints.vocabulary import Policy
 from sensmerge.coefficients import Rule, Table
 from sensmerge.family.family import Family
@@ -47,8 +47,9 @@ def coefficients(given: Namespace) -> str:
     family = _family(given, Recipe())
     if odd := sorted(files.keys() - set(family.tasks)):
         raise ValueError(f"--calibration names {odd}, the experts are {family.tasks}")
+    stream = {"auto": None, "on": True, "off": False}[given.stream]
     found = api.compute_coefficients(
-        family, files, rule=rule, settings=settings, seed=given.seed, device=given.device, stream=given.stream
+        family, files, rule=rule, settings=settings, seed=given.seed, device=given.device, stream=stream, progress=_bar
     )
     told = found.to_json()
     write_json(
@@ -81,7 +82,7 @@ def merge(given: Namespace) -> str:
     api.write_merged(
         family, given.out, merger, recipe.table or api.uniform(family),
         seed=recipe.seed if given.seed is None else given.seed, device=given.device, threads=given.threads,
-        title=given.title, rule=recipe.rule, progress=lambda entries: tqdm(entries, desc="merge", leave=False, delay=2),
+        title=given.title, rule=recipe.rule, progress=_bar("merge"),
     )  # fmt: skip
     return f"{given.out}\n"
 
@@ -111,13 +112,13 @@ def inspect(given: Namespace) -> str:
 
 def push(given: Namespace) -> str:
     """Upload a checkpoint, or show what that would be."""
-    files = upload.listing(given.checkpoint)
+    files = hub.listing(given.checkpoint)
     rows = [f"{size:>16,}  {name}" for name, size in files.items()]
     head = f"{sum(files.values()):>16,}  bytes in {len(files)} files"
     kind = "public" if given.public else "private"
     if given.dry_run:
         return "\n".join([*rows, head, f"would go to {given.repo} ({kind} if it is new); nothing was sent"]) + "\n"
-    return "\n".join([*rows, head, upload.push(given.checkpoint, given.repo, private=not given.public)]) + "\n"
+    return "\n".join([*rows, head, hub.push(given.checkpoint, given.repo, private=not given.public)]) + "\n"
 
 
 VERBS: dict[str, Callable[[Namespace], str]] = {
@@ -127,6 +128,11 @@ VERBS: dict[str, Callable[[Namespace], str]] = {
     "inspect": inspect,
     "push": push,
 }
+
+
+def _bar(label: str) -> Callable[[Any], Any]:
+    """A progress bar that appears only where work turns out to be long."""
+    return lambda items: tqdm(items, desc=label, leave=False, delay=2)
 
 
 def _absent(out: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sensmerge.checkpoints import slots
 from sensmerge.checkpoints.reader import Source
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -85,49 +86,17 @@ def load_source(source: Source, shell_path: Path, *, dtype: str = "auto", device
     source holds apart, and for architectures whose weights transformers computes as it loads them, or keeps in fp32.
     """
     model = shell(shell_path, dtype=dtype, device=device)
-    kept = model._keep_in_fp32_modules_strict | (model._keep_in_fp32_modules if model.dtype == torch.float16 else set())
-    if kept and model.dtype != torch.float32:
-        raise ValueError(f"{type(model).__name__} keeps {sorted(kept)} in fp32 whatever the dtype: use dtype=float32")
     stored = stored_names(model, source.names)
-    places = _places(model)
-    strange = sorted(set(source.names) - set(stored.values()))
-    lacking = [names[0][0] for names in places if not any(name in stored for name, _, _ in names)]
-    if strange or lacking:
+    if strange := sorted(set(source.names) - set(stored.values())):
         raise ValueError(
-            f"{source.path} does not fill a {type(model).__name__} of {shell_path}/config.json: "
-            f"without a place {strange[:3]}, lacking {lacking[:3]}, as they are named there or as they are stored"
+            f"{source.path} holds {strange[:3]}, and {shell_path}/config.json makes a {type(model).__name__} without a "
+            "place for them"
         )
-    for names in places:
-        _pour(source, [stored[name] for name, _, _ in names if name in stored], [place[1:] for place in names], device)
+    for slot in slots.find(model, source, stored):
+        value = slot.read(source, device, copy=True)
+        for module, attribute in slot.places:
+            setattr(module, attribute, value)
     return model
-
-
-def _places(model: nn.Module) -> list[list[tuple[str, dict[str, Any], str]]]:
-    """Each tensor that a checkpoint holds of `model`: its name, where it is held and its key there, several if tied."""
-    places: dict[int, list[tuple[str, dict[str, Any], str]]] = {}
-    for path, module in model.named_modules():
-        for held in (module._parameters, module._buffers):
-            for key, value in held.items():
-                if value is not None and key not in module._non_persistent_buffers_set:
-                    places.setdefault(id(value), []).append((f"{path}.{key}".lstrip("."), held, key))
-    return list(places.values())
-
-
-def _pour(source: Source, stored: list[str], places: list[tuple[dict[str, Any], str]], device: Any) -> None:
-    """Put one tensor into all the places that share it."""
-    empty = places[0][0][places[0][1]]
-    value = source.tensor(stored[0])
-    if value.shape != empty.shape:
-        raise ValueError(
-            f"{stored[0]} has shape {list(value.shape)} in {source.path}, config.json makes it {list(empty.shape)} (a "
-            "resized vocabulary? sensmerge.checkpoints.vocabulary.align brings it to the base's rows)"
-        )
-    if any(not torch.equal(value, source.tensor(other)) for other in stored[1:]):
-        raise ValueError(f"the model ties {stored[0]} to {stored[1]}, but {source.path} holds two tensors")
-    value = value.to(device=device, dtype=empty.dtype, copy=True)  # a view of a file could not be written to
-    filled = nn.Parameter(value, requires_grad=False) if isinstance(empty, nn.Parameter) else value
-    for held, key in places:
-        held[key] = filled
 
 
 def stored_names(model: Any, stored: Iterable[str]) -> dict[str, str]:
@@ -213,7 +182,7 @@ def parameter_shapes(path: Path) -> dict[tuple[str, ...], tuple[int, ...]]:
     config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
     with torch.device("meta"):
         model: Any = transformers.AutoModelForCausalLM.from_config(config)
-    return {tuple(name for name, _, _ in one): tuple(one[0][1][one[0][2]].shape) for one in _places(model)}
+    return {tuple(places): tuple(empty.shape) for empty, places in slots.shared(model)}
 
 
 def context_length(path: Path) -> int | None:

@@ -42,7 +42,7 @@ def sensitivities(
     totals = {name: 0.0 for name, _ in model.named_parameters()}
     training = model.training
     model.eval().requires_grad_(True)
-    handles = [p.register_post_accumulate_grad_hook(_reduce_into(totals, name)) for name, p in model.named_parameters()]
+    handles = [p.register_post_accumulate_grad_hook(reduce_into(totals, name)) for name, p in model.named_parameters()]
     try:
         for sample in progress(samples):
             logits = model(input_ids=sample.ids.to(model.device)[None], use_cache=False).logits[0]
@@ -59,11 +59,17 @@ def sensitivities(
     return totals
 
 
-def _reduce_into(totals: dict[str, float], name: str) -> Callable[[Tensor], None]:
+def importance(theta: Tensor, gradient: Tensor, dim: int | None = None) -> Tensor:
+    """sum |theta * gradient| over `dim`, or over all: products in fp32, the sum in fp64."""
+    return (theta.detach().float() * gradient.float()).abs_().sum(dim, dtype=torch.float64)
+
+
+def reduce_into(totals: dict[str, float], name: str) -> Callable[[Tensor], None]:
+    """A hook for a parameter whose gradient is complete: adds its share of S to `totals` and frees the gradient."""
+
     def hook(parameter: Tensor) -> None:
         assert parameter.grad is not None
-        product = parameter.detach().float() * parameter.grad.float()
-        totals[name] += product.abs_().sum(dtype=torch.float64).item()
+        totals[name] += importance(parameter, parameter.grad).item()
         parameter.grad = None
 
     return hook

@@ -1,4 +1,7 @@
-"""From a tensor's name to its decoder block: the only module that knows how checkpoints name things."""
+"""From a tensor's name to its decoder block, and whether its rows are tokens.
+
+The only module that knows how checkpoints name things.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,9 @@ from collections.abc import Iterable
 _BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 # Constants that early transformers versions saved with the weights and that no model reads any more.
 _DERIVED = re.compile(r"rotary_emb\.inv_freq$|\.attn\.(?:masked_)?bias$")
+# Token embeddings and heads of the same families.
+_INPUT = re.compile(r"(?:^|\.)(?:embed_tokens|wte|embed_in|word_embeddings)\.weight$")
+_HEAD = re.compile(r"(?:^|\.)(?:lm_head|embed_out)\.(?:weight|bias)$")
 
 
 def block_of(name: str) -> int | None:
@@ -38,6 +44,25 @@ def block_tag(name: str) -> str:
 def is_derived(name: str) -> bool:
     """Whether `name` is a stored constant (rotary frequencies, a causal mask) rather than a weight."""
     return bool(_DERIVED.search(name))
+
+
+def is_input(name: str) -> bool:
+    """Whether `name` is a token embedding [V, d]."""
+    return bool(_INPUT.search(name))
+
+
+def is_head(name: str) -> bool:
+    """Whether `name` is an output embedding's weight [V, d] or bias [V]."""
+    return bool(_HEAD.search(name))
+
+
+def holds_tokens(name: str) -> bool:
+    """Whether the first dimension of tensor `name` counts tokens.
+
+    >>> [holds_tokens(name) for name in ("model.embed_tokens.weight", "lm_head.bias", "transformer.wpe.weight")]
+    [True, True, False]
+    """
+    return is_input(name) or is_head(name)
 
 
 def count_blocks(names: Iterable[str]) -> int:

@@ -1,4 +1,4 @@
-"""What this machine has and does in a second: memory, and rates that turn work into time.
+"""What this machine has and does in a second: memory (sensmerge/memory.py), and rates that turn work into time.
 
 Rates are measured once, in under half a second, and kept by processor, threads, device, dtype and torch's version.
 """
@@ -6,15 +6,15 @@ Rates are measured once, in under half a second, and kept by processor, threads,
 from __future__ import annotations
 
 import json
-import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from experiments import provenance
+from sensmerge import memory
 from sensmerge.store import write_json
 
 _LIBRARIES = 400_000_000  # bytes of anonymous memory with everything imported that a run imports (measured on Linux)
@@ -39,60 +39,14 @@ class Machine:
 
 def machine(device: str, dtype: torch.dtype, threads: int | None, cache: Path) -> Machine:
     """This machine as a run on `device` ("cpu", "cuda", "cuda:1") finds it; rates are kept in `cache`/rates.json."""
-    total, limit = memory()
+    total, limit = memory.available()
     kind, threads = device.split(":")[0], threads or torch.get_num_threads()
     free: int | None = None
     speed: tuple[float | None, float | None] = (None, None)
     if kind == "cpu" or (kind == "cuda" and torch.cuda.is_available()):
         speed = rates(device, dtype, threads, cache)
-        free = device_memory(device) if kind == "cuda" else None
-    return Machine(total, limit, max(own(), _LIBRARIES), threads, kind, free, *speed)
-
-
-def device_memory(device: torch.device | str) -> int:
-    """Free bytes of an accelerator."""
-    return torch.cuda.mem_get_info(device)[0]
-
-
-def memory(root: Path = Path("/"), environment: Mapping[str, str] = os.environ) -> tuple[int, str]:
-    """Bytes a process may use, and what bounds them: free memory (this process's own counted as free), the limits of
-    its control groups, or SLURM's for the node (SLURM_MEM_PER_NODE, MiB). root: where /proc and /sys lie."""
-    meminfo = root / "proc/meminfo"
-    if meminfo.is_file():
-        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-        free = int(lines["MemAvailable"].split()[0]) * 1024
-    else:
-        import psutil  # comes with accelerate
-
-        free = psutil.virtual_memory().available
-    bounds = [(free + own(root), "free memory"), *((limit, "control group") for limit in _group_limits(root))]
-    if int(environment.get("SLURM_MEM_PER_NODE") or 0):
-        bounds.append((int(environment["SLURM_MEM_PER_NODE"]) * 2**20, "SLURM_MEM_PER_NODE"))
-    return min(bounds)
-
-
-def _group_limits(root: Path) -> Iterator[int]:
-    """Memory limits of this process's control groups and of all above them, in both versions' files."""
-    listing = root / "proc/self/cgroup"
-    for line in listing.read_text().splitlines() if listing.is_file() else []:
-        _, kind, path = line.split(":", 2)
-        top = root / "sys/fs/cgroup" / ("memory" if kind else "")
-        if kind and "memory" not in kind.split(","):
-            continue
-        at = top / path.lstrip("/")
-        for folder in (at, *at.parents):
-            file = folder / ("memory.limit_in_bytes" if kind else "memory.max")
-            if folder.is_relative_to(top) and file.is_file() and (limit := file.read_text().strip()).isdigit():
-                yield int(limit)
-
-
-def own(root: Path = Path("/")) -> int:
-    """Anonymous memory of this process, in bytes; where there is no /proc, its largest resident size so far."""
-    status = root / "proc/self/status"
-    for line in status.read_text().splitlines() if status.is_file() else []:
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) * 1024
-    return round(provenance.peak_memory_mb() * 1e6)
+        free = memory.device_memory(device) if kind == "cuda" else None
+    return Machine(total, limit, max(memory.own(), _LIBRARIES), threads, kind, free, *speed)
 
 
 def rates(device: str, dtype: torch.dtype, threads: int, cache: Path) -> tuple[float, float]:

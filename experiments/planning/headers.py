@@ -21,10 +21,9 @@ from sensmerge.checkpoints import hub
 from sensmerge.checkpoints.lora import WEIGHTS, Adapter
 from sensmerge.checkpoints.open import is_adapter, open_source
 from sensmerge.checkpoints.reader import DTYPES, Entry, differences
-from sensmerge.checkpoints.token_rows import holds_tokens
 from sensmerge.checkpoints.vocabulary import Policy
 from sensmerge.family import members as family_members
-from sensmerge.tensor_names import block_of, count_blocks, is_derived
+from sensmerge.tensor_names import block_of, count_blocks, holds_tokens, is_derived
 
 _SETTINGS = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
              "vocab_size", "rope_theta", "tie_word_embeddings")  # fmt: skip

@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.planning import hardware, headers, workload
+from experiments.planning import hardware, headers
 from experiments.planning.hardware import Machine
 from experiments.planning.headers import Lineage
 from experiments.planning.workload import Disk, Stage, Workload
 from experiments.run.spec import RunSpec
-from sensmerge import models
+from sensmerge import memory, models
 
 _PREFIXES = (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1))
 
@@ -141,7 +141,7 @@ def of(spec: RunSpec, *, deep: bool = False, machine: Machine | None = None) -> 
         return Plan(spec.title, lineages, notes=(*said, "nothing more can be told before the base is here"))
     here = machine
     if here is None:
-        dtype = workload.dtype(spec.calibration.dtype, base.entries)
+        dtype = memory.resolve_dtype(spec.calibration.dtype, base.entries)
         here = hardware.machine(_device(spec.device), dtype, spec.threads, spec.output.cache)
     work = Workload(spec, members, located.data or spec.output.data, here)
     stages = work.stages()

@@ -10,16 +10,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import torch
-
 from experiments.planning import costs
-from experiments.planning.costs import Fit, Peaks, Weights
 from experiments.planning.hardware import Machine
 from experiments.planning.headers import Headers
 from experiments.run.prepare import draw_samples
 from experiments.run.spec import RunSpec
-from sensmerge import models
+from sensmerge import memory, models
 from sensmerge.checkpoints.reader import Entry
+from sensmerge.memory import Fit, Peaks, Weights
 from sensmerge.mergers import Merger
 from sensmerge.store import nearest
 
@@ -160,12 +158,12 @@ class Workload:
         return sys.maxsize if self.machine.device_memory is None else self.machine.device_memory
 
     def _size(self, name: str) -> int:
-        return dtype(name, self._entries).itemsize
+        return memory.resolve_dtype(name, self._entries).itemsize
 
     def _sensitivity(self) -> Stage:
         """One expert after the other on its own task's samples; the memory is the hungriest's."""
         size = self._size(self.spec.calibration.dtype)
-        peaks = [costs.sensitivity_peaks(self.weights, lengths, size) for lengths in self.lengths.values()]
+        peaks = [memory.sensitivity_peaks(self.weights, lengths, size) for lengths in self.lengths.values()]
         worst = max(peaks, key=lambda one: (one.resident, one.states))
         found = self._fit(worst, size)
         flops = sum(costs.sensitivity_flops(self.weights, lengths, found.mode) for lengths in self.lengths.values())
@@ -175,13 +173,13 @@ class Workload:
         size = self._size(self.spec.calibration.dtype)
         lengths = [length for of_task in self.lengths.values() for length in of_task]
         experts = len(self.lengths)
-        peaks = costs.alignment_peaks(self.weights, lengths, size, experts)
+        peaks = memory.alignment_peaks(self.weights, lengths, size, experts)
         flops = experts * costs.forward_flops(self.weights, lengths)
         return self._pass("alignment", self._fit(peaks, size), peaks, flops)
 
     def _fit(self, peaks: Peaks, size: int) -> Fit:
         here = self.machine
-        return costs.fit(
+        return memory.fit(
             self.weights, peaks, size, cpu=here.device == "cpu", space=self._space, memory=here.memory - here.own
         )
 
@@ -239,15 +237,4 @@ class Workload:
 
     @property
     def _evaluation_dtype(self) -> str:
-        given = self.spec.evaluation.dtype
-        return "float32" if given == "auto" and self.machine.device == "cpu" else given
-
-
-def dtype(name: str, entries: Mapping[str, Entry]) -> torch.dtype:
-    """The dtype that a setting names; "auto" is the one that most bytes of the checkpoint are stored in."""
-    if name != "auto":
-        return models.DTYPES[name]
-    held: dict[torch.dtype, int] = {}
-    for entry in entries.values():
-        held[entry.dtype] = held.get(entry.dtype, 0) + entry.nbytes
-    return max(held, key=lambda one: held[one])
+        return self.spec.evaluation.dtype_on(self.machine.device)

@@ -25,6 +25,7 @@ from experiments.run.prepare import Prepared, prepare, verify
 from experiments.run.record import Record, Scores
 from experiments.run.spec import Member, RunSpec
 from experiments.tracking import upload
+from sensmerge import memory
 from sensmerge.publish.versions import versions
 from sensmerge.store import write_json
 
@@ -200,7 +201,7 @@ def _measured(clock: Clock, asked: Counter[tuple[str, bool]]) -> record.Measured
     kinds = sorted({kind for kind, _ in asked})
     return record.Measured(
         seconds=clock.seconds,
-        peak_memory_mb=provenance.peak_memory_mb(),
+        peak_memory_mb=memory.peak_memory_mb(),
         machine=record.Machine(**provenance.machine()),
         git=record.Git(**provenance.git_state()),
         argv=list(sys.argv),

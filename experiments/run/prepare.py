@@ -12,7 +12,7 @@ from pathlib import Path
 from evaluation.benchmarks.bits_per_byte import BitsPerByte
 from experiments.run import preflight
 from experiments.run.spec import Member, RunSpec
-from sensmerge import calibration, merge, models
+from sensmerge import calibrate, calibration, merge, models
 from sensmerge.family.family import Family, ready
 from sensmerge.store import Store, nearest
 
@@ -73,12 +73,8 @@ def verify(spec: RunSpec, family: Prepared) -> None:
 
 def draw_samples(spec: RunSpec, base: Path, data: Path | None) -> dict[str, list[calibration.Sample]]:
     """Every task's calibration set, in the tokens of the base at `base`."""
-    tokenizer = models.load_tokenizer(base)
-    context = models.context_length(base)
-    return {
-        task: calibration.draw(pairs.load(data), tokenizer, spec.calibration, task, context=context)
-        for task, pairs in spec.model.calibration.items()
-    }
+    pairs = {task: pairs.load(data) for task, pairs in spec.model.calibration.items()}
+    return calibrate.draw_samples(pairs, base, spec.calibration)
 
 
 def _check_unseen(spec: RunSpec, family: Prepared, samples: dict[str, list[calibration.Sample]]) -> None:

@@ -41,6 +41,10 @@ class Evaluation:
     max_length: int | None = Field(default=None, gt=0)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
 
+    def dtype_on(self, device: str) -> str:
+        """`dtype` with "auto" resolved on a kind of device ("cpu", "cuda"), so that results are keyed by the choice."""
+        return "float32" if self.dtype == "auto" and device == "cpu" else self.dtype
+
 
 @dataclass(frozen=True, config={"extra": "forbid"})
 class Output:

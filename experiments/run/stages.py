@@ -7,20 +7,20 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 from tqdm import tqdm
 
+import sensmerge.calibrate
 from evaluation.harness import Harness
 from evaluation.record import Result
 from experiments import provenance
-from experiments.run import passes
 from experiments.run.prepare import Prepared, say
 from experiments.run.spec import Member, RunSpec
-from sensmerge import alignment, calibration, coefficients, merge, models
+from sensmerge import merge, models
 from sensmerge.calibrate import Calibrated
 from sensmerge.engine import thresholds
 from sensmerge.engine.engine import Engine
@@ -47,60 +47,19 @@ class Subject:
 
 
 def calibrate(spec: RunSpec, family: Prepared) -> Calibrated:
-    """The evidence the rule asks for, and its coefficients."""
-    with ExitStack() as stack:
-        names = family.opened(stack)["base"].names
-    sensitivities = distances = None
-    digests: dict[str, str] = {}
-    if spec.scaling.needs:
-        samples = family.samples(spec)
-        digests = {task: calibration.digest(samples[task]) for task in family.tasks}
-        if "sensitivity" in spec.scaling.needs:
-            sensitivities = {task: _sensitivity(spec, family, task, samples[task]) for task in family.tasks}
-        if "alignment" in spec.scaling.needs:
-            distances = _alignment(spec, family, samples)
-    evidence = coefficients.Evidence(family.tasks, names, sensitivities, distances, spec.seed)
-    return Calibrated(evidence, spec.scaling.table(evidence), digests)
+    """The evidence the rule asks for, kept in the store, and its coefficients."""
 
+    def keep(kind: str, key: Mapping[str, Any], what: str, compute: Callable[[], Any]) -> Any:
+        start = time.perf_counter()
+        key = {**key, **_circumstances(spec, kind)}
+        value, computed = family.store.compute(kind, key, compute)
+        say(what, start, family.store.path(kind, key), reused=not computed)
+        return value
 
-def _sensitivity(spec: RunSpec, family: Prepared, task: str, samples: Sequence[calibration.Sample]) -> dict[str, float]:
-    start = time.perf_counter()
-    key = {
-        "expert": family.expert_digests[task],
-        "samples": calibration.digest(samples),
-        "loss": spec.calibration.loss,
-        "dtype": spec.calibration.dtype,
-        **_circumstances(spec, "sensitivity"),
-    }
-    value, computed = family.store.compute(
-        "sensitivity", key, lambda: passes.sensitivities(spec, family, task, samples, _bar)
-    )
-    say(
-        f"sensitivities of {task}, {len(samples)} samples",
-        start,
-        family.store.path("sensitivity", key),
-        reused=not computed,
-    )
-    return value
-
-
-def _alignment(
-    spec: RunSpec, family: Prepared, samples: Mapping[str, Sequence[calibration.Sample]]
-) -> dict[str, list[list[float]]]:
-    start = time.perf_counter()
-    key = {
-        "experts": family.expert_digests,
-        "samples": {task: calibration.digest(samples[task]) for task in family.tasks},
-        "dtype": spec.calibration.dtype,
-        **_circumstances(spec, "alignment"),
-    }
-
-    def stage() -> dict[str, list[list[float]]]:
-        return alignment.distances({task: passes.predict(spec, family, task, samples, _bar) for task in family.tasks})
-
-    value, computed = family.store.compute("alignment", key, stage)
-    say(f"alignment of {len(family.tasks)} experts", start, family.store.path("alignment", key), reused=not computed)
-    return value
+    return sensmerge.calibrate.calibrate(
+        family, family.samples(spec) if spec.scaling.needs else {}, spec.scaling, spec.calibration,
+        seed=spec.seed, device=spec.device, keep=keep, progress=_bar,
+    )  # fmt: skip
 
 
 def member(family: Prepared, which: Member) -> Subject:
@@ -137,7 +96,7 @@ def evaluate(spec: RunSpec, family: Prepared, subject: Subject) -> dict[str, Res
             "benchmark": describe(benchmark),
             "data": provenance.data_digests(benchmark, family.data),
             "evaluation": describe(spec.evaluation),
-            "dtype": _evaluation_dtype(spec),
+            "dtype": spec.evaluation.dtype_on(models.device_kind(spec.device)),
             **_circumstances(spec, "evaluation"),
             **_asked_with(family, subject),
         }
@@ -171,17 +130,10 @@ def _circumstances(spec: RunSpec, stage: str) -> dict[str, Any]:
     return {"version": _VERSIONS[stage], "libraries": libraries, "device": models.device_kind(spec.device)}
 
 
-def _evaluation_dtype(spec: RunSpec) -> str:
-    """The dtype "auto" stands for on this run's device, so that the choice is part of what results are keyed by."""
-    if spec.evaluation.dtype != "auto":
-        return spec.evaluation.dtype
-    return "float32" if models.device_kind(spec.device) == "cpu" else "auto"
-
-
 def _harness(spec: RunSpec, family: Prepared, subject: Subject) -> Harness:
     start = time.perf_counter()
     device = models.resolve_device(spec.device)
-    model = family.load(subject.member, dtype=_evaluation_dtype(spec), device=device)
+    model = family.load(subject.member, dtype=spec.evaluation.dtype_on(device.type), device=device)
     if subject.merge is not None:
         with ExitStack() as stack:
             merged = subject.merge(stack)

@@ -17,10 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from sensmerge import models
+from sensmerge.checkpoints import slots
 from sensmerge.checkpoints.reader import Source
+from sensmerge.checkpoints.slots import Slot
 from sensmerge.tensor_names import block_of
 
 Part = int | Literal["embedding", "head", "rest"]
+_ADVICE = ": its blocks cannot be streamed; keep the resident pass (--stream off, stream=False)"
 
 
 @dataclass(frozen=True)
@@ -32,15 +35,13 @@ class Call:
 
 
 @dataclass(frozen=True)
-class _Slot:
-    """A place for one tensor. name: as named_parameters says it (a tied tensor's first); stored: in the checkpoint."""
+class _Place:
+    """One of the places of a slot: tied embedding and head are two, each filled when its part's turn comes."""
 
     part: Part
+    slot: Slot
     module: nn.Module
     attribute: str
-    name: str
-    stored: str
-    empty: Tensor  # what stands there when nothing does: shape and dtype on "meta"
 
 
 class Shell:
@@ -66,21 +67,15 @@ class Shell:
         self.embedding, self.head = self._model.get_input_embeddings(), self._model.get_output_embeddings()
         if not isinstance(self.embedding, nn.Embedding) or not isinstance(self.head, nn.Linear):
             self.refuse(f"has {type(self.embedding).__name__} and {type(self.head).__name__} at its ends")
-        kept = self._model._keep_in_fp32_modules_strict
-        if self._model.dtype == torch.float16:
-            kept = kept | self._model._keep_in_fp32_modules
-        if kept and self._model.dtype != torch.float32:
-            self.refuse(f"keeps {sorted(kept)} in fp32 whatever the dtype")
         self.tied = self.head.weight is self.embedding.weight
         self.embedding.sparse = True  # its gradient then has the rows of the tokens that occur, and no others
-        self._checkpoint_names = models.stored_names(self._model, source.names)
-        self._slots = list(self._find_slots())
+        stored = models.stored_names(self._model, source.names)
+        self._places = [
+            place for slot in slots.find(self._model, source, stored, advice=_ADVICE) for place in self._split(slot)
+        ]
 
     def refuse(self, why: str) -> NoReturn:
-        raise ValueError(
-            f"{type(self._model).__name__} {why}: its blocks cannot be streamed; keep the resident pass "
-            "(sensmerge.sensitivity, sensmerge.alignment)"
-        )
+        raise ValueError(f"{type(self._model).__name__} {why}{_ADVICE}")
 
     def _find_blocks(self) -> nn.ModuleList:
         inner = self._base.named_modules() if self._base is not self._model else ()
@@ -89,64 +84,38 @@ class Shell:
                 return module
         self.refuse("has no base model with a list of decoder blocks that sensmerge/tensor_names.py knows")
 
-    def _find_slots(self) -> Iterator[_Slot]:
-        aliases: dict[int, list[str]] = {}
-        for name, parameter in self._model.named_parameters(remove_duplicate=False):
-            aliases.setdefault(id(parameter), []).append(name)
-        for path, module in self._model.named_modules():
-            local = {**module._parameters, **module._buffers}
-            for attribute, empty in local.items():
-                if empty is None or attribute in module._non_persistent_buffers_set:
-                    continue
-                name = f"{path}.{attribute}".lstrip(".")
-                names = aliases.get(id(empty), [name])
-                part: Part = "embedding" if module is self.embedding else "head" if module is self.head else "rest"
-                if (block := block_of(name)) is not None:
-                    part = block
-                if len(names) > 1 and not (part in ("embedding", "head") and self.tied and len(names) == 2):
-                    self.refuse(f"shares one tensor as {names}")
-                yield _Slot(part, module, attribute, names[0], self._stored(names, empty), empty)
-
-    def _stored(self, names: list[str], empty: Tensor) -> str:
-        """Which of the checkpoint's tensors fills the place that the model calls by `names`."""
-        found = [self._checkpoint_names[name] for name in names if name in self._checkpoint_names]
-        if not found:
-            self.refuse(f"needs {names[0]}, which {self._source.path} lacks or stores in another form")
-        if (shape := self._source.entries[found[0]].shape) != tuple(empty.shape):
-            raise ValueError(
-                f"{found[0]} has shape {list(shape)} in {self._source.path}, config.json makes it {list(empty.shape)}"
-            )
-        if len(found) > 1 and not torch.equal(*(self._source.tensor(name) for name in found)):
-            self.refuse(f"ties {found[0]} to {found[1]} by its config, but {self._source.path} holds two tensors")
-        return found[0]
+    def _split(self, slot: Slot) -> Iterator[_Place]:
+        block = block_of(slot.names[0])
+        ends: dict[nn.Module, Part] = {self.embedding: "embedding", self.head: "head"}
+        parts: list[Part] = [ends.get(module, "rest") if block is None else block for module, _ in slot.places]
+        if len(parts) > 1 and not (self.tied and sorted(map(str, parts)) == ["embedding", "head"]):
+            self.refuse(f"shares one tensor as {list(slot.names)}")
+        for part, (module, attribute) in zip(parts, slot.places, strict=True):
+            yield _Place(part, slot, module, attribute)
 
     @contextmanager
     def holding(self, *parts: Part) -> Iterator[dict[str, nn.Parameter]]:
         """The parameters of `parts` by name, in place while the context lasts; all on "meta" again after it."""
-        slots = [slot for slot in self._slots if slot.part in parts]
+        places = [place for place in self._places if place.part in parts]
         held: dict[str, nn.Parameter] = {}
         try:
-            for slot in slots:
-                self._fill(slot, held)
+            for place in places:
+                value = place.slot.read(self._source, self.device, requires_grad=True)
+                if isinstance(value, nn.Parameter):
+                    held[place.slot.names[0]] = value
+                setattr(place.module, place.attribute, value)
             yield held
         finally:
-            for slot in slots:
-                setattr(slot.module, slot.attribute, slot.empty)
+            for place in places:
+                setattr(place.module, place.attribute, place.slot.empty)
             held.clear()  # or the caller's variable would keep this part alive while the next is loaded
             self._source.release()
 
-    def _fill(self, slot: _Slot, held: dict[str, nn.Parameter]) -> None:
-        tensor = self._source.tensor(slot.stored).to(device=self.device, dtype=slot.empty.dtype)
-        if isinstance(slot.empty, nn.Parameter):
-            held[slot.name] = tensor = nn.Parameter(tensor)
-        setattr(slot.module, slot.attribute, tensor)
-
     def whole_head(self) -> nn.Linear:
         """The head with its weights, for good, gradients off; the module [n, d] -> [n, V] is no longer this shell's."""
-        for slot in self._slots:
-            if slot.part == "head":
-                tensor = self._source.tensor(slot.stored).to(device=self.device, dtype=slot.empty.dtype)
-                setattr(slot.module, slot.attribute, nn.Parameter(tensor, requires_grad=False))
+        for place in self._places:
+            if place.part == "head":
+                setattr(place.module, place.attribute, place.slot.read(self._source, self.device))
         assert isinstance(self.head, nn.Linear)
         return self.head
 

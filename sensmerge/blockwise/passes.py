@@ -23,7 +23,7 @@ from sensmerge.blockwise.model import Call, Shell
 from sensmerge.calibration import Sample
 from sensmerge.checkpoints.open import open_source
 from sensmerge.checkpoints.reader import Source
-from sensmerge.sensitivity import sample_loss
+from sensmerge.sensitivity import importance, reduce_into, sample_loss
 
 HEAD_ROWS = 4096  # of the head, whose gradient exists at once: 4096 x 4096 fp32 = 67 MB
 Bar = Callable[[Sequence[int]], Iterable[int]]
@@ -204,7 +204,7 @@ def _through_end(
             )
             states.put("gradient", number, to_hidden)
             for (other, parameter), gradient in zip(rest.items(), others, strict=True):
-                totals[other] += 0.0 if gradient is None else _importance(parameter, gradient).sum().item()
+                totals[other] += 0.0 if gradient is None else importance(parameter, gradient).item()
             by_token = _head_importance(shell.head.weight, to_logits, rows.detach())
             if shell.tied:
                 tokens = sample.ids.unique().to(by_token.device)
@@ -220,7 +220,7 @@ def _through_blocks(
     for block in progress(range(len(shell.blocks))[::-1]):
         with shell.holding(block) as held:
             for name, parameter in held.items():
-                parameter.register_post_accumulate_grad_hook(_reduce_into(totals, name))
+                parameter.register_post_accumulate_grad_hook(reduce_into(totals, name))
             for number, call in enumerate(calls):
                 hidden = states.pop(block, number).requires_grad_()
                 shell.block(block, hidden, call[block]).backward(states.pop("gradient", number))
@@ -245,24 +245,10 @@ def _through_start(shell: Shell, samples: Sequence[Sample], states: _States, tot
                         own, tokens = tokens, sample.ids.unique().to(tokens.device)
                         part = states.pop("head", number).index_add_(0, torch.searchsorted(tokens, own), part)
                     parameter = parameter[tokens]
-                totals[name] += _importance(parameter, part).sum().item()
-
-
-def _importance(theta: Tensor, gradient: Tensor) -> Tensor:
-    """sum |theta * gradient| over the last axis, in fp64."""
-    return (theta.detach().float() * gradient.float()).abs_().sum(-1, dtype=torch.float64)
+                totals[name] += importance(parameter, part).item()
 
 
 def _head_importance(weight: Tensor, to_logits: Tensor, rows: Tensor) -> Tensor:
-    """`_importance` of the head, [V] fp64, its gradient to_logits.T @ rows (of [n, V] and [n, d]) in pieces."""
+    """`importance` of the head's rows, [V] fp64, its gradient to_logits.T @ rows (of [n, V] and [n, d]) in pieces."""
     pieces = zip(weight.split(HEAD_ROWS), to_logits.split(HEAD_ROWS, dim=1), strict=True)
-    return torch.cat([_importance(theta, part.T @ rows) for theta, part in pieces])
-
-
-def _reduce_into(totals: dict[str, float], name: str) -> Callable[[Tensor], None]:
-    def hook(parameter: Tensor) -> None:
-        assert parameter.grad is not None
-        totals[name] += _importance(parameter, parameter.grad).sum().item()
-        parameter.grad = None
-
-    return hook
+    return torch.cat([importance(theta, part.T @ rows, -1) for theta, part in pieces])

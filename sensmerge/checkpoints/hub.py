@@ -1,4 +1,7 @@
-"""Models by name: a directory, or a repository on the Hugging Face hub, fetched into its cache."""
+"""Models by name: a directory, or a repository on the Hugging Face hub, fetched into its cache; and the way back.
+
+Uploading was tested against a stand-in only, never against the hub itself.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from sensmerge.checkpoints.reader import COMPANIONS
 _WEIGHTS = ("model*.safetensors", "adapter_model.safetensors")
 _OLD_WEIGHTS = ("pytorch_model*.bin", "adapter_model.bin")
 _MARKS = ("config.json", "adapter_config.json")
+_MERGED = ("config.json", "merge.json", "README.md")  # what a finished merge has beside its weights
 
 
 def locate(place: str | Path) -> Path:
@@ -117,3 +121,43 @@ def identify(path: Path) -> tuple[str, str] | None:
     if path.parent.name != "snapshots" or not path.parent.parent.name.startswith("models--"):
         return None
     return path.parent.parent.name.removeprefix("models--").replace("--", "/"), path.name
+
+
+def listing(checkpoint: Path) -> dict[str, int]:
+    """Name -> bytes of every file that would be uploaded.
+
+    Raises FileNotFoundError for a directory that no merge of ours finished.
+    """
+    found = (
+        {p.relative_to(checkpoint).as_posix(): p.stat().st_size for p in sorted(checkpoint.rglob("*")) if p.is_file()}
+        if checkpoint.is_dir()
+        else {}
+    )
+    missing = [name for name in _MERGED if name not in found]
+    if not any(name.endswith(".safetensors") for name in found):
+        missing.append("*.safetensors")
+    if missing:
+        raise FileNotFoundError(
+            f"{checkpoint} is no checkpoint that `python -m sensmerge merge` finished: {', '.join(missing)} not there"
+        )
+    return found
+
+
+def push(checkpoint: Path, repo: str, *, private: bool = True) -> str:
+    """Upload every file of `checkpoint` in one commit; the commit's address.
+
+    The repository is made if it does not exist, private unless told; one that exists keeps its visibility. The token is
+    huggingface_hub's own (`hf auth login`, or HF_TOKEN). Raises ValueError for a bad name, and what the hub raises.
+    """
+    import huggingface_hub
+
+    files = listing(checkpoint)
+    if repo.count("/") != 1 or not all(repo.split("/")):
+        raise ValueError(f"--repo {repo!r}: write OWNER/NAME")
+    api = huggingface_hub.HfApi()
+    api.create_repo(repo, repo_type="model", private=private, exist_ok=True)
+    done = api.upload_folder(
+        repo_id=repo, repo_type="model", folder_path=checkpoint, allow_patterns=list(files),
+        commit_message="Merged by sensmerge",
+    )  # fmt: skip
+    return str(done)

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from sensmerge.checkpoints.reader import DTYPES, Entry, Source
-from sensmerge.checkpoints.token_rows import holds_tokens, is_head, is_input
 from sensmerge.checkpoints.torch_bin import unpickle
+from sensmerge.tensor_names import holds_tokens, is_head, is_input
 
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -11,29 +10,7 @@ import torch
 from torch import Tensor
 
 from sensmerge.checkpoints.reader import Entry, Source
-
-# Of the Llama, Mistral, Qwen, Gemma, Phi, GPT-2, GPT-NeoX, OPT, MPT and Falcon families, as in tensor_names.py.
-_INPUT = re.compile(r"(?:^|\.)(?:embed_tokens|wte|embed_in|word_embeddings)\.weight$")
-_HEAD = re.compile(r"(?:^|\.)(?:lm_head|embed_out)\.(?:weight|bias)$")
-
-
-def is_input(name: str) -> bool:
-    """Whether `name` is a token embedding [V, d]."""
-    return bool(_INPUT.search(name))
-
-
-def is_head(name: str) -> bool:
-    """Whether `name` is an output embedding's weight [V, d] or bias [V]."""
-    return bool(_HEAD.search(name))
-
-
-def holds_tokens(name: str) -> bool:
-    """Whether the first dimension of tensor `name` counts tokens.
-
-    >>> [holds_tokens(name) for name in ("model.embed_tokens.weight", "lm_head.bias", "transformer.wpe.weight")]
-    [True, True, False]
-    """
-    return is_input(name) or is_head(name)
+from sensmerge.tensor_names import holds_tokens
 
 
 class Filler(Protocol):

@@ -28,7 +28,8 @@ import torch
 from torch import Tensor
 
 from sensmerge.checkpoints.reader import Source
-from sensmerge.checkpoints.token_rows import Aligned, Filler, Mean, Own, holds_tokens, is_input
+from sensmerge.checkpoints.token_rows import Aligned, Filler, Mean, Own
+from sensmerge.tensor_names import holds_tokens, is_input
 
 Policy = Literal["base", "union", "error"]
 Vocabulary = Mapping[str, int]

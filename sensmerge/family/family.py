@@ -21,7 +21,8 @@ class Family:
     """members as the merge sees them, with the digests that results are kept by.
 
     layout: None where rows for tokens are as they are stored. shells: member -> directory of its configuration, the
-    base's with the tokenizer that all are asked with.
+    base's with the tokenizer that all are asked with. cache: where digests are remembered, and hidden states lie when
+    they do not fit in memory.
     """
 
     members: Models
@@ -29,6 +30,7 @@ class Family:
     expert_digests: dict[str, str]
     layout: Layout | None
     shells: dict[str, Path]
+    cache: Path
 
     @property
     def tasks(self) -> list[str]:
@@ -63,4 +65,4 @@ def ready(members: Models, cache: Path) -> Family:
     layout = line_up(members)
     by_member = digests(members, layout, Store(cache / "stages"))
     shells = model_files.shells(members, layout, by_member, cache)
-    return Family(members, by_member.pop("base"), by_member, layout, shells)
+    return Family(members, by_member.pop("base"), by_member, layout, shells, cache)

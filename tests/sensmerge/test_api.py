@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import sensmerge
 from experiments.run import pipeline, stages
 from experiments.run import recipe as from_record
 from experiments.run.spec import RunSpec
-from sensmerge import api
+from sensmerge import api, memory
 from sensmerge.coefficients import Sens
 from sensmerge.family.family import Family
 from sensmerge.mergers import Dare, Merger, Ties
@@ -79,6 +80,29 @@ def test_a_streamed_pass_gives_the_same_coefficients(family: Family, pairs: dict
         for stream in (False, True)
     ]
     assert torch.allclose(found[0].table.blocks, found[1].table.blocks, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("stream", "streamed"), [(None, True), (False, False), (True, True)])
+def test_without_room_it_streams_by_itself_unless_told(
+    family: Family,
+    pairs: dict[str, Path],
+    spec: RunSpec,
+    stream: bool | None,
+    streamed: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """No byte is free: hidden states go into files below the family's cache. Bars are asked for by name."""
+    labels: list[str] = []
+    monkeypatch.setattr(memory, "available", lambda: (memory.own(), "test"))
+    with caplog.at_level(logging.INFO, "sensmerge"):
+        sensmerge.compute_coefficients(
+            family, pairs, settings=spec.calibration, device="cpu", stream=stream,
+            progress=lambda label: labels.append(label) or iter,
+        )  # fmt: skip
+    assert ("streamed block by block" in caplog.text) == streamed == (family.cache / "spill").is_dir()
+    assert "sensitivities of math, 4 samples" in caplog.text
+    assert labels == [f"{kind} {task}" for kind in ("sensitivity", "predictions") for task in TASKS]
 
 
 def test_a_runs_recipe_makes_its_weights_again(spec: RunSpec, root: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import yaml
 from pipeline_fixtures import root  # noqa: F401
 
 import sensmerge
-from sensmerge.__main__ import main
+from sensmerge.__main__ import main, parser
 from sensmerge.calibration import Calibration
 from sensmerge.mergers import Ties
 
@@ -66,6 +66,12 @@ def test_from_a_table_to_a_checkpoint_and_back(table: Path, places: list[str], r
     assert main(["merge", str(first), *places, "--out", str(again)]) == 0
     assert weights(again) == weights(first)
     assert (again / "merge.json").read_bytes() == (first / "merge.json").read_bytes()
+
+
+def test_streaming_is_a_choice_of_three() -> None:
+    words = ["coefficients", "--out", "x"]
+    said = [parser().parse_args([*words, *more]).stream for more in ([], ["--stream"], ["--stream", "off"])]
+    assert said == ["auto", "on", "off"]
 
 
 def test_without_a_table_coefficients_are_uniform(places: list[str], root: Path, tmp_path: Path) -> None:

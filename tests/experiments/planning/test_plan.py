@@ -19,12 +19,12 @@ from omegaconf import OmegaConf
 from plan_fixtures import GB, LLAMA_13B, PARAMETERS, TINY, headers, here, local, spec
 
 from experiments.planning import costs, plan
-from experiments.planning.costs import Weights
 from experiments.planning.workload import Stage
 from experiments.run.spec import Evaluation, Output, RunSpec
 from sensmerge.calibration import Calibration
 from sensmerge.checkpoints.reader import Reader
 from sensmerge.coefficients import Uniform
+from sensmerge.memory import Weights
 from sensmerge.mergers import Average, Ties
 
 

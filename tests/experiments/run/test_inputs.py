@@ -15,11 +15,10 @@ from conftest import weights
 from input_fixtures import TURNED, adapter, folded, of, world, write  # noqa: F401
 from pipeline_fixtures import WORDS, root, spec  # noqa: F401
 
-from experiments.planning import costs, hardware
 from experiments.run import pipeline, stages
 from experiments.run.prepare import Prepared, prepare
 from experiments.run.spec import RunSpec
-from sensmerge import models
+from sensmerge import memory, models
 from sensmerge.checkpoints import reader
 from sensmerge.checkpoints.reader import Reader
 from sensmerge.family.members import line_up
@@ -57,7 +56,7 @@ def test_an_adapter_is_its_folded_model(
     """From an fp32 base a folded model is not rounded: coefficients, references, the merge and its scores are equal."""
     want = told(checkpointed(of(spec, world, code="folded", math="math"), "folded"))
     if streaming:
-        monkeypatch.setattr(costs, "choose", lambda resident, available: "streamed")
+        monkeypatch.setattr(memory, "choose", lambda resident, available: "streamed")
     asked = checkpointed(of(spec, world, code="lora", math="math"), "lora")
     same(told(asked), want)
     assert not [file for kind in ("safetensors", "bin") for file in asked.output.cache.rglob(f"*.{kind}")]
@@ -112,8 +111,8 @@ def test_streamed_rows_too(spec: RunSpec, world: Path, monkeypatch: pytest.Monke
     asked = of(spec, world, code="lora", math="turned")
     want = stages.calibrate(asked, family).evidence
     shutil.rmtree(spec.output.cache / "stages")
-    monkeypatch.setattr(costs, "choose", lambda resident, available: "streamed")
-    monkeypatch.setattr(hardware, "memory", lambda: (hardware.own(), "test"))
+    monkeypatch.setattr(memory, "choose", lambda resident, available: "streamed")
+    monkeypatch.setattr(memory, "available", lambda: (memory.own(), "test"))
     got = stages.calibrate(asked, family).evidence
     assert (got.sensitivities, got.distances) == (want.sensitivities, want.distances)
 

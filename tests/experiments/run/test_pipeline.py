@@ -20,7 +20,6 @@ from evaluation.harness import Harness
 from evaluation.record import Metric, Result
 from evaluation.suites import Suite
 from experiments.analysis.records import load, of_study
-from experiments.planning import costs, hardware
 from experiments.run import pipeline, stages
 from experiments.run.prepare import prepare
 from experiments.run.record import Record
@@ -183,25 +182,6 @@ def test_what_trimming_keeps_is_found_once_for_all_coefficients(spec: RunSpec, m
     pipeline.run(spec)  # other coefficients
     monkeypatch.setattr(Engine, "_ranked", None)
     assert all(torch.equal(again, anew[name]) for name, again in weights().items())
-
-
-@pytest.mark.parametrize("memory", [10**6, 0])
-def test_without_room_for_a_model_the_same_numbers_come_block_by_block(
-    memory: int, spec: RunSpec, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """First with room for the hidden states between blocks, then without: they go into files and are removed."""
-    spec = dataclasses.replace(spec, references=False, scaling=Sens(temperature=0.1))
-    family = prepare(spec)
-    want = stages.calibrate(spec, family).evidence
-    for kind in ("sensitivity", "alignment"):
-        shutil.rmtree(family.store.root / kind)
-    monkeypatch.setattr(costs, "choose", lambda resident, available: "streamed")
-    monkeypatch.setattr(hardware, "memory", lambda: (memory + hardware.own(), "test"))
-    monkeypatch.setattr(models, "load", None)
-    got = stages.calibrate(spec, family).evidence
-    assert (got.sensitivities, got.distances) == (want.sensitivities, want.distances)
-    assert (spec.output.cache / "spill").is_dir() == (memory == 0)
-    assert not list((spec.output.cache / "spill").glob("*"))
 
 
 def test_checkpoint_on_disk_answers_like_the_model_in_memory(spec: RunSpec) -> None:

@@ -16,8 +16,8 @@ from experiments.run import stages
 from experiments.run.prepare import prepare
 from experiments.run.spec import Member, RunSpec
 from sensmerge import api
+from sensmerge.checkpoints import hub, torch_bin
 from sensmerge.checkpoints import reader as checkpoint
-from sensmerge.checkpoints import torch_bin, upload
 from sensmerge.checkpoints.reader import Reader
 from sensmerge.checkpoints.torch_bin import Pickled
 from sensmerge.family.members import checkpoint_digest
@@ -126,4 +126,4 @@ def test_a_merge_has_all_of_its_bases_templates(family: dict[str, Path], tmp_pat
     opened = api.open_family(family["base"], {"math": family["math"]}, cache=tmp_path / "cache")
     out = api.write_merged(opened, tmp_path / "out", TaskArithmetic(), api.uniform(opened), device="cpu")
     assert [(out / name).read_text() for name in templates] == templates
-    assert set(templates) <= upload.listing(out).keys()
+    assert set(templates) <= hub.listing(out).keys()

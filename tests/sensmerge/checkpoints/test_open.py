@@ -117,8 +117,8 @@ def test_load_source_is_load(family: dict[str, Path], tmp_path: Path, dtype: str
 def test_load_source_names_what_does_not_fit(family: dict[str, Path], tmp_path: Path) -> None:
     state = weights(family["base"])
     for change, message in (
-        ({"model.norm.weight": None}, r"lacking \['model\.norm\.weight'\]"),
-        ({"model.layers.9.mlp.up_proj.weight": torch.ones(1)}, r"without a place \['model\.layers\.9"),
+        ({"model.norm.weight": None}, r"needs model\.norm\.weight, which .* lacks"),
+        ({"model.layers.9.mlp.up_proj.weight": torch.ones(1)}, r"holds \['model\.layers\.9.* without a place"),
         ({EMBED: torch.ones(42, 16)}, r"shape \[42, 16\] .* makes it \[40, 16\] .*vocabulary\.align"),
         ({"lm_head.weight": torch.ones(40, 16)}, r"the model ties .* holds two tensors"),
     ):

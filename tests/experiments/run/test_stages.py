@@ -1,0 +1,56 @@
+"""Calibration within a run: what it is kept under, and where there is no room for a model."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+
+import pytest
+from pipeline_fixtures import root, spec  # noqa: F401
+
+from experiments.run import stages
+from experiments.run.prepare import prepare
+from experiments.run.spec import RunSpec
+from sensmerge import memory, models
+from sensmerge.coefficients import Sens
+from sensmerge.publish.versions import versions
+from sensmerge.store import digest
+
+
+def test_what_calibration_is_kept_under(spec: RunSpec) -> None:
+    """Named in full: with any other key, whatever a cache holds would be computed again."""
+    family = prepare(spec)
+    calibrated = stages.calibrate(spec, family)
+    kept = {kind: {p.name for p in (family.store.root / kind).glob("*.json")} for kind in ("sensitivity", "alignment")}
+    circumstances = {
+        "version": 1,
+        "libraries": versions("torch", "transformers", "tokenizers"),
+        "device": "cpu",
+        "dtype": "float32",
+    }
+    keys = [
+        {"expert": family.expert_digests[task], "samples": calibrated.samples[task], "loss": "answer", **circumstances}
+        for task in family.tasks
+    ]
+    assert kept["sensitivity"] == {f"{digest(key)[:32]}.json" for key in keys}
+    key = {"experts": family.expert_digests, "samples": calibrated.samples, **circumstances}
+    assert kept["alignment"] == {f"{digest(key)[:32]}.json"}
+
+
+@pytest.mark.parametrize("room", [10**6, 0])
+def test_without_room_for_a_model_the_same_numbers_come_block_by_block(
+    room: int, spec: RunSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """First with room for the hidden states between blocks, then without: they go into files and are removed."""
+    spec = dataclasses.replace(spec, references=False, scaling=Sens(temperature=0.1))
+    family = prepare(spec)
+    want = stages.calibrate(spec, family).evidence
+    for kind in ("sensitivity", "alignment"):
+        shutil.rmtree(family.store.root / kind)
+    monkeypatch.setattr(memory, "choose", lambda resident, available: "streamed")
+    monkeypatch.setattr(memory, "available", lambda: (room + memory.own(), "test"))
+    monkeypatch.setattr(models, "load", None)
+    got = stages.calibrate(spec, family).evidence
+    assert (got.sensitivities, got.distances) == (want.sensitivities, want.distances)
+    assert (spec.output.cache / "spill").is_dir() == (room == 0)
+    assert not list((spec.output.cache / "spill").glob("*"))
