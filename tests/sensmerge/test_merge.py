@@ -14,7 +14,7 @@ from conftest import llama
 
 from sensmerge import merge, models
 from sensmerge.checkpoints.reader import Entry, Reader, digest
-from sensmerge.checkpoints.writer import Writer
+from sensmerge.checkpoints.writer import JOURNAL, Writer
 from sensmerge.coefficients import Evidence, Sens, Uniform
 from sensmerge.engine.engine import Engine
 from sensmerge.merge import Merge
@@ -182,6 +182,7 @@ def test_writer_is_all_or_nothing(tmp_path: Path) -> None:
         writer.put("a", torch.zeros(3))
     (tmp_path / "x.part").mkdir()  # left behind by a killed merge
     (tmp_path / "x.part" / "junk").write_text("")
+    (tmp_path / "x.part" / JOURNAL).write_text('{"head')
     with Writer(tmp_path / "x", entries) as writer:
         writer.put("b", torch.ones(2, 2, dtype=torch.bfloat16))
         writer.put("a", torch.zeros(3))
