@@ -222,6 +222,14 @@ def test_broken_experts_are_named(family: dict[str, Path]) -> None:
         run(family)
 
 
+def test_a_resident_model_of_another_shape_is_refused(family: dict[str, Path]) -> None:
+    """Its parameters would be written beyond their end."""
+    with Reader(family["base"]) as base, Reader(family["math"]) as expert:
+        merged = Merge(base, {"math": expert}, Average(), Uniform().table(Evidence(["math"], base.names)), Engine())
+        with pytest.raises(ValueError, match=r"embed_tokens\.weight is \[39, 16\] in .* and \[40, 16\] in the merge"):
+            merge.load_into(llama(dtype=torch.bfloat16, vocab_size=39), merged)
+
+
 def test_unreadable_checkpoints_are_named(family: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no checkpoint directory"):
         Reader(tmp_path / "nowhere")
