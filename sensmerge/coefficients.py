@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -47,12 +47,46 @@ class Table:
     """The coefficients of a merge: weights K * sigma, by block and, outside the blocks, by tensor.
 
     blocks: [K, L] fp64. outside: tensor name -> [K]; a tensor not in it has `default` [K].
+
+    Raises ValueError naming everything that has another shape, or is not finite in fp32, as which it is used.
     """
 
     tasks: tuple[str, ...]
     blocks: Tensor
     default: Tensor
     outside: Mapping[str, Tensor]
+
+    def __post_init__(self) -> None:
+        k = len(self.tasks)
+        rows = {"default": self.default, **{f"outside {name!r}": row for name, row in self.outside.items()}}
+        faults = [f"{label} is {list(row.shape)}, not [{k}]" for label, row in rows.items() if row.shape != (k,)]
+        if self.blocks.dim() != 2 or len(self.blocks) != k or not self.blocks.numel():
+            faults.insert(0, f"blocks are {list(self.blocks.shape)}, not [{k}, number of blocks]")
+        faults += [
+            f"{label} holds values that are not finite in fp32"
+            for label, values in {"blocks": self.blocks, **rows}.items()
+            if not torch.isfinite(values.float()).all()
+        ]
+        if faults:
+            raise ValueError(
+                f"coefficients have a finite number for each of the tasks {list(self.tasks)}, in that order: "
+                + "; ".join(faults)
+            )
+
+    def check(self, tasks: Sequence[str], names: Iterable[str]) -> None:
+        """Raise ValueError unless these are coefficients for experts of `tasks`, sorted, and a model of these tensors.
+
+        names: every tensor of the model.
+        """
+        if tuple(tasks) != self.tasks:
+            raise ValueError(f"coefficients are for tasks {list(self.tasks)}, the experts are {list(tasks)}")
+        names = list(names)
+        if (found := count_blocks(names)) != self.blocks.shape[1]:
+            raise ValueError(f"coefficients are for {self.blocks.shape[1]} blocks, the model has {found}")
+        if strange := sorted(self.outside.keys() - set(names)):
+            raise ValueError(
+                f"coefficients are for {strange[:3]}, which the model lacks: misspelt, or another model's?"
+            )
 
     def weights(self, name: str) -> Tensor:
         """[K] fp32: what multiplies each expert's task vector of tensor `name`."""
@@ -80,11 +114,18 @@ class Table:
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Table:
-        def fp64(rows: Any) -> Tensor:
-            return torch.tensor(rows, dtype=torch.float64)
+        """The table that `to_json` told. Raises ValueError for whatever is no such table."""
 
-        outside = {name: fp64(row) for name, row in data["outside"].items()}
-        return Table(tuple(data["tasks"]), fp64(data["blocks"]), fp64(data["default"]), outside)
+        def fp64(label: str, rows: Any) -> Tensor:
+            try:
+                return torch.tensor(rows, dtype=torch.float64)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise ValueError(f"{label} are no numbers, or rows of unequal length: {error}") from error
+
+        if missing := sorted({"tasks", "blocks", "default", "outside"} - data.keys()):
+            raise ValueError(f"a table lacks {missing}")
+        outside = {name: fp64(f"outside {name!r}", row) for name, row in data["outside"].items()}
+        return Table(tuple(data["tasks"]), fp64("blocks", data["blocks"]), fp64("default", data["default"]), outside)
 
 
 class Rule(ABC):

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from sensmerge import api
 from sensmerge.calibration import Calibration
 from sensmerge.checkpoints import hub
+from sensmerge.checkpoints.staging import check_output
 from sensmerge.checkpoints.vocabulary import Policy
 from sensmerge.coefficients import Rule, Table
 from sensmerge.family.family import Family
@@ -73,8 +74,7 @@ def coefficients(given: Namespace) -> str:
 
 def merge(given: Namespace) -> str:
     """Write a checkpoint."""
-    if given.out.exists() and (not given.out.is_dir() or any(given.out.iterdir())):
-        raise FileExistsError(f"{given.out} is not empty; choose another directory or remove it")
+    check_output(given.out)
     recipe = _recipe(given)
     merger = _chosen(given, recipe)
     family = _family(given, recipe)

@@ -100,8 +100,7 @@ class Merge:
 
     def __post_init__(self) -> None:
         self._tasks = sorted(self.experts)
-        if tuple(self._tasks) != self.table.tasks:
-            raise ValueError(f"coefficients are for tasks {list(self.table.tasks)}, the experts are {self._tasks}")
+        self.table.check(self._tasks, self.base.names)
         self.merger.check(len(self._tasks))
         check_compatible(self.base, self.experts)
 
@@ -256,6 +255,11 @@ def load_into(model: Any, merge: Merge, progress: Progress = iter) -> None:
     left = {tensor.data_ptr(): name for name, tensor in state.items()}
     for entry in merge.entries(progress):
         target = state[entry.name]
+        if target.shape != entry.shape:
+            raise ValueError(
+                f"{entry.name} is {list(target.shape)} in {type(model).__name__} and {list(entry.shape)} in the merge: "
+                "is it the base's own architecture?"
+            )
         if target.dtype == entry.dtype:
             merge.into(entry.name, target)
         else:

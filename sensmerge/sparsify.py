@@ -117,6 +117,8 @@ def drop_by_rank(tau: Tensor, density: float, epsilon: float, key: int) -> Tenso
     order of position) has p = density - epsilon + 2 epsilon r / (d - 1); a row of one entry has p = density. The
     expectation is `tau`. (DELLA's MAGPRUNE, arXiv 2406.11617, section 3.1.) The mask is drawn as in `drop_random`.
     """
+    if not tau.numel():
+        return tau
     rows = tau.reshape(-1, tau.shape[-1] if tau.dim() else 1)
     length, out = rows.shape[1], torch.empty_like(rows)
     lowest, highest = (density - epsilon, density + epsilon) if length > 1 else (density, density)

@@ -38,8 +38,9 @@ import yaml
 from experiments import provenance
 from experiments.bench.random_checkpoints import SHAPES, write_family
 from sensmerge import merge
+from sensmerge.checkpoints.place import Place
 from sensmerge.checkpoints.reader import Reader
-from sensmerge.checkpoints.writer import Place, Writer
+from sensmerge.checkpoints.writer import Writer
 from sensmerge.coefficients import Evidence, Uniform
 from sensmerge.engine.engine import STEP, Engine
 from sensmerge.mergers import Average, Dare, Merger, TaskArithmetic, Ties

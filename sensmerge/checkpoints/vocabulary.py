@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -34,6 +34,12 @@ from sensmerge.tensor_names import holds_tokens, is_input
 Policy = Literal["base", "union", "error"]
 Vocabulary = Mapping[str, int]
 _LISTED = 20
+
+
+def check_policy(policy: str) -> None:
+    """Raise ValueError for what is no `Policy`."""
+    if policy not in get_args(Policy):
+        raise ValueError(f"vocabulary is {policy!r}; it may be {', '.join(get_args(Policy))}")
 
 
 def rows(source: Source) -> int:

@@ -12,44 +12,21 @@ import json
 import os
 import shutil
 import struct
-import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-import torch
 from torch import Tensor
 
+from sensmerge.checkpoints import staging
+from sensmerge.checkpoints.place import Place
 from sensmerge.checkpoints.reader import DTYPES, INDEX, SINGLE, Entry
+from sensmerge.checkpoints.staging import JOURNAL
 
-JOURNAL = "journal.jsonl"
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _SYNC_BYTES = 512 * 2**20  # of finished tensors, then they are sent to the disk while others are computed
-
-
-class Place:
-    """One tensor's bytes in a file, as `loops.Setting` takes them: written piece by piece, from any thread."""
-
-    _scratch = threading.local()  # a piece's memory for each thread, kept: fresh pages would have to be cleared
-
-    def __init__(self, file: BinaryIO, offset: int, dtype: torch.dtype) -> None:
-        self.dtype = dtype
-        self._file, self._offset = file, offset
-
-    def room(self, piece: slice) -> Tensor:
-        nbytes = (piece.stop - piece.start) * self.dtype.itemsize
-        if getattr(self._scratch, "nbytes", 0) < nbytes:
-            self._scratch.memory, self._scratch.nbytes = torch.empty(nbytes, dtype=torch.uint8), nbytes
-        return self._scratch.memory[:nbytes].view(self.dtype)
-
-    def put(self, piece: slice, made: Tensor) -> None:
-        left = memoryview(made.contiguous().view(torch.uint8).numpy())  # pyright: ignore[reportArgumentType]
-        at = self._offset + piece.start * self.dtype.itemsize
-        while left:
-            written = os.pwrite(self._file.fileno(), left, at)
-            left, at = left[written:], at + written
 
 
 class Writer:
@@ -62,9 +39,11 @@ class Writer:
     With a `key`, what a killed or interrupted writer of the same key and entries has left is taken up: `finished` holds
     the names that need no work. An error in between removes everything, for it may be what was written that is wrong.
 
-    directory: must not exist, or be empty (FileExistsError). key: what determines the tensors' values.
+    directory: must not exist, or be empty; a link is written where it points. key: what determines the tensors' values.
     entries: every tensor to come. shard_bytes: how much a shard may hold; one tensor is never split.
-    Raises OSError before anything is computed if the disk has no room.
+
+    Raises before anything is computed: BlockingIOError while another writer, of whatever process, writes `directory`;
+    FileExistsError for a directory, or a staging directory, with somebody else's files; OSError for too little room.
     """
 
     def __init__(
@@ -75,9 +54,10 @@ class Writer:
         shard_bytes: int = 5_000_000_000,
         key: str | None = None,
     ) -> None:
-        self.staging = directory.with_name(f"{directory.name}.part")
+        self._directory, self._key = Path(os.path.realpath(directory)), key
+        self.staging = staging.staging_of(self._directory)
         self.finished: set[str] = set()
-        self._directory, self._key = directory, key
+        self._lock = staging.Lock(self.staging.with_name(f"{self.staging.name}.lock"))
         self._groups = _plan(entries, shard_bytes)
         self._places: dict[str, tuple[int, int, Entry]] = {}
         self._shards: list[BinaryIO] = []
@@ -87,12 +67,25 @@ class Writer:
         self._syncing: Future[None] | None = None
 
     def __enter__(self) -> Writer:
-        if self._directory.exists() and any(self._directory.iterdir()):
-            raise FileExistsError(f"{self._directory} is not empty; choose another directory or remove it")
+        self._directory.parent.mkdir(parents=True, exist_ok=True)
+        if not self._lock.take():
+            raise BlockingIOError(
+                f"{self._directory} is being written by another writer, which holds {self._lock.path}: wait until it "
+                "is done, or choose another directory"
+            )
+        try:
+            staging.check_output(self._directory)
+            self._begin()
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    def _begin(self) -> None:
         self.finished = self._left_behind()
         if self.staging.exists() and not self.finished:
-            shutil.rmtree(self.staging)
-        self.staging.mkdir(parents=True, exist_ok=True)
+            staging.remove(self.staging)
+        staging.begin(self.staging)
         try:
             needed = sum(entry.nbytes for group in self._groups for entry in group)
             free = shutil.disk_usage(self.staging).free
@@ -106,7 +99,6 @@ class Writer:
         except BaseException:
             self._discard()
             raise
-        return self
 
     def _lay_out(self, number: int, group: Sequence[Entry]) -> None:
         header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -228,12 +220,17 @@ class Writer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is not None:
-            if self._key is not None and not issubclass(kind, Exception):  # interrupted: what is finished is right
+        try:
+            if kind is None:
+                self._finish()
+            elif self._key is not None and not issubclass(kind, Exception):  # interrupted: what is finished is right
                 self._close()
             else:
                 self._discard()
-            return
+        finally:
+            self._lock.release()
+
+    def _finish(self) -> None:
         if self._places:
             missing = list(self._places)
             self._discard()
@@ -242,9 +239,9 @@ class Writer:
         self._close()
         if len(self._groups) > 1:
             self._write_index()
-        (self.staging / JOURNAL).unlink()
         if self._directory.exists():
             self._directory.rmdir()
+        (self.staging / JOURNAL).unlink()
         os.replace(self.staging, self._directory)
 
     def _write_index(self) -> None:
@@ -268,7 +265,7 @@ class Writer:
             shard.close()
         if self._journal is not None:
             self._journal.close()
-        shutil.rmtree(self.staging)
+        staging.remove(self.staging)
 
 
 def _reserve(file: BinaryIO, size: int) -> None:

@@ -16,7 +16,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sensmerge.engine.kernel_args import EVERYTHING, Cut, Inputs, Loop, NotFinite, Setting, mask_of, on_cpu, run_plain
+from sensmerge.engine.kernel_args import (
+    EVERYTHING,
+    Cut,
+    Inputs,
+    Loop,
+    NotFinite,
+    Setting,
+    check_shapes,
+    mask_of,
+    on_cpu,
+    run_plain,
+)
 from sensmerge.mergers import Steps
 
 T = TypeVar("T")
@@ -38,6 +49,10 @@ class Engine:
     compiled: bool = True
     _pool: ThreadPoolExecutor | None = field(default=None, init=False, repr=False)
 
+    def __post_init__(self) -> None:
+        if self.step < 4 or self.step % 4:
+            raise ValueError(f"pieces of {self.step} numbers: a positive multiple of 4 it must be (see random_words)")
+
     def __enter__(self) -> Engine:
         self._pool = ThreadPoolExecutor(self._workers)
         return self
@@ -54,8 +69,12 @@ class Engine:
     def merge(self, base: Tensor, experts: Sequence[Tensor], settings: Sequence[Setting]) -> None:
         """Write the merges of `base` [*s] and `experts` K x [*s] into the settings' outs, reading every piece once.
 
-        Everything is upcast to fp32 once and cast back once, whatever the dtypes; outs are alike. Raises NotFinite.
+        Everything is upcast to fp32 once and cast back once, whatever the dtypes. Raises NotFinite, and ValueError for
+        what differs in shape from the base, for outs of several dtypes, and for weights that are not [K] fp32.
         """
+        check_shapes(base, experts, settings)
+        if not base.numel():
+            return
         loops = []
         inputs = Inputs(base, experts)
         here = self.compiled and torch.device(self.device).type == "cpu"

@@ -108,7 +108,7 @@ class Loop:
         mode = kernels.VOTE if vote else kernels.DISJOINT if self._disjoint else kernels.LINEAR
         dtype = self._out.dtype
         base, experts, _hold = self._inputs.piece(piece, dtype)
-        target = self._out.room(piece)
+        target = _room(self._out, piece)
         direct = _direct(dtype, base)
         made = _numbers(target) if direct else np.empty(len(base), np.float32)
         peak, largest, votes = kernels.merge(
@@ -141,7 +141,7 @@ def run_plain(loops: Sequence[Loop], piece: slice) -> None:
         return
     # Rooms of files are one and the same memory of this thread, and all results are needed at once.
     targets = [
-        out.room(piece) if isinstance(out := loop._out, _Resident) else torch.empty(len(base), dtype=dtype)
+        _room(out, piece) if isinstance(out := loop._out, _Resident) else torch.empty(len(base), dtype=dtype)
         for loop in loops
     ]
     peak, largest = kernels.linear(
@@ -152,6 +152,36 @@ def run_plain(loops: Sequence[Loop], piece: slice) -> None:
     _check(peak, largest, dtype)
     for loop, target in zip(loops, targets, strict=True):
         loop._out.put(piece, target)
+
+
+def check_shapes(base: Tensor, experts: Sequence[Tensor], settings: Sequence[Setting]) -> None:
+    """Raise ValueError for whatever the loops, which look at no bounds, would read or write beyond its end."""
+    faults = [
+        f"expert {number} is {list(expert.shape)}, the base {list(base.shape)}"
+        for number, expert in enumerate(experts)
+        if expert.shape != base.shape
+    ]
+    for setting in settings:
+        out, weights = setting.out, setting.weights
+        if isinstance(out, Tensor) and out.shape != base.shape:
+            faults.append(f"out is {list(out.shape)}, the base {list(base.shape)}")
+        if weights.shape != (len(experts),) or weights.dtype != torch.float32:
+            faults.append(
+                f"weights are {list(weights.shape)} {weights.dtype}, for {len(experts)} experts they must be "
+                f"[{len(experts)}] torch.float32"
+            )
+    if len({setting.out.dtype for setting in settings}) > 1:
+        faults.append("outs of several dtypes")
+    if faults or not experts:
+        raise ValueError(f"these cannot be merged: {'; '.join(faults) or 'no experts'}")
+
+
+def _room(out: Out, piece: slice) -> Tensor:
+    """`out.room`, of the length and type that the loops write."""
+    room, n = out.room(piece), piece.stop - piece.start
+    if room.shape != (n,) or room.dtype != out.dtype:
+        raise ValueError(f"room for {n} numbers {out.dtype} of {type(out).__name__} has {len(room)} {room.dtype}")
+    return room
 
 
 def _direct(dtype: torch.dtype, base: Any) -> bool:

@@ -36,6 +36,10 @@ class Models:
     experts: dict[str, Path]
     vocabulary: Policy | None = None
 
+    def __post_init__(self) -> None:
+        if self.vocabulary is not None:
+            vocabulary.check_policy(self.vocabulary)
+
 
 @dataclass(frozen=True)
 class Layout:

@@ -75,10 +75,9 @@ def export(
     can only do differently, with the differences named in it.
 
     Raises NotExpressible for what mergekit cannot do, or, without `approximate`, does otherwise; ValueError for other
-    tasks than the table's.
+    tasks, or another model, than the table's.
     """
-    if tuple(sorted(experts)) != table.tasks:
-        raise ValueError(f"coefficients are for tasks {list(table.tasks)}, the experts given are {sorted(experts)}")
+    table.check(sorted(experts), entries)
     merger.check(len(experts))
     method = _method(merger, len(experts))
     dtype, more = _dtype(entries)

@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 
 from sensmerge import mergers
 from sensmerge.checkpoints.hub import identify
+from sensmerge.checkpoints.vocabulary import check_policy
 from sensmerge.coefficients import Rule, Table
 from sensmerge.family.family import Family
 from sensmerge.family.members import Models
@@ -113,6 +114,8 @@ def read(path: Path) -> Recipe:
     if data.get("version", VERSION) != VERSION:
         raise ValueError(f"{path} was made by version {data['version']} of merging; this is version {VERSION}")
     try:
+        if data.get("vocabulary") is not None:
+            check_policy(data["vocabulary"])
         return Recipe(
             base=data.get("base"),
             experts=data.get("experts") or {},

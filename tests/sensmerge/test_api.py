@@ -173,6 +173,14 @@ def test_a_description_is_read_back(merger: Merger) -> None:
         ({"merger": {"class": "Dare", "version": 1}}, "version 1 of Dare"),
         ({"merger": {"class": "Ties"}, "version": 99}, "version 99 of merging"),
         ({"coefficients": {"tasks": ["a"]}}, "no recipe of this version"),
+        (
+            {"coefficients": {"tasks": ["a", "b"], "blocks": [[1.0]], "default": [1.0, 1.0], "outside": {}}},
+            r"r\.json is no recipe of this version: .*blocks are \[1, 1\]",
+        ),
+        (
+            {"merger": {"class": "Ties"}, "vocabulary": "onion"},
+            r"r\.json is no recipe .*vocabulary is 'onion'; it may be base, union, error",
+        ),
     ],
 )
 def test_what_is_no_recipe_is_refused(content: Any, reason: str, tmp_path: Path) -> None:
@@ -199,6 +207,8 @@ def test_inputs_are_refused_before_work(root: Path, tmp_path: Path, family: Fami
     assert "code: no/where is no directory here" in str(caught.value)
     with pytest.raises(ValueError, match="experts are one at least"):
         sensmerge.open_family(root / "base", {}, cache=tmp_path)
+    with pytest.raises(ValueError, match="vocabulary is 'onion'"):
+        sensmerge.open_family(root / "base", {"math": root / "math"}, vocabulary="onion", cache=tmp_path)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"tasks \['code', 'general'\] have no calibration pairs"):
         sensmerge.compute_coefficients(family, {"math": [("w1", "w2")]})
     (tmp_path / "bad.jsonl").write_text('{"prompt": "w1", "answer": "w2"}\n{"prompt": 1}\n')
@@ -206,8 +216,15 @@ def test_inputs_are_refused_before_work(root: Path, tmp_path: Path, family: Fami
         sensmerge.compute_coefficients(family, dict.fromkeys(TASKS, tmp_path / "bad.jsonl"))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").touch()
+    table = api.uniform(family)
     with pytest.raises(FileExistsError):
-        sensmerge.write_merged(family, tmp_path / "full", Ties(), api.uniform(family))
+        sensmerge.write_merged(family, tmp_path / "full", Ties(), table)
+    deeper = dataclasses.replace(table, blocks=torch.ones(3, 6))
+    with pytest.raises(ValueError, match="for 6 blocks, the model has 2"):
+        sensmerge.write_merged(family, tmp_path / "out", Ties(), deeper)
+    with pytest.raises(ValueError, match="for 6 blocks, the model has 2"):
+        sensmerge.export_mergekit(family.members, Ties(), deeper)
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_came_from_the_hub_is_named_with_its_commit(root: Path, tmp_path: Path) -> None:

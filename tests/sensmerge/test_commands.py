@@ -14,6 +14,7 @@ from pipeline_fixtures import root  # noqa: F401
 import sensmerge
 from sensmerge.__main__ import main, parser
 from sensmerge.calibration import Calibration
+from sensmerge.checkpoints.writer import Writer
 from sensmerge.mergers import Ties
 
 TASKS = ("code", "general", "math")
@@ -134,6 +135,19 @@ def test_refusals(
     assert reason in said
     assert "Traceback" not in said
     assert [p for p in sorted(tmp_path.iterdir()) if p.name != "cache"] == [p for p in before if p.name != "cache"]
+
+
+def test_an_output_that_is_not_free_is_refused(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, words = tmp_path / "out", ["merge", str(table), "--merger", "ties", "--out", str(tmp_path / "out")]
+    with Writer(out, []):
+        assert main([*words, "--cache", str(tmp_path / "cache")]) == 1
+        assert f"{out} is being written by another" in capsys.readouterr().err
+    out.joinpath("model.safetensors").unlink()
+    (tmp_path / "out.part").mkdir()
+    (tmp_path / "out.part" / "mine").touch()
+    assert main([*words, "--cache", str(tmp_path / "new")]) == 1
+    assert f"{out}.part is where out has to be written first" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists(), "before any file is digested"
 
 
 def test_push_uploads_what_the_dry_run_shows(

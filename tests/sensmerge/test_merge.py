@@ -14,7 +14,7 @@ from conftest import llama
 
 from sensmerge import merge, models
 from sensmerge.checkpoints.reader import Entry, Reader, digest
-from sensmerge.checkpoints.writer import Writer
+from sensmerge.checkpoints.writer import JOURNAL, Writer
 from sensmerge.coefficients import Evidence, Sens, Uniform
 from sensmerge.engine.engine import Engine
 from sensmerge.merge import Merge
@@ -182,6 +182,7 @@ def test_writer_is_all_or_nothing(tmp_path: Path) -> None:
         writer.put("a", torch.zeros(3))
     (tmp_path / "x.part").mkdir()  # left behind by a killed merge
     (tmp_path / "x.part" / "junk").write_text("")
+    (tmp_path / "x.part" / JOURNAL).write_text('{"head')
     with Writer(tmp_path / "x", entries) as writer:
         writer.put("b", torch.ones(2, 2, dtype=torch.bfloat16))
         writer.put("a", torch.zeros(3))
@@ -219,6 +220,14 @@ def test_broken_experts_are_named(family: dict[str, Path]) -> None:
     rewrite(family["math"], "model.embed_tokens.weight", lambda t: t[:-3])
     with pytest.raises(ValueError, match=r"expert 'math'.*embed_tokens.*\[37, 16\].*vocabulary"):
         run(family)
+
+
+def test_a_resident_model_of_another_shape_is_refused(family: dict[str, Path]) -> None:
+    """Its parameters would be written beyond their end."""
+    with Reader(family["base"]) as base, Reader(family["math"]) as expert:
+        merged = Merge(base, {"math": expert}, Average(), Uniform().table(Evidence(["math"], base.names)), Engine())
+        with pytest.raises(ValueError, match=r"embed_tokens\.weight is \[39, 16\] in .* and \[40, 16\] in the merge"):
+            merge.load_into(llama(dtype=torch.bfloat16, vocab_size=39), merged)
 
 
 def test_unreadable_checkpoints_are_named(family: dict[str, Path], tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from oracles import oracle_trim, philox
 from sensmerge.engine import engine, kernels
 from sensmerge.engine.engine import Engine
 from sensmerge.engine.kernel_args import Cut, NotFinite, Setting
-from sensmerge.mergers import Average, Dare, Merger, Slerp, Steps, TaskArithmetic, Ties
+from sensmerge.mergers import Average, Breadcrumbs, Dare, Della, Merger, Slerp, Steps, TaskArithmetic, Ties
 from sensmerge.seeds import key
 
 MERGERS: list[Merger] = [
@@ -157,3 +158,56 @@ def test_masks_need_a_key_for_each_expert() -> None:
     base, experts = inputs(8, TYPES[0])
     with Engine() as engine, pytest.raises(ValueError, match="one mask per expert"):
         engine.merge(base, experts, [Setting(Dare(), WEIGHTS, torch.empty(8, dtype=B), KEYS[:2])])
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"weights": torch.ones(1)}, r"weights are \[1\] torch.float32, for 3 experts they must be \[3\]"),
+        ({"weights": torch.ones(4)}, r"weights are \[4\]"),
+        ({"weights": torch.ones(3, 1)}, r"weights are \[3, 1\]"),
+        ({"weights": torch.ones(3, dtype=D)}, "float64"),
+        ({"out": torch.empty(7)}, r"out is \[7\], the base \[8\]"),
+        ({"out": torch.empty(8, dtype=B)}, "outs of several dtypes"),
+    ],
+)
+def test_arrays_of_other_lengths_do_not_reach_the_loops(change: dict[str, Any], reason: str, compiled: bool) -> None:
+    """Read or written out of bounds, they gave other numbers every time."""
+    base, experts = inputs(8, TYPES[1])
+    good = Setting(TaskArithmetic(), WEIGHTS, torch.empty(8))
+    with Engine(compiled=compiled) as engine, pytest.raises(ValueError, match=reason):
+        engine.merge(base, experts, [good, replace(good, **change)])
+    with Engine(compiled=compiled) as engine, pytest.raises(ValueError, match=r"expert 1 is \[7\], the base \[8\]"):
+        engine.merge(base, [experts[0], experts[1][:7], experts[2]], [good])
+
+
+def test_a_room_of_another_length_is_refused() -> None:
+    class Short:
+        dtype = F
+
+        def room(self, piece: slice) -> torch.Tensor:
+            return torch.empty(piece.stop - piece.start - 1)
+
+        def put(self, piece: slice, made: torch.Tensor) -> None: ...
+
+    base, experts = inputs(8, TYPES[1])
+    with Engine() as engine, pytest.raises(ValueError, match=r"room for 8 numbers .* has 7"):
+        engine.merge(base, experts, [Setting(TaskArithmetic(), WEIGHTS, Short())])
+
+
+def test_pieces_begin_where_random_words_do() -> None:
+    for step in (0, 6, -4):
+        with pytest.raises(ValueError, match="multiple of 4"):
+            Engine(step=step)
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 4), (4, 0)])
+@pytest.mark.parametrize("merger", [*MERGERS, Slerp(), Breadcrumbs(), Della()], ids=str)
+def test_an_empty_tensor_stays_empty(merger: Merger, shape: tuple[int, ...]) -> None:
+    empty, few = torch.empty(shape), (merger.most_experts or 3)
+    made = merger(empty, torch.empty(few, *shape), WEIGHTS[:few], keys=KEYS[:few])
+    assert (made.shape, made.dtype) == (shape, F)
+    for compiled in (True, False):
+        with Engine(compiled=compiled) as engine:
+            engine.merge(empty, [empty] * few, [Setting(merger, WEIGHTS[:few], torch.empty(shape), KEYS[:few])] * 2)
