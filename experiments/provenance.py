@@ -72,11 +72,6 @@ def processor() -> str:
     return next(named, platform.processor() or platform.machine())
 
 
-def bench_machine() -> str:
-    """Processor and cores that this process may use, for the head of a bench's table."""
-    return f"{processor()}, {len(os.sched_getaffinity(0))} cores"
-
-
 def peak_memory_mb() -> float:
     """Largest resident size of this process so far, in MB (10^6 bytes)."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
