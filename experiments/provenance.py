@@ -70,11 +70,6 @@ def processor() -> str:
     return next(named, platform.processor() or platform.machine())
 
 
-def bench_machine() -> str:
-    """Processor and cores that this process may use, for the head of a bench's table."""
-    return f"{processor()}, {len(os.sched_getaffinity(0))} cores"
-
-
 def data_digests(spec: Any, data_dir: Path | None) -> dict[str, str]:
     """What every `Rows` found anywhere inside `spec` reads: sha256 of a local file ("missing" if it is not there), or
     the hub source's name."""

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
 from collections import defaultdict
@@ -32,6 +30,7 @@ from evaluation.checks.canary import Oracle
 from evaluation.checks.doctor import available, data_argument, missing
 from evaluation.checks.export import export
 from evaluation.harness import Harness
+from experiments.bench.rounds import run_process
 from sensmerge.models import DTYPES, load, load_tokenizer, resolve_device
 
 BENCHMARKS = ("mmlu", "hellaswag", "truthfulqa_mc1", "truthfulqa_mc2", "gsm8k", "humaneval")
@@ -136,9 +135,7 @@ def lm_eval_items(tasks: dict[str, list[str]], scratch: Path, options: Sequence[
         *("--include_path", str(scratch / "tasks"), "--log_samples", "--output_path", str(scratch / "out")),
     ]
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_DATASETS_CACHE": str(scratch / "cache")}
-    done = subprocess.run(command, env={**os.environ, **offline}, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)}\nended with {done.returncode}:\n{done.stderr[-3000:]}")
+    run_process(command, environment=offline)
     items: dict[str, Item] = {}
     for task, ids in tasks.items():
         (log,) = (scratch / "out").rglob(f"samples_{task}_[0-9]*.jsonl")

@@ -10,22 +10,20 @@ say they spent merging and evaluating. Runs and kept stages go to a directory of
 from __future__ import annotations
 
 import argparse
-import os
-import shlex
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 
-from experiments import provenance
 from experiments.analysis import records
+from experiments.bench import rounds
 from experiments.sweeps.code_state import ROOT
 
 TARGET = 1.1  # times what merging and evaluating takes
+COLUMNS = """\
+| launcher | points | whole command, s | merges and evaluations, s | rest of its runs, s | ratio | <= 1.1 |
+|---|--:|--:|--:|--:|--:|---|"""
 
 
 @dataclass(frozen=True)
@@ -47,18 +45,16 @@ class Sweep:
         )
 
 
-def measure(launcher: str, points: int, cache: Path, given: Sequence[str]) -> Sweep:
+def measure(launcher: str, points: int, cache: Path, overrides: Sequence[str]) -> Sweep:
     """One sweep by `launcher`. RuntimeError if its runs are not all there, or one did not find its calibration kept."""
     with tempfile.TemporaryDirectory(prefix="multirun-") as scratch:
         runs, own = Path(scratch, "runs"), Path(scratch, "cache")
         own.mkdir()
         (own / "families").symlink_to(cache.resolve() / "families")
-        words = [f"output.runs={runs}", f"output.cache={own}", "scaling=sens", *given]
+        words = [f"output.runs={runs}", f"output.cache={own}", "scaling=sens", *overrides]
         _call(*words, "scaling.temperature=1", "study=warm")
         temperatures = ",".join(f"{0.1 + point / 100:.2f}" for point in range(points))
-        start = time.perf_counter()
-        _call("-m", f"launcher={launcher}", *words, f"scaling.temperature={temperatures}", "study=sweep")
-        wall = time.perf_counter() - start
+        wall = _call("-m", f"launcher={launcher}", *words, f"scaling.temperature={temperatures}", "study=sweep")
         finished = [run.measured for run in records.load(runs) if "sweep" in run.studies]
     if len(finished) != points:
         raise RuntimeError(f"{launcher}: {len(finished)} records of {points} points")
@@ -68,26 +64,17 @@ def measure(launcher: str, points: int, cache: Path, given: Sequence[str]) -> Sw
     return Sweep(launcher, points, wall, work, sum(sum(measured.seconds.values()) for measured in finished) - work)
 
 
-def _call(*words: str) -> None:
-    done = subprocess.run([sys.executable, "run.py", *words], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        raise RuntimeError(f"run.py {shlex.join(words)} ended with {done.returncode}:\n{done.stdout[-2000:]}")
+def _call(*words: str) -> float:
+    return rounds.run_process([sys.executable, "run.py", *words], cwd=ROOT).wall
 
 
 def main(arguments: list[str]) -> int:
     """Print a markdown table; 0 whatever it says, for a busy machine is no defect."""
     given = _parser().parse_args(arguments)
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     (given.cache / "families").mkdir(parents=True, exist_ok=True)
     words = [f"model={given.model}", f"suite={given.suite}", f"merger={given.merger}", f"tracking={given.tracking}"]
-    out = [
-        f"`python -m experiments bench multirun {shlex.join(arguments)}`",
-        f"{date.today()}, {provenance.bench_machine()}, {' '.join(words)} scaling=sens",
-        "",
-        "| launcher | points | whole command, s | merges and evaluations, s | rest of its runs, s | ratio | <= 1.1 |",
-        "|---|--:|--:|--:|--:|--:|---|",
-    ]
-    sys.stdout.write("\n".join(out) + "\n")
+    facts = [" ".join([*words, "scaling=sens"])]
+    sys.stdout.write(rounds.head("multirun", arguments, facts, COLUMNS, packages=("torch", "transformers")))
     for launcher in given.launchers.split(","):
         sys.stdout.write(measure(launcher, given.points, given.cache, [*words, *given.override]).row() + "\n")
         sys.stdout.flush()
@@ -95,13 +82,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    summary = (__doc__ or "").partition("\n")[0]
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments bench multirun",
-        usage="%(prog)s [options] [override ...]",
-        description=summary,
-        epilog="example: python -m experiments bench multirun --points 20 threads=1",
-    )
+    parser = rounds.parser("multirun", __doc__, "--points 20 threads=1", usage="[options] [override ...]")
     parser.add_argument("--cache", type=Path, default=Path(".cache"), help="where families lie (default: %(default)s)")
     parser.add_argument("--points", type=int, default=20, help="runs of the sweep (default: %(default)s)")
     parser.add_argument("--launchers", default="local", help="of local,local_parallel (default: %(default)s)")

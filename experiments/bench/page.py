@@ -8,19 +8,18 @@ Each round is a browser of its own. Timed from the start of navigation to when t
 from __future__ import annotations
 
 import argparse
-import shlex
 import shutil
 import statistics
 import sys
 import tempfile
-from datetime import date
 from pathlib import Path
 from typing import Any
 
-from experiments import provenance
+from experiments.bench import rounds
 from experiments.report import page
 
 TARGET = 2.0  # seconds
+COLUMNS = "| records | MB | rounds | first table, s (range) | < 2 s |\n|--:|--:|--:|--:|---|"
 
 
 def browser(*arguments: str) -> Any:
@@ -56,29 +55,19 @@ def main(arguments: list[str]) -> int:
         studies = [page.study(name, given.runs) for name in given.study]
         records = {record.id for study in studies for table in study.tables for record in table.records}
         path = page.write(studies, Path(folder))
-        seconds = sorted(first_table(path) for _ in range(given.rounds))
-        middle = statistics.median(seconds)
-        lines = [
-            f"`python -m experiments bench page {shlex.join(arguments)}`",
-            f"{date.today()}, {provenance.bench_machine()}",
-            "",
-            "| records | MB | rounds | first table, s (range) | < 2 s |",
-            "|--:|--:|--:|--:|---|",
-            f"| {len(records)} | {path.stat().st_size / 1e6:.1f} | {given.rounds} | {middle:.2f} "
-            f"({seconds[0]:.2f} .. {seconds[-1]:.2f}) | {'yes' if middle < TARGET else 'no'} |",
-        ]
-        sys.stdout.write("\n".join(lines) + "\n")
+        size = path.stat().st_size
+        seconds = [first_table(path) for _ in range(given.rounds)]
+    met = "yes" if statistics.median(seconds) < TARGET else "no"
+    sys.stdout.write(
+        rounds.head("page", arguments, [], COLUMNS, packages=())
+        + f"| {len(records)} | {size / 1e6:.1f} | {given.rounds} | {rounds.spread(seconds)} | {met} |\n"
+    )
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    summary = (__doc__ or "").partition("\n")[0]
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments bench page",
-        description=summary,
-        epilog="example: python -m experiments bench page --study tiny_screen",
-    )
+    parser = rounds.parser("page", __doc__, "--study tiny_screen", usage="--study NAME ... [options]")
     parser.add_argument("--study", nargs="+", required=True, help="studies to show")
     parser.add_argument("--runs", type=Path, default=Path("results/runs"), help="default: %(default)s")
-    parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
+    rounds.add_rounds(parser, 5)
     return parser

@@ -11,9 +11,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import struct
+import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from experiments.bench import rounds
 from sensmerge.checkpoints.reader import SINGLE, Entry, Reader
 from sensmerge.checkpoints.writer import Writer
 from sensmerge.seeds import generator
@@ -137,6 +140,29 @@ def write_family(path: Path, shape: Shape, tasks: Sequence[str]) -> None:
             write_checkpoint(path / part, shape, seed=number, base=path / "base" if number else None)
 
 
+@contextmanager
+def family(work: Path | None, shape: str, tasks: Sequence[str], *, keep: bool) -> Iterator[Path]:
+    """The family in work/SHAPE (without `work` in a temporary directory): what is missing is made, and removed at the
+    end unless `keep`."""
+    with ExitStack() as stack:
+        parent = work or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
+        folder = parent.resolve() / shape
+        made = [part for part in (folder, *(folder / name for name in ("base", *tasks))) if not part.exists()]
+        try:
+            write_family(folder, SHAPES[shape], tasks)
+            yield folder
+        finally:
+            for part in made if not keep else ():
+                shutil.rmtree(part, ignore_errors=True)
+
+
+def add_family(options: argparse.ArgumentParser) -> None:
+    """Options of a bench that makes its checkpoints."""
+    options.add_argument("--work", type=Path, help="where checkpoints are made (default: a temporary directory)")
+    options.add_argument("--shape", choices=sorted(SHAPES), default="0.13b", help="default: %(default)s")
+    options.add_argument("--keep", action="store_true", help="leave them there")
+
+
 def _base(entry: Entry, seed: int) -> Tensor:
     if len(entry.shape) == 1:
         return torch.ones(entry.shape, dtype=entry.dtype)
@@ -151,12 +177,8 @@ def _expert(entry: Entry, seed: int, source: Reader, spread: float) -> Tensor:
 
 def main(arguments: list[str]) -> int:
     """Write a family; 0."""
-    summary = (__doc__ or "").partition("\n")[0]
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments bench checkpoints",
-        description=summary,
-        epilog="example: python -m experiments bench checkpoints DIR --shape 13b --tasks general,math,code --headers",
-    )
+    example = "DIR --shape 13b --tasks general,math,code --headers"
+    parser = rounds.parser("checkpoints", __doc__, example, usage="DIR --shape SHAPE [options]")
     parser.add_argument("directory", type=Path, help="gets base/ and a directory for each task")
     parser.add_argument("--shape", choices=SHAPES, required=True)
     parser.add_argument("--tasks", default="general,math,code", help="default: %(default)s")

@@ -6,7 +6,7 @@ Base and three experts have random weights (random_checkpoints.py), the points r
 is a process of its own, timed from opened files, imports not. one: a single point's checkpoint. apart: every point's
 checkpoint, one merge after the other. together: the same checkpoints by `sensmerge.merge.write_all`, which reads the
 inputs once. one memory, together memory: one point, or all, into memory that is used again for the next tensor: what
-reading and computing cost without the disk. A first round of each is thrown away.
+reading and computing cost without the disk. Rounds: rounds.py.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
-import shlex
 import shutil
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from datetime import date
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from experiments import provenance
-from experiments.bench.merge import MERGERS, TASKS, Pass, watched
-from experiments.bench.random_checkpoints import SHAPES, write_family
+from experiments.bench import rounds
+from experiments.bench.merge import CASES, TASKS
+from experiments.bench.random_checkpoints import add_family, family
+from experiments.bench.rounds import MIB, Process
 from sensmerge import merge
 from sensmerge.checkpoints.reader import Reader
 from sensmerge.coefficients import Table
@@ -37,26 +37,27 @@ from sensmerge.seeds import generator
 from sensmerge.tensor_names import count_blocks
 
 SIDES = ("one", "apart", "together", "one memory", "together memory")
+COLUMNS = "| merger | side | s (range) | times one point | anonymous, MiB |\n|---|---|--:|--:|--:|"
 
 
-def one_side(family: Path, name: str, side: str, points: int, out: Path, threads: int) -> float:
+def one_pass(checkpoints: Path, name: str, side: str, points: int, out: Path, threads: int) -> float:
     """Seconds of one side from opened files to its last result."""
     with ExitStack() as stack:
-        base = stack.enter_context(Reader(family / "base"))
-        experts = {task: stack.enter_context(Reader(family / task)) for task in TASKS}
+        base = stack.enter_context(Reader(checkpoints / "base"))
+        experts = {task: stack.enter_context(Reader(checkpoints / task)) for task in TASKS}
         engine = stack.enter_context(Engine(threads=threads))
         importlib.import_module("sensmerge.engine.kernels")
         start = time.perf_counter()
         merges = [
-            merge.Merge(base, experts, MERGERS[name], _table(base.names, point), engine)
+            merge.Merge(base, experts, CASES[name].merger, _table(base.names, point), engine)
             for point in range(1 if side.startswith("one") else points)
         ]
-        outputs = [merge.Output(out / str(i), one, "", {"point": i}) for i, one in enumerate(merges)]
+        outputs = [merge.Output(out / str(i), merged, "", {"point": i}) for i, merged in enumerate(merges)]
         if side.endswith("memory"):
             _into_memory(merges)
         elif side == "apart":
-            for one in outputs:
-                merge.write(one.directory, one.merge, card="", recipe=one.recipe)
+            for output in outputs:
+                merge.write(output.directory, output.merge, card="", recipe=output.recipe)
         else:
             merge.write_all(outputs)
         return time.perf_counter() - start
@@ -77,79 +78,52 @@ def _into_memory(merges: Sequence[merge.Merge]) -> None:
         merge.into_all(merges, entry.name, [place[:n].view(entry.shape) for place in memory])
 
 
-def measure(given: argparse.Namespace, name: str) -> dict[str, list[Pass]]:
-    """Passes by side; the first of each is not counted."""
-    out = given.work / "out"
-    me = [sys.executable, "-m", "experiments", "bench", "sweep", "--work", str(given.work), "--shape", given.shape]
-    me += ["--points", str(given.points), "--threads", str(given.threads), "--mergers", name]
-    found: dict[str, list[Pass]] = {side: [] for side in given.sides.split(",")}
-    for turn in range(given.rounds + 1):
-        for side, passes in found.items():
-            shutil.rmtree(out, ignore_errors=True)
-            one = watched([*me, "--side", side])
-            sys.stderr.write(f"round {turn} {name} {side}: {one.seconds:.2f} s\n")
-            if turn:
-                passes.append(one)
-    shutil.rmtree(out, ignore_errors=True)
-    return found
+def measure(given: argparse.Namespace, arguments: Sequence[str], work: Path, name: str) -> dict[str, list[Process]]:
+    """Passes by side, of one merger."""
+    same = [*arguments, "--work", str(work), "--mergers", name]
+    commands = {side: rounds.side_command("sweep", same, side) for side in given.sides.split(",")}
+    prepare = partial(shutil.rmtree, work / "out", ignore_errors=True)
+    passes = rounds.processes_in_turns(commands, given.rounds, cold=given.cold, before=prepare)
+    prepare()
+    return passes
 
 
-def rows(name: str, found: dict[str, list[Pass]]) -> list[str]:
+def rows(name: str, passes: Mapping[str, Sequence[Process]]) -> list[str]:
     """The table's lines: medians, ranges, and the ratio to one point of the same kind."""
     lines = []
-    for side, passes in found.items():
-        seconds = sorted(one.seconds for one in passes)
-        against = "one memory" if side.endswith("memory") else "one"
-        middle = statistics.median(seconds)
-        ratio = middle / statistics.median(one.seconds for one in found[against]) if against in found else float("nan")
-        spread = f"{seconds[0]:.2f} .. {seconds[-1]:.2f}"
-        anonymous = statistics.median(one.anonymous for one in passes) / 2**20
-        lines.append(f"| {name} | {side} | {middle:.2f} ({spread}) | {ratio:.2f} | {anonymous:.0f} |")
+    for side, mine in passes.items():
+        seconds = rounds.seconds(mine)
+        single = passes.get("one memory" if side.endswith("memory") else "one")
+        ratio = rounds.ratio(seconds, rounds.seconds(single)) if single else float("nan")
+        anonymous = statistics.median(done.anonymous for done in mine) / MIB
+        lines.append(f"| {name} | {side} | {rounds.spread(seconds)} | {ratio:.2f} | {anonymous:.0f} |")
     return lines
 
 
 def main(arguments: list[str]) -> int:
     """Print a markdown table; 0 whatever it says, for a busy machine is no defect."""
     given = _parser().parse_args(arguments)
-    given.work = given.work.resolve()
-    family = given.work / given.shape
     if given.side:
-        seconds = one_side(family, given.mergers, given.side, given.points, given.work / "out", given.threads)
+        checkpoints, out = given.work / given.shape, given.work / "out"
+        seconds = one_pass(checkpoints, given.mergers, given.side, given.points, out, given.threads)
         sys.stdout.write(f"{seconds}\n")
         return 0
-    write_family(family, SHAPES[given.shape], TASKS)
-    head = [
-        f"`python -m experiments bench sweep {shlex.join(arguments)}`",
-        f"{date.today()}, {provenance.bench_machine()}, {given.threads} threads, {given.shape}, base and three "
-        f"experts, bf16, {given.points} points, {given.rounds} rounds",
-        "",
-        "| merger | side | s (range) | times one point | anonymous, MiB |",
-        "|---|---|--:|--:|--:|",
-    ]
-    sys.stdout.write("\n".join(head) + "\n")
-    for name in given.mergers.split(","):
-        sys.stdout.write("\n".join(rows(name, measure(given, name))) + "\n")
-        sys.stdout.flush()
-    if not given.keep:
-        shutil.rmtree(family)
+    facts = [f"{given.threads} threads", given.shape, "base and three experts", "bf16"]
+    facts += [f"{given.points} points", f"{given.rounds} rounds"]
+    with family(given.work, given.shape, TASKS, keep=given.keep) as checkpoints:
+        sys.stdout.write(rounds.head("sweep", arguments, facts, COLUMNS))
+        for name in given.mergers.split(","):
+            sys.stdout.write("\n".join(rows(name, measure(given, arguments, checkpoints.parent, name))) + "\n")
+            sys.stdout.flush()
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    summary = (__doc__ or "").partition("\n")[0]
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments bench sweep",
-        usage="%(prog)s --work DIR [options]",
-        description=summary,
-        epilog="example: python -m experiments bench sweep --shape 0.13b --work DIR --mergers ties",
-    )
-    parser.add_argument("--work", type=Path, required=True, help="where checkpoints are made")
-    parser.add_argument("--shape", choices=sorted(SHAPES), default="0.13b", help="default: %(default)s")
-    parser.add_argument("--mergers", default="task_arithmetic,ties", help=f"of {','.join(MERGERS)}")
+    parser = rounds.parser("sweep", __doc__, "--shape 0.13b --work DIR --mergers ties")
+    add_family(parser)
+    parser.add_argument("--mergers", default="task_arithmetic,ties", help=f"of {','.join(CASES)}")
     parser.add_argument("--points", type=int, default=12, help="settings of the sweep (default: %(default)s)")
     parser.add_argument("--sides", default=",".join(SIDES), help="default: %(default)s")
-    parser.add_argument("--rounds", type=int, default=3, help="counted rounds of each side (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: %(default)s")
-    parser.add_argument("--keep", action="store_true", help="leave the family there")
-    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)  # one pass; prints its seconds
+    rounds.add_sides(parser, SIDES)
     return parser

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +9,8 @@ import torch
 from conftest import weights
 
 from experiments.bench import random_checkpoints, sensitivity
-from experiments.bench.random_checkpoints import SHAPES, Shape, write_checkpoint
+from experiments.bench.random_checkpoints import SHAPES, Shape, family, write_checkpoint
+from experiments.bench.rounds import Process
 from sensmerge import models
 
 SMALL = Shape(16, 2, 4, 2, 24, 40, tied=False)
@@ -50,28 +49,32 @@ def test_both_sides_and_the_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(random_checkpoints.SHAPES, "0.13b", SMALL)
-    write_checkpoint(tmp_path / "model", SMALL, seed=0)
+    write_checkpoint(tmp_path / "0.13b" / "base", SMALL, seed=0)
+    arguments = ["--work", str(tmp_path), "--samples", "2", "--tokens", "8", "--spill"]
     sides = {}
-    for side in ("resident", "streamed"):
-        arguments = ["--side", side, "--checkpoint", str(tmp_path / "model"), "--samples", "2", "--tokens", "8"]
-        assert sensitivity.main([*arguments, "--spill"]) == 0
-        told = json.loads(capsys.readouterr().out)
-        assert told["seconds"] > 0
-        assert 1e7 < told["RssAnon"] < told["VmRSS"]
-        sides[side] = sensitivity.Side.of([told, told])
-    given = sensitivity._parser().parse_args(["--samples", "2", "--tokens", "8"])
-    row = sensitivity.row(given, sides["streamed"], sides["resident"])
+    for side, gib in {"resident": 4, "streamed": 2}.items():
+        assert sensitivity.main([*arguments, "--side", side]) == 0
+        done = Process(capsys.readouterr().out, 9.0, gib * 2**30, 2**30)
+        assert done.seconds > 0
+        assert all(value > 0 for value in sensitivity.sensitivities(done).values())
+        sides[side] = [done, done]
+    given = sensitivity._parser().parse_args(arguments)
+    row = sensitivity.row(given, sides)
     assert row.startswith("| 0.13b | 2 x 8 | 3 | ")
+    assert "| 4.00 (1.00) |" in row
+    assert "| 0.50 (1.00) |" in row
     assert float(row.split("|")[-2]) < 1e-6
-    assert sensitivity.row(given, sides["streamed"], None).count("|") == row.count("|") == 11
+    assert sensitivity.row(given, {"streamed": sides["streamed"]}).count("|") == row.count("|") == 11
 
 
-def test_memory_sees_a_peak_that_is_over() -> None:
-    memory = sensitivity.Memory()
-    memory._look()
-    before = memory.peaks["RssAnon"]
-    memory.start()
-    held = torch.ones(64 * 2**20, dtype=torch.uint8)
-    time.sleep(0.2)
-    del held
-    assert memory.stop()["RssAnon"] > before + 60 * 2**20
+def test_only_what_was_made_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(random_checkpoints.SHAPES, "0.13b", SMALL)
+    with family(tmp_path, "0.13b", (), keep=True) as folder:
+        assert folder == tmp_path / "0.13b"
+    with pytest.raises(KeyError), family(tmp_path, "0.13b", ["math"], keep=False) as folder:
+        assert {path.name for path in folder.iterdir()} == {"base", "math"}
+        raise KeyError
+    assert [path.name for path in (tmp_path / "0.13b").iterdir()] == ["base"]
+    with family(None, "0.13b", (), keep=False) as folder:
+        assert (folder / "base" / "config.json").is_file()
+    assert not folder.exists()

@@ -8,9 +8,10 @@ import pytest
 import torch
 from conftest import weights
 
-from experiments.bench import random_checkpoints, sweep
-from experiments.bench.merge import TASKS, Pass
+from experiments.bench import random_checkpoints, rounds, sweep
+from experiments.bench.merge import TASKS
 from experiments.bench.random_checkpoints import Shape, write_family
+from experiments.bench.rounds import Process
 
 SMALL = Shape(16, 2, 4, 2, 24, 40, tied=False)
 
@@ -40,33 +41,32 @@ def test_points_together_are_the_points_apart(
 
 
 def test_the_table_by_hand() -> None:
-    found = {
-        "one": [Pass(2.0, 4.0, 2**20, 0)],
-        "together": [Pass(s, s, 2**21, 0) for s in (3.0, 5.0, 9.0)],
-        "one memory": [Pass(1.0, 4.0, 2**20, 0)],
-        "together memory": [Pass(4.0, 4.0, 2**20, 0)],
+    """Together takes 1.5, 2.5 and 9 times the single point of its round."""
+    passes = {
+        "one": [Process(f"{s}", 4.0, 0, 2**20) for s in (2.0, 2.0, 1.0)],
+        "together": [Process(f"{s}", 4.0, 0, 2**21) for s in (3.0, 5.0, 9.0)],
+        "one memory": [Process("1.0", 4.0, 0, 2**20)],
+        "together memory": [Process("4.0", 4.0, 0, 2**20)],
     }
-    assert sweep.rows("ties", found) == [
-        "| ties | one | 2.00 (2.00 .. 2.00) | 1.00 | 1 |",
+    assert sweep.rows("ties", passes) == [
+        "| ties | one | 2.00 (1.00 .. 2.00) | 1.00 | 1 |",
         "| ties | together | 5.00 (3.00 .. 9.00) | 2.50 | 2 |",
         "| ties | one memory | 1.00 (1.00 .. 1.00) | 1.00 | 1 |",
         "| ties | together memory | 4.00 (4.00 .. 4.00) | 4.00 | 1 |",
     ]
 
 
-def test_rounds_take_turns_and_the_family_goes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_whole_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     ran: list[str] = []
 
-    def one(command: list[str]) -> Pass:
+    def run(command: list[str]) -> Process:
         ran.append(command[-1])
-        return Pass(float(len(ran)), 0.0, 0, 0)
+        return Process(f"{len(ran)}", 0.0)
 
     monkeypatch.setitem(random_checkpoints.SHAPES, "0.13b", SMALL)
-    monkeypatch.setattr(sweep, "watched", one)
+    monkeypatch.setattr(rounds, "run_process", run)
     arguments = ["--work", str(tmp_path), "--mergers", "ties", "--sides", "one,together", "--rounds", "1"]
     assert sweep.main(arguments) == 0
-    assert ran == ["one", "together"] * 2
+    assert ran == ["together", "one", "one", "together"]
     assert "| ties | together | 4.00 (4.00 .. 4.00) | 1.33 | 0 |" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import yaml
 
-from experiments.bench import parity
-from experiments.bench.parity import CASES, their_config
+from experiments.bench import mergekit, parity, rounds
+from experiments.bench.parity import CASES, tasks_of, their_config
+from experiments.bench.rounds import Process
 from sensmerge.checkpoints.reader import Reader
 from sensmerge.engine.engine import Engine
 from sensmerge.merge import Merge, write
@@ -21,11 +21,11 @@ from sensmerge.merge import Merge, write
 def test_every_case_is_compared(
     off: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def merge(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+    def merge(command: list[str]) -> Process:
         config = yaml.safe_load(Path(command[3]).read_text())
         listed = isinstance(config["models"][0]["parameters"].get("weight"), list)
         name = "exported" if listed else config["merge_method"].replace("linear", "average")
-        merger, tasks, _settings = CASES[name]
+        tasks = tasks_of(name)
         folder = Path(config["models"][0]["model"]).parent
         with ExitStack() as stack:
             base, engine = stack.enter_context(Reader(folder / "base")), stack.enter_context(Engine(compiled=False))
@@ -33,11 +33,11 @@ def test_every_case_is_compared(
             table = parity.coefficients(name, tasks, base.names)
             table.default.add_(off)
             table.blocks.add_(off)
-            write(Path(command[4]), Merge(base, readers, merger, table, engine), card="", recipe={})
-        return subprocess.CompletedProcess(command, 0)
+            write(Path(command[4]), Merge(base, readers, CASES[name].merger, table, engine), card="", recipe={})
+        return Process("1.0", 1.0)
 
-    monkeypatch.setattr(parity, "mergekit", lambda work: Path("python"))
-    monkeypatch.setattr(subprocess, "run", merge)
+    monkeypatch.setattr(mergekit, "environment", lambda work: Path("python"))
+    monkeypatch.setattr(rounds, "run_process", merge)
     assert parity.main(["--work", str(tmp_path)]) == int(off > 0)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == list(CASES)

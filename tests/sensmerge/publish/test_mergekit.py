@@ -21,7 +21,6 @@ from sensmerge.coefficients import Evidence, Table, Uniform
 from sensmerge.engine.engine import Engine
 from sensmerge.merge import Merge
 from sensmerge.mergers import Average, Breadcrumbs, Dare, Della, Merger, Slerp, TaskArithmetic, Ties
-from sensmerge.publish import mergekit
 from sensmerge.publish.mergekit import NotExpressible, export
 
 TASKS = ("code", "general", "math")
@@ -222,9 +221,3 @@ def test_mergekit_itself_makes_our_merge(dtype: torch.dtype, tmp_path: Path) -> 
                 assert other.dtype == tensor.dtype == dtype
                 spacing = tensor.abs().float() * (2**-7 if dtype == torch.bfloat16 else 2**-20) + 1e-7
                 assert ((other - tensor).abs().float() <= spacing).all(), name
-
-
-def test_the_version_is_the_benchs() -> None:
-    from experiments.bench.merge import MERGEKIT
-
-    assert mergekit.VERSION == MERGEKIT
