@@ -58,8 +58,8 @@ WALLS = {
 MOST = 16  # Python files in a folder
 LAUNCHER = {f"hydra_plugins/sensmerge_launcher/{name}.py" for name in ("base", "config", "launchers")}
 ALLOWED = {
-    "hydra": {"run.py", "experiments/run/command.py", *LAUNCHER},
-    "omegaconf": {"run.py", "experiments/run/command.py", *LAUNCHER},
+    "hydra": {"run.py", "experiments/run/command.py", "experiments/run/errors.py", *LAUNCHER},
+    "omegaconf": {"run.py", "experiments/run/command.py", "experiments/run/errors.py", *LAUNCHER},
     "submitit": {"experiments/sweeps/submit.py"},
     "transformers": {"sensmerge/models.py", "experiments/families/tiny_model.py", "experiments/families/conversion.py"},
     "lm_eval": {"evaluation/harness.py", "evaluation/lm_eval_rows.py", "evaluation/checks/bare_lm_eval.py"},

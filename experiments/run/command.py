@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from experiments.run.spec import RunSpec
 
 
+_NAMING = ("model", "merger", "scaling", "suite")  # groups whose choices name a run
+
+
 @dataclass(frozen=True)
 class Frozen:
     """A job's configuration as plain data: resolved, so that nothing but code and data can change what it means.
@@ -32,7 +35,12 @@ def freeze(config: DictConfig, hydra_config: Any) -> Frozen:
 
     # A yaml in a folder, such as merger=smollm2_135m/ties, goes by its own name.
     choices = hydra_config.runtime.choices
-    labels = {key: str(choices[key]).rpartition("/")[2] for key in ("model", "merger", "scaling", "suite")}
+    if missing := [group for group in _NAMING if group not in choices]:
+        raise ValueError(
+            f"~{missing[0]}: every run has a {missing[0]}, so it cannot be taken away; choose another "
+            f"({missing[0]}=NAME; scaling=uniform is none at all)"
+        )
+    labels = {group: str(choices[group]).rpartition("/")[2] for group in _NAMING}
     resolved = OmegaConf.to_container(config, resolve=True)
     assert isinstance(resolved, dict)
     plain = {str(key): value for key, value in resolved.items()}

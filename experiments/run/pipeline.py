@@ -264,6 +264,7 @@ def _failure_report(path: Path):
     path.unlink(missing_ok=True)
     try:
         yield
-    except BaseException:
+    except BaseException as error:
         path.write_text(traceback.format_exc())
+        error.add_note(f"traceback: {path}")
         raise

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+class SweepFailed(RuntimeError):
+    """Jobs of a sweep did not finish: which, and why, stands in its table and in their error.txt."""
+
+
 class SweepLauncher(Launcher):
     """A launcher is this and a `start`."""
 
@@ -64,7 +68,11 @@ class SweepLauncher(Launcher):
                 ended |= self.start([job for job in jobs if job.index in specs], configs, specs)
         finally:
             self._show()
-        return [_return(configs[job.index], ended.get(job.index)) for job in jobs]
+        failed = sum(isinstance(one, Exception) for one in ended.values())
+        again = f"python -m experiments status --sweep {self.sweep.name} --failed"
+        said = SweepFailed(f"{failed} of {len(jobs)} jobs did not finish; `{again}` prints the command that runs them")
+        results = {index: said if isinstance(one, Exception) else one for index, one in ended.items()}
+        return [_return(configs[job.index], results.get(job.index)) for job in jobs]
 
     def _composed(self, index: int, overrides: Sequence[str]) -> DictConfig:
         config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
@@ -83,7 +91,7 @@ class SweepLauncher(Launcher):
 
     def _written(self, configs: dict[int, DictConfig]) -> tuple[list[Job], dict[int, RunSpec], dict[int, Any]]:
         """Write the sweep down. Its new jobs, the runs that they are, and what ended those that cannot be runs."""
-        from experiments.run import command
+        from experiments.run import command, errors
         from experiments.sweeps import job, manifest
 
         jobs, specs, ended = [], {}, {}
@@ -101,7 +109,7 @@ class SweepLauncher(Launcher):
                 (place / "error.txt").write_text(traceback.format_exc())
                 manifest.note(place, "failed", {"why": job.brief(error)})
                 jobs.append(manifest.Job(index, overrides))
-                log.error("#%d cannot be a run, and the others go on: %s", index, job.brief(error))
+                log.error("#%d cannot be a run, and the others go on: %s", index, errors.message(error, overrides))
         self._keep(dataclasses.replace(sweep, jobs=(*sweep.jobs, *jobs)))
         return jobs, specs, ended
 
@@ -164,9 +172,23 @@ def outcomes(sweep: Sweep) -> dict[int, Any]:
     return ended
 
 
+class _Quiet(JobReturn):
+    """JobReturn prints the job's overrides when its exception is asked for; the sweep's table has them."""
+
+    @property
+    def return_value(self) -> Any:
+        if self.status == JobStatus.FAILED:
+            raise self._return_value
+        return self._return_value
+
+    @return_value.setter
+    def return_value(self, value: Any) -> None:
+        self._return_value = value
+
+
 def _return(config: DictConfig, ended: Any) -> JobReturn:
     """What Hydra's sweeper wants to know of a job."""
-    done = JobReturn(overrides=list(config.hydra.overrides.task), cfg=_task(config))
+    done = _Quiet(overrides=list(config.hydra.overrides.task), cfg=_task(config))
     done.status = JobStatus.FAILED if isinstance(ended, Exception) else JobStatus.COMPLETED
     done.return_value = ended
     return done

@@ -28,10 +28,11 @@ class LocalLauncher(SweepLauncher):
     kind = "local"
 
     def start(self, jobs: Sequence[Job], configs: dict[int, DictConfig], specs: dict[int, RunSpec]) -> dict[int, Any]:
+        from experiments.run.errors import message
         from experiments.sweeps.job import announce, attempt, brief
 
         assert self.sweep is not None
-        said, ended = _called(jobs), {}
+        said, ended, told = _called(jobs), {}, set()
         for job in jobs:
             log.info("#%d : %s", job.index, said[job.index])
             place = self.sweep.place(job.index)
@@ -44,7 +45,9 @@ class LocalLauncher(SweepLauncher):
                     facts["score"] = ended[job.index] = done.return_value
             except Exception as error:  # it is written down; the others go on
                 ended[job.index] = error
-                log.error("#%d failed, and the others go on: %s", job.index, brief(error))
+                text = message(error, job.overrides)
+                log.error("#%d failed, and the others go on: %s", job.index, text if text not in told else brief(error))
+                told.add(text)
         return ended
 
 
