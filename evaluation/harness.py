@@ -1,7 +1,8 @@
 """The one door to lm-eval: score and generate with a model that is already in memory, run lm-eval's own tasks on it.
 
 The weights are never written and read again between a merge and its evaluation. Tokenisation (BOS, the split between
-context and continuation), log-likelihoods, prompts, filters and metrics are lm-eval's; generation is a greedy loop of
+context and continuation), prompts, filters and metrics are lm-eval's; log-likelihoods (likelihood.py) are made at the
+scored positions alone; generation is a greedy loop of
 our own over `model.generate`, because lm-eval's tells nobody which answers were cut short, silently drops the head of
 a prompt that is too long, and decodes an answer without what precedes it, which eats the first space of an indented
 line with SentencePiece tokenizers.
@@ -13,15 +14,19 @@ import copy
 import math
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
-from typing import Any
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 from evaluation.answers import Generation, LogLikelihood, Sample, Sampling, TaskModel
+from evaluation.batches import Batches, Size
+from evaluation.likelihood import Request, log_likelihoods
 from evaluation.lm_eval_rows import Task, quiet, with_rows
 
+Batch = TypeVar("Batch", bound=tuple[Any, ...])
 _STOP_EVERY = 4  # steps between searches for stop strings: decoding each step costs as much as a small model's forward
 _CONTEXT_TOKENS = 8  # prompt tokens decoded in front of an answer, so that its first space survives
 
@@ -29,11 +34,12 @@ _CONTEXT_TOKENS = 8  # prompt tokens decoded in front of an answer, so that its 
 class Harness:
     """A causal LM and its tokenizer, ready to be asked.
 
-    batch_size: sequences a forward pass; part of a result's settings, for floating-point sums depend on it.
+    batch_size: sequences a forward pass, or "auto" (evaluation/batches.py); part of a result's settings, for
+    floating-point sums depend on it.
     max_length: tokens of context; None takes the model's own.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, *, batch_size: int, max_length: int | None = None) -> None:
+    def __init__(self, model: Any, tokenizer: Any, *, batch_size: Size, max_length: int | None = None) -> None:
         if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
             raise ValueError("the tokenizer has neither a pad nor an eos token, so prompts cannot be batched; set one")
         with quiet():
@@ -44,19 +50,18 @@ class Harness:
                 pretrained=model,
                 backend="causal",
                 tokenizer=copy.deepcopy(tokenizer),  # lm-eval gives it a pad token; the caller's is saved with a merge
-                batch_size=batch_size,
+                batch_size=1,  # it is asked for tokens, not for batches
                 max_length=max_length,
-                softmax_dtype="float32",  # a bfloat16 model's log-probabilities would be rounded to three digits
             )
         self._model = model
-        self.batch_size = batch_size
+        self.batches = Batches(batch_size, model)
         self.max_length: int = self._lm.max_length
 
     def settings(self) -> dict[str, Any]:
         """What of this harness a score depends on."""
         return {
             "lm_eval": version("lm_eval"),
-            "batch_size": self.batch_size,
+            **self.batches.settings(),
             "max_length": self.max_length,
             "dtype": str(self._model.dtype).removeprefix("torch."),
         }
@@ -82,10 +87,9 @@ class Harness:
                     f"item {_name(ids, index)}: {len(head)} + {len(tail)} tokens of context and continuation do not "
                     f"fit max_length={self.max_length}; use fewer shots, or set the benchmark's clip=true"
                 )
-            encoded.append(((context, continuation), head, tail))
+            encoded.append(Request(head, tail))
             clipped.append(excess > 0)
-        with quiet():
-            scores = self._lm._loglikelihood_tokens(encoded, disable_tqdm=not _watched(len(pairs)))
+        scores = log_likelihoods(self._model, encoded, self.batches, self.max_length, partial(_bar, "scoring"))
         broken = next((index for index, (logprob, _) in enumerate(scores) if not math.isfinite(logprob)), None)
         if broken is not None:  # argmax over NaN picks the first choice, which is the gold one in truthfulqa_mc1
             raise ValueError(
@@ -123,13 +127,17 @@ class Harness:
         # Longest first: the batch that could exhaust the memory comes first, and padding stays small.
         order = sorted(range(len(prompts)), key=lambda index: (-len(encoded[index]), index))
         answers: dict[int, Generation] = {}
-        starts = range(0, len(order), self.batch_size)
-        for start in tqdm(starts, desc="generating", unit="batch", leave=False, disable=not _watched(len(prompts))):
-            batch = order[start : start + self.batch_size]
-            kept = [encoded[index][-room:] for index in batch]
-            made = self._continue(kept, until, max_new_tokens, sampling, start)
-            for index, tokens, answer in zip(batch, kept, made, strict=True):
-                answers[index] = self._cut(tokens, answer, until, clipped=len(encoded[index]) > room)
+        kept = [encoded[index][-room:] for index in order]
+        made = self.batches.each(
+            range(len(order)),
+            lambda batch: self._continue([kept[i] for i in batch], until, max_new_tokens, sampling, batch[0]),
+            lambda footprint, batch: footprint.generating(len(batch), len(kept[batch[0]]), max_new_tokens),
+        )
+        for batch, texts in _bar("generating", made, len(order)):
+            for place, answer in zip(batch, texts, strict=True):
+                index = order[place]
+                clipped = len(encoded[index]) > room
+                answers[index] = self._cut(kept[place], answer, until, clipped=clipped)
         return [answers[index] for index in range(len(prompts))]
 
     def chat(self, said: str | Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True) -> str:
@@ -256,9 +264,12 @@ class Harness:
         return Generation(text[:at], truncated=not ended and at is None, clipped=clipped)
 
 
-def _watched(items: int) -> bool:
-    """Whether a progress bar is worth its lines: somebody sits at the terminal, and it will take a while."""
-    return items > 64 and sys.stderr.isatty()
+def _bar(label: str, batches: Iterable[Batch], items: int) -> Iterator[Batch]:
+    """`batches` as they come, with a progress bar where somebody sits at the terminal and it will take a while."""
+    with tqdm(total=items, desc=label, leave=False, disable=items <= 64 or not sys.stderr.isatty()) as bar:
+        for batch in batches:
+            yield batch
+            bar.update(len(batch[0]))
 
 
 def _name(ids: Sequence[str] | None, index: int) -> str:

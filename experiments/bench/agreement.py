@@ -97,7 +97,7 @@ def compare(
     with tempfile.TemporaryDirectory(prefix="agreement-") as scratch:
         tasks = export(benchmark, data_dir, Path(scratch) / "tasks", [outcome.id for outcome in ours.outcomes])
         asked = f"pretrained={checkpoint.resolve()},dtype={dtype},softmax_dtype=float32,max_length={harness.max_length}"
-        options = ["--model_args", asked, "--device", device, "--batch_size", str(harness.batch_size)]
+        options = ["--model_args", asked, "--device", device, "--batch_size", str(harness.batches.size)]
         if isinstance(benchmark, ChatTask):
             options += ["--apply_chat_template", "--fewshot_as_multiturn", "true"]
         theirs = lm_eval_items(tasks, Path(scratch), [*options, "--seed", f"0,1234,1234,{benchmark.seed}"])

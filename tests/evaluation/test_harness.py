@@ -146,7 +146,7 @@ def test_broken_weights_are_an_error_and_not_a_score() -> None:
 def test_nor_is_minus_infinity(monkeypatch: pytest.MonkeyPatch) -> None:
     """A loss that is infinite at one item would make every mean infinite, and a difference of two of them nan."""
     broken = harness()
-    monkeypatch.setattr(broken._lm, "_loglikelihood_tokens", lambda *_, **__: [(-1.0, False), (-math.inf, False)])
+    monkeypatch.setattr("evaluation.harness.log_likelihoods", lambda *_: [(-1.0, False), (-math.inf, False)])
     with pytest.raises(ValueError, match=r"item q8.* -inf"):
         broken.loglikelihood([("Q: Where", " river"), ("Q: Who", " Ada")], ids=["q7", "q8"])
 
