@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -118,7 +119,7 @@ class Batches:
         return int(_SHARE * (torch.cuda.mem_get_info(self._device)[0] + unused))
 
     def _halve(self, batch: Sequence[int], need: Callable[[Footprint, Sequence[int]], int]) -> None:
-        release(self._device)
+        release()
         self.halved += 1
         if self.footprint is None:
             self._most = len(batch) // 2
@@ -127,10 +128,9 @@ class Batches:
         log.warning("out of memory with %d sequences at once; going on with at most half of that", len(batch))
 
 
-def release(device: Any) -> None:
-    """Give back what nothing refers to any more."""
+def release() -> None:
+    """Give the devices back the memory of tensors that nothing refers to any more."""
     gc.collect()
-    if device.type == "cuda":
-        import torch
-
+    torch = sys.modules.get("torch")  # where it was never loaded there is nothing to give back
+    if torch is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()

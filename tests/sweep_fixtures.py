@@ -7,24 +7,37 @@ import os
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic.dataclasses import dataclass
 
 from evaluation.benchmarks.multiple_choice import MultipleChoice
 from evaluation.harness import Harness
 from evaluation.record import Result
 
+_MODELS: list[weakref.ref[Any]] = []
 ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True, config={"extra": "forbid"})
 class Held(MultipleChoice):
-    """Waits while there is a file `$SENSMERGE_TEST_HOLD/<number of the job in its SLURM array>`."""
+    """Waits while there is a file `$SENSMERGE_TEST_HOLD/<number of the job in its SLURM array>`.
+
+    Runs out of memory in the evaluations of this process that a file `hungry` there counts up ("1 4"), and fails
+    where the model of an earlier evaluation is still alive.
+    """
 
     def run(self, harness: Harness, data_dir: Path | None) -> Result:
         folder, task = os.environ.get("SENSMERGE_TEST_HOLD"), os.environ.get("SLURM_ARRAY_TASK_ID", "0")
+        if any(model() is not None for model in _MODELS):
+            raise RuntimeError("the model of an earlier job is still held")
+        _MODELS.append(weakref.ref(harness._model))
+        hungry = Path(folder or ".") / "hungry"
+        if folder and hungry.exists() and len(_MODELS) in map(int, hungry.read_text().split()):
+            raise torch.OutOfMemoryError("CUDA out of memory (pretended)")
         while folder and (Path(folder) / task).exists():
             (Path(folder) / f"{task}.reached").touch()
             time.sleep(0.05)

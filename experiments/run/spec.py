@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, InstanceOf, SkipValidation
 from pydantic.dataclasses import dataclass
 
+from evaluation.batches import ON_CPU
 from evaluation.suites import Suite
 from experiments.families import Family
 from experiments.provenance import data_digests
@@ -33,13 +34,18 @@ class Member:
 class Evaluation:
     """How models are held while they are evaluated; each of these can move a score, so each is part of the run.
 
-    batch_size: sequences at once. max_length: tokens (None: what the model allows).
+    batch_size: sequences at once; "auto" is 64 on a CPU, and as many as the free memory holds elsewhere
+    (evaluation/batches.py). max_length: tokens (None: what the model allows).
     dtype: "auto" is fp32 on a CPU, the checkpoint's own dtype elsewhere.
     """
 
-    batch_size: int = Field(default=64, gt=0)
+    batch_size: Annotated[int, Field(gt=0)] | Literal["auto"] = "auto"
     max_length: int | None = Field(default=None, gt=0)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+
+    def on(self, device: str) -> Evaluation:
+        """With the batch size that "auto" is on a kind of device, where that is a number."""
+        return dataclasses.replace(self, batch_size=ON_CPU) if (self.batch_size, device) == ("auto", "cpu") else self
 
     def dtype_on(self, device: str) -> str:
         """`dtype` with "auto" resolved on a kind of device ("cpu", "cuda"), so that results are keyed by the choice."""
@@ -92,13 +98,14 @@ class RunSpec:
         """What determines the numbers, and nothing else: a rule that looks at no data does not depend on calibration,
         and a member of the family depends on no seed. Local data count by their content, not by where they lie; the
         kind of device counts because "auto" dtypes and sums depend on it."""
+        device = models.device_kind(self.device)
         parts: dict[str, Any] = {
             "model": self.model,
             "merger": self.merger,
             "suite": self.suite,
-            "evaluation": self.evaluation,
+            "evaluation": self.evaluation.on(device),
+            "device": device,
         }
-        parts["device"] = models.device_kind(self.device)
         if not self.model.brings_data:
             parts["suite_data"] = data_digests(self.suite, self.output.data)
         if isinstance(self.merger, Merger):

@@ -33,7 +33,7 @@ from sensmerge.store import describe, digest
 
 log = logging.getLogger(__name__)
 # Part of what results are kept under. Raise one when a change to this project's code changes what the stage computes.
-_VERSIONS = {"sensitivity": 1, "alignment": 1, "merge": 1, "evaluation": 1}
+_VERSIONS = {"sensitivity": 1, "alignment": 1, "merge": 1, "evaluation": 2}
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def evaluate(spec: RunSpec, family: Prepared, subject: Subject) -> dict[str, Res
             "subject": subject.digest,
             "benchmark": describe(benchmark),
             "data": provenance.data_digests(benchmark, family.data),
-            "evaluation": describe(spec.evaluation),
+            "evaluation": describe(spec.evaluation.on(models.device_kind(spec.device))),
             "dtype": spec.evaluation.dtype_on(models.device_kind(spec.device)),
             **_circumstances(spec, "evaluation"),
             **_asked_with(family, subject),

@@ -28,6 +28,7 @@ class LocalLauncher(SweepLauncher):
     kind = "local"
 
     def start(self, jobs: Sequence[Job], configs: dict[int, DictConfig], specs: dict[int, RunSpec]) -> dict[int, Any]:
+        from evaluation.batches import release
         from experiments.run.errors import message
         from experiments.sweeps.job import announce, attempt, brief
 
@@ -44,10 +45,13 @@ class LocalLauncher(SweepLauncher):
                         raise done._return_value
                     facts["score"] = ended[job.index] = done.return_value
             except Exception as error:  # it is written down; the others go on
-                ended[job.index] = error
-                text = message(error, job.overrides)
-                log.error("#%d failed, and the others go on: %s", job.index, text if text not in told else brief(error))
+                text, short = message(error, job.overrides), brief(error)
+                # Not the exception itself: its traceback's frames hold the model, for as long as it is held.
+                ended[job.index] = RuntimeError(short)
+                log.error("#%d failed, and the others go on: %s", job.index, text if text not in told else short)
                 told.add(text)
+            done = None
+            release()
         return ended
 
 

@@ -142,6 +142,24 @@ def test_jobs_that_fail_stop_no_other(project: Project, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_jobs_that_run_out_of_memory_leave_it_to_the_others(project: Project) -> None:
+    """Six jobs in one process, of which two do not fit: no model outlives its job, and a second call does those two."""
+    words = ["merger=dare", "scaling=uniform", "seed=0,1,2,3,4,5", "references=false"]
+    (project.hold / "hungry").write_text("2 5")
+    out = project.sweep(*words, code=1)
+    assert "6 jobs: 4 done, 2 failed" in out
+    assert "2 of 6 jobs did not finish" in out
+    assert "Traceback" not in out
+    assert project.states() == ["done", "failed", "done", "done", "failed", "done"]
+    assert "pretended" in (sweep_of(project).place(1) / "error.txt").read_text()
+    (project.hold / "hungry").unlink()
+    before = project.records()
+    assert "6 jobs: 6 done" in project.sweep(*words)
+    assert len(project.records()) == 6
+    assert {name: one for name, one in project.records().items() if name in before} == before
+
+
+@pytest.mark.slow
 def test_only_runs_what_it_names(project: Project) -> None:
     project.sweep("merger=average", "scaling=uniform", "seed=0,1,2", "hydra.launcher.only=[1]")
     assert [one.index for one in sweep_of(project).jobs] == [1]
