@@ -85,10 +85,10 @@ def test_a_changed_setting_or_field_changes_it() -> None:
 def test_stages_keep_their_keys(spec: RunSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("experiments.run.stages.versions", lambda *names: dict.fromkeys(names, "1"))
     monkeypatch.setattr("sensmerge.checkpoints.reader.digest", lambda path: path.name)
-    # 2 since log-likelihoods are made at the scored positions alone, which moves last bits; nothing else moved its keys.
+    # 2 since log-likelihoods are made at the scored positions alone, which moves last bits; nothing else moved keys.
     monkeypatch.setitem(stages._VERSIONS, "evaluation", 1)
     pipeline.run(dataclasses.replace(spec, device="cpu"))
-    stages: Path = spec.output.cache / "stages"
-    kept = {kind: {path.stem for path in (stages / kind).glob("*.json")} for kind in KEYS}
+    folder: Path = spec.output.cache / "stages"
+    kept = {kind: {path.stem for path in (folder / kind).glob("*.json")} for kind in KEYS}
     assert {kind: len(keys) for kind, keys in kept.items()} == {"alignment": 1, "sensitivity": 3, "evaluation": 5}
     assert {kind: KEYS[kind] - keys for kind, keys in kept.items()} == {kind: set() for kind in KEYS}
