@@ -14,7 +14,7 @@ import copy
 import math
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from typing import Any, TypeVar
@@ -27,6 +27,7 @@ from evaluation.likelihood import Request, log_likelihoods
 from evaluation.lm_eval_rows import Task, quiet, with_rows
 
 Batch = TypeVar("Batch", bound=tuple[Any, ...])
+Bars = Callable[[str, Iterable[Any], int], Iterable[Any]]
 _STOP_EVERY = 4  # steps between searches for stop strings: decoding each step costs as much as a small model's forward
 _CONTEXT_TOKENS = 8  # prompt tokens decoded in front of an answer, so that its first space survives
 
@@ -36,10 +37,19 @@ class Harness:
 
     batch_size: sequences a forward pass, or "auto" (evaluation/batches.py); part of a result's settings, for
     floating-point sums depend on it.
-    max_length: tokens of context; None takes the model's own.
+    max_length: tokens of context; None takes the model's own. progress: (label, batches, items in all) -> the batches,
+    for somebody who wants to know how far it is; None: a bar at a terminal.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, *, batch_size: Size, max_length: int | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        batch_size: Size,
+        max_length: int | None = None,
+        progress: Bars | None = None,
+    ) -> None:
         if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
             raise ValueError("the tokenizer has neither a pad nor an eos token, so prompts cannot be batched; set one")
         with quiet():
@@ -55,6 +65,7 @@ class Harness:
             )
         self._model = model
         self.batches = Batches(batch_size, model)
+        self._bar = progress or _bar
         self.max_length: int = self._lm.max_length
 
     def settings(self) -> dict[str, Any]:
@@ -89,7 +100,7 @@ class Harness:
                 )
             encoded.append(Request(head, tail))
             clipped.append(excess > 0)
-        scores = log_likelihoods(self._model, encoded, self.batches, self.max_length, partial(_bar, "scoring"))
+        scores = log_likelihoods(self._model, encoded, self.batches, self.max_length, partial(self._bar, "scoring"))
         broken = next((index for index, (logprob, _) in enumerate(scores) if not math.isfinite(logprob)), None)
         if broken is not None:  # argmax over NaN picks the first choice, which is the gold one in truthfulqa_mc1
             raise ValueError(
@@ -133,7 +144,7 @@ class Harness:
             lambda batch: self._continue([kept[i] for i in batch], until, max_new_tokens, sampling, batch[0]),
             lambda footprint, batch: footprint.generating(len(batch), len(kept[batch[0]]), max_new_tokens),
         )
-        for batch, texts in _bar("generating", made, len(order)):
+        for batch, texts in self._bar("generating", made, len(order)):
             for place, answer in zip(batch, texts, strict=True):
                 index = order[place]
                 clipped = len(encoded[index]) > room

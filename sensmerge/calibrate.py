@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 
@@ -27,6 +27,8 @@ from sensmerge.family.family import Family
 log = logging.getLogger(__name__)
 Pairs = Sequence[tuple[str, str]]  # prompts with their answers
 Bar = Callable[[str], Callable[[Any], Any]]  # label -> what wraps an iterable of samples, or of blocks
+Result = TypeVar("Result")
+Result = TypeVar("Result")
 _Peaks = Callable[[memory.Weights, int], memory.Peaks]  # of a model whose numbers take that many bytes
 
 
@@ -149,11 +151,13 @@ class _Passes:
     def sensitivities(self, task: str, samples: Sequence[Sample]) -> dict[str, float]:
         """Tensor name -> S of the expert on its own samples."""
         lengths = [len(sample.ids) for sample in samples]
-        how: Any = {"loss": self.settings.loss, "progress": self.progress(f"sensitivity {task}")}
-        with ExitStack() as stack:
-            if streaming := self._streaming(task, stack, lambda w, size: memory.sensitivity_peaks(w, lengths, size)):
-                return blockwise.sensitivities(samples=samples, **streaming, **how)
-        return sensitivity.sensitivities(self._model(task), samples, **how)
+        how: Any = {"samples": samples, "loss": self.settings.loss, "progress": self.progress(f"sensitivity {task}")}
+        return self._pass(
+            task,
+            lambda weights, size: memory.sensitivity_peaks(weights, lengths, size),
+            lambda model: sensitivity.sensitivities(model, **how),
+            lambda streaming: blockwise.sensitivities(**streaming, **how),
+        )
 
     def distances(self, samples: Mapping[str, Sequence[Sample]]) -> dict[str, list[list[float]]]:
         """Metric -> g [K][K] of all experts on all tasks' samples."""
@@ -161,38 +165,47 @@ class _Passes:
 
     def _predict(self, task: str, samples: Mapping[str, Sequence[Sample]]) -> Predictions:
         experts, lengths = len(self.family.tasks), [len(sample.ids) for drawn in samples.values() for sample in drawn]
-        progress = self.progress(f"predictions {task}")
-        with ExitStack() as stack:
-            if streaming := self._streaming(
-                task, stack, lambda w, size: memory.alignment_peaks(w, lengths, size, experts)
-            ):
-                return blockwise.predict(samples=samples, **streaming, progress=progress)
-        return alignment.predict(self._model(task), samples, progress=progress)
+        how: Any = {"samples": samples, "progress": self.progress(f"predictions {task}")}
+        return self._pass(
+            task,
+            lambda weights, size: memory.alignment_peaks(weights, lengths, size, experts),
+            lambda model: alignment.predict(model, **how),
+            lambda streaming: blockwise.predict(**streaming, **how),
+        )
 
-    def _model(self, task: str) -> Any:
-        return self.family.load(task, dtype=self.settings.dtype, device=models.resolve_device(self.device))
-
-    def _streaming(self, task: str, stack: ExitStack, peaks: _Peaks) -> dict[str, Any] | None:
-        """The arguments of a streamed pass through the expert, its tensors open in `stack`; None: hold it whole."""
-        if self.stream is False:
-            return None
-        sources = self.family.opened(stack)
+    def _pass(
+        self, task: str, peaks: _Peaks, resident: Callable[[Any], Result], streamed: Callable[[dict[str, Any]], Result]
+    ) -> Result:
+        """resident: of the expert's model. streamed: of the arguments that say where its tensors are."""
         device = models.resolve_device(self.device)
-        fit = self._fit(sources, task, peaks, device)
-        if fit.mode == "resident":
-            return None
-        why = "as asked" if self.stream else "the whole model does not fit the memory that is free"
-        log.info("  streamed block by block: %s", why)
-        return {
-            "model": sources[task],
-            "shell": self.family.shells[task],
-            "dtype": self.settings.dtype,
-            "device": device,
-            "spill": self.family.cache / "spill" if fit.spilled else None,
-        }
+        with ExitStack() as stack:
+            sources = self.family.opened(stack)
+            fit = self._fit(sources, task, peaks, device, blocks=self.stream is True)
+            reason = "as asked" if self.stream else "the whole model does not fit the memory that is free"
+            if self.stream is False or fit.mode == "resident":
+                try:
+                    return resident(self.family.load(task, dtype=self.settings.dtype, device=device))
+                except torch.OutOfMemoryError:
+                    if self.stream is False:
+                        raise
+                    reason = "the pass of the whole model ran out of memory"
+                    fit = self._fit(sources, task, peaks, device, blocks=True)
+            if device.type == "cuda":
+                torch.cuda.empty_cache()  # a model that did not fit is gone with its error, whose traceback held it
+            log.info("  streamed block by block: %s", reason)
+            streaming: dict[str, Any] = {
+                "model": sources[task],
+                "shell": self.family.shells[task],
+                "dtype": self.settings.dtype,
+                "device": device,
+                "spill": self.family.cache / "spill" if fit.spilled else None,
+            }
+            return streamed(streaming)
 
-    def _fit(self, sources: Mapping[str, Source], task: str, peaks: _Peaks, device: torch.device) -> memory.Fit:
-        """Whether the whole model is held, by the memory that is free now, or by what was asked for."""
+    def _fit(
+        self, sources: Mapping[str, Source], task: str, peaks: _Peaks, device: torch.device, *, blocks: bool
+    ) -> memory.Fit:
+        """Whether the whole model is held, by the memory that is free now. blocks: it is not, whatever is free."""
         weights = memory.Weights.of(sources[task].entries)
         # What an adapter changes comes in fp32, but a model of the base's configuration has the base's dtype.
         shells = self.family.shells
@@ -200,4 +213,4 @@ class _Passes:
         size = memory.resolve_dtype(self.settings.dtype, like.entries).itemsize
         host, cpu = memory.available()[0] - memory.own(), device.type == "cpu"
         space = host if cpu else memory.device_memory(device)
-        return memory.fit(weights, peaks(weights, size), size, cpu=cpu, space=0 if self.stream else space, memory=host)
+        return memory.fit(weights, peaks(weights, size), size, cpu=cpu, space=0 if blocks else space, memory=host)

@@ -29,8 +29,9 @@ _SAVED = 4 / 3  # numbers autograd keeps for each that a block's matrices take o
 
 
 def device_memory(device: torch.device | str) -> int:
-    """Free bytes of an accelerator."""
-    return torch.cuda.mem_get_info(device)[0]
+    """Free bytes of a CUDA device; what torch keeps of it for this process's next tensors counts as free."""
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + kept
 
 
 def available(root: Path = Path("/"), environment: Mapping[str, str] = os.environ) -> tuple[int, str]:

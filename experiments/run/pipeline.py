@@ -22,6 +22,7 @@ from experiments import provenance
 from experiments.locks import held
 from experiments.run import preflight, recipe, record, stages
 from experiments.run.prepare import Prepared, prepare, verify
+from experiments.run.progress import Progress
 from experiments.run.record import Record, Scores
 from experiments.run.spec import Member, RunSpec
 from experiments.tracking import upload
@@ -113,41 +114,46 @@ def _run_locked(spec: RunSpec, config: Mapping[str, Any] | None, family: Prepare
         lock.acquire()
     try:
         if done := finished(spec, family):
-            log.info("%s is complete already: %s", spec.title, spec.record_path)
+            log.info("%s is complete already: %s -> %s", spec.title, _scores(done.results), spec.record_path)
             if spec.output.checkpoint and not isinstance(spec.merger, Member):
-                subject = stages.merge_recipe(spec, family, stages.calibrate(spec, family))
-                stages.write_checkpoint(spec, family, subject, _on_card(done.results))
+                with Progress(spec.directory) as progress:
+                    subject = stages.merge_recipe(spec, family, stages.calibrate(spec, family, progress))
+                    stages.write_checkpoint(spec, family, subject, _on_card(done.results), progress)
         else:
-            with _log_file(spec.directory / "run.log"), _failure_report(spec.directory / "error.txt"):
-                done = _execute(spec, config, family)
+            with (
+                _log_file(spec.directory / "run.log"),
+                _failure_report(spec.directory / "error.txt"),
+                Progress(spec.directory) as progress,
+            ):
+                done = _execute(spec, config, family, progress)
         upload.keep(spec.directory, spec.tracking)
         return done
     finally:
         lock.release()
 
 
-def _execute(spec: RunSpec, config: Mapping[str, Any] | None, family: Prepared) -> Record:
+def _execute(spec: RunSpec, config: Mapping[str, Any] | None, family: Prepared, progress: Progress) -> Record:
     log.info("run %s (%s)", spec.title, spec.run_id)
     clock = Clock()
     before = family.store.asked.copy()
     if isinstance(spec.merger, Member):
         calibrated, subject = None, stages.member(family, spec.merger)
     else:
-        calibrated = clock("calibrate", lambda: stages.calibrate(spec, family))
+        calibrated = clock("calibrate", lambda: stages.calibrate(spec, family, progress))
         subject = stages.merge_recipe(spec, family, calibrated)
     write_json(spec.directory / recipe.RECIPE_JSON, subject.recipe)
-    results = clock("evaluate", lambda: stages.evaluate(spec, family, subject))
+    results = clock("evaluate", lambda: stages.evaluate(spec, family, subject, progress))
     for name, result in results.items():
         write_json(spec.directory / "outcomes" / f"{name}.json", [dataclasses.asdict(o) for o in result.outcomes])
     if spec.output.checkpoint and not isinstance(spec.merger, Member):
-        clock("write", lambda: stages.write_checkpoint(spec, family, subject, _on_card(results)))
+        clock("write", lambda: stages.write_checkpoint(spec, family, subject, _on_card(results), progress))
     measured = _measured(clock, family.store.asked - before)
     made = _record(spec, config, family, calibrated, subject, results, measured)
     made.write(spec.record_path)
     log.info(
         "  done in %.1f s: %s -> %s",
         sum(clock.seconds.values()),
-        ", ".join(f"{name} {r.headline.score:.3f} ± {r.headline.stderr:.3f}" for name, r in results.items()),
+        _scores(results),
         spec.record_path,
     )
     return made
@@ -208,6 +214,11 @@ def _measured(clock: Clock, asked: Counter[tuple[str, bool]]) -> record.Measured
         finished=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         stages={kind: record.StageCount(asked[kind, True], asked[kind, False]) for kind in kinds},
     )
+
+
+def _scores(results: Mapping[str, Result | Scores]) -> str:
+    """Each benchmark's headline, for a line of the log."""
+    return ", ".join(f"{name} {r.headline.score:.3f} ± {r.headline.stderr:.3f}" for name, r in results.items())
 
 
 def _on_card(results: Mapping[str, Result | Scores]) -> dict[str, str]:

@@ -12,13 +12,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from tqdm import tqdm
-
 import sensmerge.calibrate
 from evaluation.harness import Harness
 from evaluation.record import Result
 from experiments import provenance
 from experiments.run.prepare import Prepared, say
+from experiments.run.progress import Progress
 from experiments.run.spec import Member, RunSpec
 from sensmerge import merge, models
 from sensmerge.calibrate import Calibrated
@@ -46,7 +45,7 @@ class Subject:
     recipe: dict[str, Any]
 
 
-def calibrate(spec: RunSpec, family: Prepared) -> Calibrated:
+def calibrate(spec: RunSpec, family: Prepared, progress: Progress) -> Calibrated:
     """The evidence the rule asks for, kept in the store, and its coefficients."""
 
     def keep(kind: str, key: Mapping[str, Any], what: str, compute: Callable[[], Any]) -> Any:
@@ -58,7 +57,7 @@ def calibrate(spec: RunSpec, family: Prepared) -> Calibrated:
 
     return sensmerge.calibrate.calibrate(
         family, family.samples(spec) if spec.scaling.needs else {}, spec.scaling, spec.calibration,
-        seed=spec.seed, device=spec.device, keep=keep, progress=_bar,
+        seed=spec.seed, device=spec.device, keep=keep, progress=progress.bar,
     )  # fmt: skip
 
 
@@ -85,7 +84,7 @@ def merge_recipe(spec: RunSpec, family: Prepared, calibrated: Calibrated) -> Sub
     return Subject(digest(recipe), "base", opened, recipe)
 
 
-def evaluate(spec: RunSpec, family: Prepared, subject: Subject) -> dict[str, Result]:
+def evaluate(spec: RunSpec, family: Prepared, subject: Subject, progress: Progress) -> dict[str, Result]:
     """Every benchmark of the suite; the model is made only if one of them is not kept already."""
     harness: Harness | None = None
     results = {}
@@ -101,9 +100,10 @@ def evaluate(spec: RunSpec, family: Prepared, subject: Subject) -> dict[str, Res
             **_asked_with(family, subject),
         }
 
-        def stage(benchmark: Any = benchmark) -> dict[str, Any]:
+        def stage(name: str = name, benchmark: Any = benchmark) -> dict[str, Any]:
             nonlocal harness
-            harness = harness or _harness(spec, family, subject)
+            harness = harness or _harness(spec, family, subject, progress)
+            progress.stage(name)
             return benchmark.run(harness, family.data).to_json()
 
         value, computed = family.store.compute("evaluation", key, stage)
@@ -130,26 +130,32 @@ def _circumstances(spec: RunSpec, stage: str) -> dict[str, Any]:
     return {"version": _VERSIONS[stage], "libraries": libraries, "device": models.device_kind(spec.device)}
 
 
-def _harness(spec: RunSpec, family: Prepared, subject: Subject) -> Harness:
+def _harness(spec: RunSpec, family: Prepared, subject: Subject, progress: Progress) -> Harness:
     start = time.perf_counter()
     device = models.resolve_device(spec.device)
     model = family.load(subject.member, dtype=spec.evaluation.dtype_on(device.type), device=device)
     if subject.merge is not None:
         with ExitStack() as stack:
             merged = subject.merge(stack)
-            merge.load_into(model, merged, _bar("merge"))
+            merge.load_into(model, merged, progress.bar("merge"))
             thresholds.keep(family.store, family, merged.merger, merged.cuts)
         say(f"merged {models.n_parameters(model) / 1e6:.2f} M parameters", start, "in memory")
     tokenizer = models.load_tokenizer(family.shells["base"])
-    return Harness(model, tokenizer, batch_size=spec.evaluation.batch_size, max_length=spec.evaluation.max_length)
+    return Harness(
+        model, tokenizer,
+        batch_size=spec.evaluation.batch_size, max_length=spec.evaluation.max_length, progress=progress.batches,
+    )  # fmt: skip
 
 
-def write_checkpoint(spec: RunSpec, family: Prepared, subject: Subject, scores: Mapping[str, str]) -> None:
+def write_checkpoint(
+    spec: RunSpec, family: Prepared, subject: Subject, scores: Mapping[str, str], progress: Progress
+) -> None:
     """The merged model as a Hugging Face checkpoint in the run directory; kept if it is there already.
 
     scores: benchmark -> its score as text, for the model card.
     """
     start = time.perf_counter()
+    progress.stage("checkpoint")
     target = spec.directory / "checkpoint"
     done = target.is_dir()
     if not done:
@@ -162,11 +168,6 @@ def write_checkpoint(spec: RunSpec, family: Prepared, subject: Subject, scores: 
         with ExitStack() as stack:
             merged = subject.merge(stack)
             shell = family.shells["base"]
-            merge.write(target, merged, card=text, recipe=kept, shell=shell, progress=_bar("merge"))
+            merge.write(target, merged, card=text, recipe=kept, shell=shell, progress=progress.bar("merge"))
             thresholds.keep(family.store, family, merged.merger, merged.cuts)
     say("checkpoint", start, target, reused=done)
-
-
-def _bar(label: str) -> Callable[[Any], Any]:
-    """A progress bar that appears only where a stage turns out to be long."""
-    return lambda items: tqdm(items, desc=label, leave=False, delay=2, mininterval=0.5)

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments import locks
+from experiments.run import progress
+from experiments.run.record import Record
 from experiments.sweeps import manifest, slurm
 from experiments.sweeps.manifest import Job, Sweep
 
@@ -32,8 +34,8 @@ STATES = ("done", *LIVE, "failed", "timed out", "cancelled", "killed", "missing"
 class Row:
     """One job and its state, one of STATES.
 
-    note: why. seconds: of its last attempt, if that has ended. directory: of its run, relative to `runs`; the one it
-    turned out to be, where the job has said so.
+    note: why, or what a running one is at. seconds: of its last attempt, if that has ended. directory: of its run,
+    relative to `runs`; the one it turned out to be, where the job has said so. score: of one that is done.
     """
 
     sweep: Sweep
@@ -42,6 +44,7 @@ class Row:
     note: str = ""
     seconds: float | None = None
     directory: str | None = None
+    score: float | None = None
 
 
 def rows(sweep: Sweep, known: Mapping[str, str] | None = None) -> list[Row]:
@@ -109,7 +112,18 @@ def _row(
         note = f"left to job {index} of sweep {name}" + (f": {note}" if note else "")
     else:
         state, note = _open(sweep, job, state, note, known.get(job.slurm or ""), launching)
-    return Row(sweep, job, state, note, said.get("seconds"), directory)
+    if state == "running" and directory and (at := progress.read(sweep.runs / directory)):
+        note = str(at)
+    score = said.get("score", _score(record)) if state == "done" else None
+    return Row(sweep, job, state, note, said.get("seconds"), directory, score)
+
+
+def _score(record: Path) -> float | None:
+    """Of a run that another sweep's job made; None where its record cannot be read, which is not for a table to say."""
+    try:
+        return Record.read(record).score
+    except (ValueError, FileNotFoundError):
+        return None
 
 
 def _open(sweep: Sweep, job: Job, state: str, note: str, word: str | None, launching: bool) -> tuple[str, str]:
@@ -152,13 +166,14 @@ def last_line(path: Path) -> str:
 def table(found: Sequence[Row]) -> str:
     """A line for each job and the counts."""
     apart = varied([row.job for row in found])
-    lines = [("job", "state", "run", "took", "SLURM", "")]
+    lines = [("job", "state", "run", "score", "took", "SLURM", "")]
     for row, overrides in zip(found, apart, strict=True):
         told = [one for one in overrides if one.split("=")[0] not in _TITLED] if row.directory else []
         took = "-" if row.seconds is None else f"{row.seconds:.0f} s"
         note = "; ".join(filter(None, [" ".join(told), row.note]))
         name = row.directory or " ".join(overrides) or "-"
-        lines.append((str(row.job.index), row.state, name, took, row.job.slurm or "-", note))
+        score = "-" if row.score is None else f"{row.score:.4f}"
+        lines.append((str(row.job.index), row.state, name, score, took, row.job.slurm or "-", note))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     return "\n".join([*text, counts(found)]) + "\n"

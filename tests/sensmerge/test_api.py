@@ -8,6 +8,7 @@ import logging
 import shutil
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ import sensmerge
 from experiments.run import pipeline, stages
 from experiments.run import recipe as from_record
 from experiments.run.spec import RunSpec
-from sensmerge import api, memory
+from sensmerge import api, memory, sensitivity
+from sensmerge.blockwise import passes
 from sensmerge.coefficients import Sens
 from sensmerge.family.family import Family
 from sensmerge.mergers import Dare, Merger, Ties
@@ -103,6 +105,32 @@ def test_without_room_it_streams_by_itself_unless_told(
     assert ("streamed block by block" in caplog.text) == streamed == (family.cache / "spill").is_dir()
     assert "sensitivities of math, 4 samples" in caplog.text
     assert labels == [f"{kind} {task}" for kind in ("sensitivity", "predictions") for task in TASKS]
+
+
+def test_out_of_memory_the_model_goes_and_its_blocks_come(
+    family: Family, pairs: dict[str, Path], spec: RunSpec, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    settings, alive = spec.calibration, []
+    want = sensmerge.compute_coefficients(family, pairs, settings=settings, device="cpu", stream=True)
+
+    def too_large(model: Any, samples: Any, **how: Any) -> None:
+        alive.append(weakref.ref(model))
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    def streamed(real: Any = passes.sensitivities, **how: Any) -> dict[str, float]:
+        assert alive[-1]() is None, "the model is still there"
+        return real(**how)
+
+    monkeypatch.setattr(sensitivity, "sensitivities", too_large)
+    monkeypatch.setattr(passes, "sensitivities", streamed)
+    caplog.set_level("INFO", "sensmerge")
+    got = sensmerge.compute_coefficients(family, pairs, settings=settings, device="cpu")
+    assert got.evidence.sensitivities == want.evidence.sensitivities
+    assert (
+        caplog.text.count("streamed block by block: the pass of the whole model ran out of memory") == len(alive) == 3
+    )
+    with pytest.raises(torch.OutOfMemoryError):
+        sensmerge.compute_coefficients(family, pairs, settings=settings, device="cpu", stream=False)
 
 
 def test_a_runs_recipe_makes_its_weights_again(spec: RunSpec, root: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from pipeline_fixtures import WORDS, root, spec  # noqa: F401
 
 from experiments.run import pipeline, stages
 from experiments.run.prepare import Prepared, prepare
+from experiments.run.progress import Progress
 from experiments.run.spec import RunSpec
 from sensmerge import memory, models
 from sensmerge.checkpoints import reader
@@ -109,11 +110,11 @@ def test_rows_are_lined_up_by_token(spec: RunSpec, world: Path, caplog: pytest.L
 def test_streamed_rows_too(spec: RunSpec, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     family = prepare(of(spec, world, code="lora", math="turned"))
     asked = of(spec, world, code="lora", math="turned")
-    want = stages.calibrate(asked, family).evidence
+    want = stages.calibrate(asked, family, Progress(asked.directory)).evidence
     shutil.rmtree(spec.output.cache / "stages")
     monkeypatch.setattr(memory, "choose", lambda resident, available: "streamed")
     monkeypatch.setattr(memory, "available", lambda: (memory.own(), "test"))
-    got = stages.calibrate(asked, family).evidence
+    got = stages.calibrate(asked, family, Progress(asked.directory)).evidence
     assert (got.sensitivities, got.distances) == (want.sensitivities, want.distances)
 
 

@@ -22,6 +22,7 @@ from evaluation.suites import Suite
 from experiments.analysis.records import load, of_study
 from experiments.run import pipeline, stages
 from experiments.run.prepare import prepare
+from experiments.run.progress import Progress
 from experiments.run.record import Record
 from experiments.run.spec import Member, RunSpec
 from sensmerge import models
@@ -174,8 +175,8 @@ def test_what_trimming_keeps_is_found_once_for_all_coefficients(spec: RunSpec, m
 
     def weights() -> dict[str, torch.Tensor]:
         uniform = dataclasses.replace(spec, scaling=Uniform())
-        subject = stages.merge_recipe(uniform, family, stages.calibrate(uniform, family))
-        return stages._harness(uniform, family, subject)._model.state_dict()
+        subject = stages.merge_recipe(uniform, family, stages.calibrate(uniform, family, Progress(uniform.directory)))
+        return stages._harness(uniform, family, subject, Progress(uniform.directory))._model.state_dict()
 
     anew = weights()
     shutil.rmtree(family.store.root / "cuts")
@@ -189,7 +190,9 @@ def test_checkpoint_on_disk_answers_like_the_model_in_memory(spec: RunSpec) -> N
     pipeline.run(spec)
     written = models.load(spec.directory / "checkpoint", dtype="float32")
     family = prepare(spec)
-    resident = stages._harness(spec, family, stages.merge_recipe(spec, family, stages.calibrate(spec, family)))._model
+    progress = Progress(spec.directory)
+    subject = stages.merge_recipe(spec, family, stages.calibrate(spec, family, progress))
+    resident = stages._harness(spec, family, subject, progress)._model
     ids = torch.arange(10)[None]
     assert torch.equal(written(input_ids=ids).logits, resident(input_ids=ids).logits)
     assert models.load_tokenizer(spec.directory / "checkpoint")("w3 w4")["input_ids"] == [4, 5]

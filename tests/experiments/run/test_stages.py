@@ -10,6 +10,7 @@ from pipeline_fixtures import root, spec  # noqa: F401
 
 from experiments.run import stages
 from experiments.run.prepare import prepare
+from experiments.run.progress import Progress
 from experiments.run.spec import RunSpec
 from sensmerge import memory, models
 from sensmerge.coefficients import Sens
@@ -20,7 +21,7 @@ from sensmerge.store import digest
 def test_what_calibration_is_kept_under(spec: RunSpec) -> None:
     """Named in full: with any other key, whatever a cache holds would be computed again."""
     family = prepare(spec)
-    calibrated = stages.calibrate(spec, family)
+    calibrated = stages.calibrate(spec, family, Progress(spec.directory))
     kept = {kind: {p.name for p in (family.store.root / kind).glob("*.json")} for kind in ("sensitivity", "alignment")}
     circumstances = {
         "version": 1,
@@ -44,13 +45,13 @@ def test_without_room_for_a_model_the_same_numbers_come_block_by_block(
     """First with room for the hidden states between blocks, then without: they go into files and are removed."""
     spec = dataclasses.replace(spec, references=False, scaling=Sens(temperature=0.1))
     family = prepare(spec)
-    want = stages.calibrate(spec, family).evidence
+    want = stages.calibrate(spec, family, Progress(spec.directory)).evidence
     for kind in ("sensitivity", "alignment"):
         shutil.rmtree(family.store.root / kind)
     monkeypatch.setattr(memory, "choose", lambda resident, available: "streamed")
     monkeypatch.setattr(memory, "available", lambda: (room + memory.own(), "test"))
     monkeypatch.setattr(models, "load", None)
-    got = stages.calibrate(spec, family).evidence
+    got = stages.calibrate(spec, family, Progress(spec.directory)).evidence
     assert (got.sensitivities, got.distances) == (want.sensitivities, want.distances)
     assert (spec.output.cache / "spill").is_dir() == (room == 0)
     assert not list((spec.output.cache / "spill").glob("*"))

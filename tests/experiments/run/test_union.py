@@ -14,6 +14,7 @@ from pipeline_fixtures import WORDS, root, spec  # noqa: F401
 
 from experiments.run import pipeline, stages
 from experiments.run.prepare import prepare
+from experiments.run.progress import Progress
 from experiments.run.spec import RunSpec
 from sensmerge import models
 
@@ -36,7 +37,9 @@ def test_a_written_union_is_a_plain_checkpoint(spec: RunSpec, world: Path) -> No
     assert torch.equal(model.get_input_embeddings().weight[40], torch.full((16,), 7.0))
     assert (record.vocabulary or {})["added"] == {"n": 1, "first": ["[PAD]"]}
     family = prepare(asked)
-    resident = stages._harness(asked, family, stages.merge_recipe(asked, family, stages.calibrate(asked, family)))
+    progress = Progress(asked.directory)
+    subject = stages.merge_recipe(asked, family, stages.calibrate(asked, family, progress))
+    resident = stages._harness(asked, family, subject, progress)
     ids = torch.tensor([[4, 40, 5]])
     assert torch.equal(model(input_ids=ids).logits, resident._model(input_ids=ids).logits)
     assert sorted(path.name.split("-")[1] for path in asked.output.runs.iterdir()) == [

@@ -7,14 +7,17 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from experiments import locks
+from experiments.run.progress import State
 from experiments.sweeps import code_state, job, manifest, processes, slurm, status
 from experiments.sweeps.manifest import Job, Sweep
+from sensmerge.store import write_json
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -114,6 +117,16 @@ def test_a_lock_ends_with_its_process_however_that_ends(tmp_path: Path) -> None:
         pass
 
 
+def test_a_running_job_says_what_it_is_at(tmp_path: Path) -> None:
+    sweep = made(tmp_path, Job(0, (), directory="run-0"))
+    (tmp_path / "run-0").mkdir()
+    with locks.holding(sweep.directory), locks.holding(sweep.place(0)):
+        manifest.note(sweep.place(0), "running", {})
+        assert state(sweep) == ("running", "")
+        write_json(tmp_path / "run-0" / "progress.json", asdict(State("mmlu: scoring", 25, 100, 10.0)))
+        assert state(sweep) == ("running", "mmlu: scoring 25 of 100, 30 s left")
+
+
 def test_a_job_left_to_an_earlier_sweep_has_its_state(tmp_path: Path) -> None:
     earlier = made(tmp_path, Job(0, (), slurm="5_0"), Job(1, (), slurm="5_1"))
     manifest.note(earlier.place(1), "failed", {"why": "E: x"})
@@ -148,7 +161,7 @@ def test_a_job_that_died_before_python_shows_what_its_shell_said(tmp_path: Path)
 def test_the_table_its_exit_code_and_the_command_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sweep = made(tmp_path, *(Job(n, ("merger=ties", f"scaling.temperature={n}")) for n in range(3)), Job(3, ("bad",)))
     for index in (0, 2):
-        manifest.note(sweep.place(index), "done", {"seconds": 61.7})
+        manifest.note(sweep.place(index), "done", {"seconds": 61.7, "score": 0.25})
         finish(sweep, index)
     manifest.note(sweep.place(3), "failed", {"why": "ValueError: no"})
     words = ["--runs", str(tmp_path)]
@@ -156,10 +169,10 @@ def test_the_table_its_exit_code_and_the_command_again(tmp_path: Path, capsys: p
     title, _, *lines, counts = capsys.readouterr().out.splitlines()
     assert title == f"sweep {sweep.name}: python run.py -m merger=ties,dare 'hydra.launcher.only=[7]'"
     assert [line.split() for line in lines] == [
-        ["0", "done", "run-0", "62", "s", "-", "scaling.temperature=0"],
-        ["1", "missing", "run-1", "-", "-", "scaling.temperature=1;", "never", "started"],
-        ["2", "done", "run-2", "62", "s", "-", "scaling.temperature=2"],
-        ["3", "failed", "bad", "-", "-", "ValueError:", "no"],
+        ["0", "done", "run-0", "0.2500", "62", "s", "-", "scaling.temperature=0"],
+        ["1", "missing", "run-1", "-", "-", "-", "scaling.temperature=1;", "never", "started"],
+        ["2", "done", "run-2", "0.2500", "62", "s", "-", "scaling.temperature=2"],
+        ["3", "failed", "bad", "-", "-", "-", "ValueError:", "no"],
     ]
     assert counts == "4 jobs: 2 done, 1 failed, 1 missing"
     assert status.main([*words, "--failed", "--sweep", sweep.name]) == 1

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from experiments.run import stages
 from experiments.run.prepare import prepare
+from experiments.run.progress import Progress
 from experiments.run.spec import Member, RunSpec
 from sensmerge import api
 from sensmerge.checkpoints import hub, torch_bin
@@ -92,7 +93,7 @@ def test_a_digest_remembered_before_templates_counted_is_not_believed(tmp_path: 
 def evaluated(spec: RunSpec, member: str) -> int:
     """How many evaluations of the member had to be computed."""
     family = prepare(spec)
-    stages.evaluate(spec, family, stages.member(family, Member(member)))
+    stages.evaluate(spec, family, stages.member(family, Member(member)), Progress(spec.directory))
     return family.store.asked["evaluation", True]
 
 
