@@ -33,9 +33,11 @@ def freeze(config: DictConfig, hydra_config: Any) -> Frozen:
     # A yaml in a folder, such as merger=smollm2_135m/ties, goes by its own name.
     choices = hydra_config.runtime.choices
     labels = {key: str(choices[key]).rpartition("/")[2] for key in ("model", "merger", "scaling", "suite")}
+    labels |= {key: choices[key] for key in ("experiment", "protocol") if choices.get(key)}
     resolved = OmegaConf.to_container(config, resolve=True)
     assert isinstance(resolved, dict)
-    plain = {str(key): value for key, value in resolved.items()}
+    # What a protocol tells the experiments is in the overrides of their jobs by now.
+    plain = {str(key): value for key, value in resolved.items() if key != "protocol"}
     return Frozen(plain, labels, list(hydra_config.overrides.task))
 
 
