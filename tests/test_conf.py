@@ -9,7 +9,9 @@ from pathlib import Path
 
 import hydra
 import pytest
-from conf_fixtures import CONF, build, composed, without_hydra
+from conf_fixtures import CONF, build, composed, frozen, without_hydra
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, InstantiationException
 from omegaconf import OmegaConf
 
@@ -17,7 +19,7 @@ from experiments.run import command
 from experiments.run.command import Frozen
 from experiments.run.spec import Member, RunSpec
 
-NOT_CHOSEN_AT_THE_TOP = {"benchmark", "source", "hydra"}
+NOT_CHOSEN_AT_THE_TOP = {"benchmark", "source", "hydra", "protocol"}
 GROUPS = (
     "model",
     "merger",
@@ -30,12 +32,11 @@ GROUPS = (
     "launcher",
     "experiment",
 )
-FAMILIES = ("llama2_7b", "llama2_13b", "mistral_7b", "smollm2_135m", "tiny")
 CHOICES = [
     (group, path.relative_to(CONF / group).with_suffix("").as_posix())
     for group in GROUPS
     for path in sorted((CONF / group).rglob("*.yaml"))
-    if path.parent.name not in FAMILIES or group != "experiment"  # they have a test of their own, at the end
+    if path.parent.name != "paper"  # with a protocol, which has no meaning but for these: the tests at the end
 ]
 
 
@@ -68,8 +69,8 @@ def test_every_yaml_becomes_a_run_and_freezing_it_moves_nothing(words: tuple[str
     spec = hydra.utils.instantiate(plain, _convert_="all")
     assert isinstance(spec, RunSpec)
     assert len(spec.run_id) == 12
-    frozen = json.loads(json.dumps(dataclasses.asdict(command.freeze(plain, config.hydra))))
-    assert command.build(Frozen(**frozen)).identity() == spec.identity()
+    kept = json.loads(json.dumps(dataclasses.asdict(command.freeze(plain, config.hydra))))
+    assert command.build(Frozen(**kept)).identity() == spec.identity()
 
 
 @pytest.mark.parametrize("path", sorted((CONF / "benchmark").glob("*.yaml")), ids=lambda p: p.stem)
@@ -158,28 +159,47 @@ def test_calibration_follows_the_seed() -> None:
 
 # ---- the tables and figures of a paper
 
-PAPER = ("main", "ablation", "temperature", "calibration", "profiles", "alignment", "lambda")
+PROTOCOLS = {"llama2_7b": "", "llama2_13b": "", "mistral_7b": "", "smollm2_135m": "smollm2_135m/", "tiny": ""}
+PAPER = {"main": 30, "ablation": 45, "temperature": 30, "calibration": 9, "profiles": 3, "alignment": 3, "lambda": 30}
 
 
+@pytest.mark.parametrize("part", PAPER)
 @pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(f"{family}/{part}", marks=[] if family == "tiny" else [pytest.mark.slow])
-        for family in FAMILIES
-        for part in PAPER
-    ],
+    "protocol", [pytest.param(name, marks=[] if name == "tiny" else [pytest.mark.slow]) for name in PROTOCOLS]
 )
-def test_every_family_has_every_part_of_a_paper(name: str) -> None:
-    """The command in the yaml is the yaml's own, and the last job of its sweep is a run of that family."""
-    family, part = name.split("/")
-    own, shared = (OmegaConf.load(CONF / f"experiment/{folder}/{part}.yaml") for folder in (family, "paper"))
-    swept = OmegaConf.merge(shared.hydra, own.get("hydra", {})).sweeper.params
-    spec = build(f"experiment={name}", *(f"{key}={str(values).split(',')[-1]}" for key, values in swept.items()))
-    assert f"\n# python run.py -m experiment={name}\n" in (CONF / f"experiment/{name}.yaml").read_text()
-    assert (spec.model.name, spec.study, spec.seed) == (family, f"paper_{family}_{part}", 2)
-    assert {"merger", "scaling", "seed"} <= set(swept)
+def test_every_protocol_has_every_part_of_a_paper(protocol: str, part: str) -> None:
+    """As many jobs as the part has settings, with the protocol's own mergers; the last is a run of that family."""
+    chosen = (f"experiment=paper/{part}", f"protocol={protocol}")
+    jobs = swept(*chosen)
+    tuned = {f"{PROTOCOLS[protocol]}{name}" for name in ("task_arithmetic", "ties", "dare", "dare_ties")}
+    last = frozen(*chosen, *jobs[-1])
+    spec = command.build(last)
+    assert (len(jobs), len(set(jobs))) == (PAPER[part], PAPER[part])
+    assert {job[1].removeprefix("merger=") for job in jobs} <= {"average", *tuned}
+    assert (spec.model.name, spec.study, spec.seed) == (protocol, f"paper_{protocol}_{part}", 2)
+    assert (spec.labels["experiment"], spec.labels["protocol"]) == (f"paper/{part}", protocol)
+    assert "protocol" not in last.config
 
 
-def test_no_experiment_of_a_family_is_left_out_of_the_test_above() -> None:
-    found = {path.relative_to(CONF / "experiment").with_suffix("") for path in (CONF / "experiment").glob("*/*.yaml")}
-    assert {path for path in found if path.parent.name != "paper"} == {Path(f, p) for f in FAMILIES for p in PAPER}
+def test_a_protocol_of_a_paper_has_to_be_chosen() -> None:
+    with pytest.raises(ConfigCompositionException, match="You must specify 'protocol'"):
+        composed("experiment=paper/main")
+
+
+def test_no_part_and_no_protocol_is_left_out_of_the_tests_above() -> None:
+    assert {path.stem for path in (CONF / "protocol").rglob("*.yaml")} == set(PROTOCOLS)
+    assert {path.stem for path in (CONF / "experiment/paper").rglob("*.yaml")} == set(PAPER)
+    for part in PAPER:
+        text = (CONF / f"experiment/paper/{part}.yaml").read_text()
+        assert f"\n# python run.py -m experiment=paper/{part} protocol=tiny\n" in text
+    assert {path for path in (CONF / "experiment").iterdir() if path.is_dir()} == {CONF / "experiment/paper"}
+
+
+def swept(*overrides: str) -> list[tuple[str, ...]]:
+    """The overrides of every job that `-m` with these makes, by Hydra's own sweeper."""
+    config = composed(*overrides)
+    params = OmegaConf.to_container(config.hydra.sweeper.params, resolve=True)
+    assert isinstance(params, dict)
+    parsed = OverridesParser.create().parse_overrides([f"{key}={values}" for key, values in params.items()])
+    (batch,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+    return [tuple(job) for job in batch]

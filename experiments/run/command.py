@@ -41,9 +41,11 @@ def freeze(config: DictConfig, hydra_config: Any) -> Frozen:
             f"({missing[0]}=NAME; scaling=uniform is none at all)"
         )
     labels = {group: str(choices[group]).rpartition("/")[2] for group in _NAMING}
+    labels |= {key: choices[key] for key in ("experiment", "protocol") if choices.get(key)}
     resolved = OmegaConf.to_container(config, resolve=True)
     assert isinstance(resolved, dict)
-    plain = {str(key): value for key, value in resolved.items()}
+    # What a protocol tells the experiments is in the overrides of their jobs by now.
+    plain = {str(key): value for key, value in resolved.items() if key != "protocol"}
     return Frozen(plain, labels, list(hydra_config.overrides.task))
 
 
