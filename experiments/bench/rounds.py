@@ -146,7 +146,7 @@ def spread(values: Sequence[float]) -> str:
 def head(
     command: str, arguments: Sequence[str], facts: Sequence[str], columns: str, packages: Sequence[str] = ("torch",)
 ) -> str:
-    """The lines above a table: the command, "bench merge", and its arguments; date, machine, facts, versions; columns."""
+    """The lines above a table: command ("bench merge") and arguments; date, machine, facts, versions; columns."""
     machine = f"{provenance.processor()}, {len(os.sched_getaffinity(0))} cores"
     told = [str(date.today()), machine, *facts, *(f"{package} {version(package)}" for package in packages)]
     return f"`python -m experiments {command} {shlex.join(arguments)}`\n{', '.join(told)}\n\n{columns}\n"
