@@ -30,7 +30,7 @@ from evaluation.checks.canary import Oracle
 from evaluation.checks.doctor import available, data_argument, missing
 from evaluation.checks.export import export
 from evaluation.harness import Harness
-from experiments.bench.rounds import run_process
+from experiments.bench import rounds
 from sensmerge.models import DTYPES, load, load_tokenizer, resolve_device
 
 BENCHMARKS = ("mmlu", "hellaswag", "truthfulqa_mc1", "truthfulqa_mc2", "gsm8k", "humaneval")
@@ -135,7 +135,7 @@ def lm_eval_items(tasks: dict[str, list[str]], scratch: Path, options: Sequence[
         *("--include_path", str(scratch / "tasks"), "--log_samples", "--output_path", str(scratch / "out")),
     ]
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_DATASETS_CACHE": str(scratch / "cache")}
-    run_process(command, environment=offline)
+    rounds.run_process(command, environment=offline)
     items: dict[str, Item] = {}
     for task, ids in tasks.items():
         (log,) = (scratch / "out").rglob(f"samples_{task}_[0-9]*.jsonl")
@@ -218,20 +218,20 @@ def _shortened(benchmark: Any, limit: int, tokens: int | None) -> Any:
     )
 
 
+def add_evaluation(options: argparse.ArgumentParser, benchmarks: str, dtype: str) -> None:
+    """Options of a command that evaluates one checkpoint on both sides, with these defaults."""
+    data_argument(options)
+    options.add_argument("--model", type=Path, required=True, help="directory of a Hugging Face checkpoint")
+    options.add_argument("--benchmarks", metavar="NAMES", default=benchmarks, help="default: %(default)s")
+    options.add_argument("--dtype", choices=sorted(DTYPES), default=dtype, help="default: %(default)s")
+    options.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
+    options.add_argument("--batch-size", type=int, metavar="N", default=8, help="default: %(default)s")
+    options.add_argument("--max-new-tokens", type=int, metavar="N", help="shorter answers (default: the benchmark's)")
+
+
 def _parser() -> argparse.ArgumentParser:
-    summary = (__doc__ or "").partition("\n")[0]
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments check agreement",
-        usage="%(prog)s --model DIR [options]",
-        description=summary,
-        epilog="example: python -m experiments check agreement --model DIR --data DIR --benchmarks mmlu,humaneval",
-    )
-    data_argument(parser)
-    parser.add_argument("--model", type=Path, required=True, help="directory of a Hugging Face checkpoint")
-    parser.add_argument("--benchmarks", metavar="NAMES", default=",".join(BENCHMARKS), help="default: %(default)s")
+    example = "--model DIR --data DIR --benchmarks mmlu,humaneval"
+    parser = rounds.parser("check agreement", __doc__, example, usage="--model DIR [options]")
+    add_evaluation(parser, ",".join(BENCHMARKS), "float32")
     parser.add_argument("--limit", type=int, default=57, help="items of each, spread evenly (default: %(default)s)")
-    parser.add_argument("--dtype", choices=sorted(DTYPES), default="float32", help="default: %(default)s")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, metavar="N", default=8, help="default: %(default)s")
-    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="shorter answers (default: the benchmark's)")
     return parser

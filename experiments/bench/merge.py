@@ -154,12 +154,12 @@ def main(arguments: list[str]) -> int:
         python = None if given.no_mergekit else mergekit.environment(checkpoints.parent)
         passes = measure(given, arguments, checkpoints, python)
     facts = [f"{given.threads} threads", f"base and {given.experts} experts", "bf16", f"{given.rounds} rounds"]
-    sys.stdout.write(rounds.head("merge", arguments, facts, COLUMNS) + "\n".join(rows(passes)) + "\n")
+    sys.stdout.write(rounds.head("bench merge", arguments, facts, COLUMNS) + "\n".join(rows(passes)) + "\n")
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = rounds.parser("merge", __doc__, "--shape 1.1b --work DIR --mergers ties,dare_ties")
+    parser = rounds.parser("bench merge", __doc__, "--shape 1.1b --work DIR --mergers ties,dare_ties")
     add_family(parser)
     parser.add_argument("--mergers", default=",".join(CASES), help="default: %(default)s")
     parser.add_argument("--experts", type=int, choices=range(1, 4), default=3, help="default: %(default)s")

@@ -74,7 +74,7 @@ def main(arguments: list[str]) -> int:
     (given.cache / "families").mkdir(parents=True, exist_ok=True)
     words = [f"model={given.model}", f"suite={given.suite}", f"merger={given.merger}", f"tracking={given.tracking}"]
     facts = [" ".join([*words, "scaling=sens"])]
-    sys.stdout.write(rounds.head("multirun", arguments, facts, COLUMNS, packages=("torch", "transformers")))
+    sys.stdout.write(rounds.head("bench multirun", arguments, facts, COLUMNS, packages=("torch", "transformers")))
     for launcher in given.launchers.split(","):
         sys.stdout.write(measure(launcher, given.points, given.cache, [*words, *given.override]).row() + "\n")
         sys.stdout.flush()
@@ -82,7 +82,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = rounds.parser("multirun", __doc__, "--points 20 threads=1", usage="[options] [override ...]")
+    parser = rounds.parser("bench multirun", __doc__, "--points 20 threads=1", usage="[options] [override ...]")
     parser.add_argument("--cache", type=Path, default=Path(".cache"), help="where families lie (default: %(default)s)")
     parser.add_argument("--points", type=int, default=20, help="runs of the sweep (default: %(default)s)")
     parser.add_argument("--launchers", default="local", help="of local,local_parallel (default: %(default)s)")

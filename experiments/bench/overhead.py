@@ -22,11 +22,12 @@ from typing import Any
 
 from evaluation.benchmarks.lm_eval_task import StockTask
 from evaluation.checks.bare_lm_eval import Direct
-from evaluation.checks.doctor import available, data_argument, missing
+from evaluation.checks.doctor import available, missing
 from evaluation.checks.export import export
 from evaluation.harness import Harness
 from experiments.bench import rounds
-from sensmerge.models import DTYPES, load, load_tokenizer, resolve_device
+from experiments.bench.agreement import add_evaluation
+from sensmerge.models import load, load_tokenizer, resolve_device
 
 TARGET = 1.05  # of lm-eval's own time
 COLUMNS = """\
@@ -79,7 +80,7 @@ def main(arguments: list[str]) -> int:
     harness = Harness(model, tokenizer, batch_size=given.batch_size)
     facts = [str(device), given.dtype, f"batches of {given.batch_size}"]
     packages = ("torch", "transformers", "lm_eval")
-    sys.stdout.write(rounds.head("overhead", arguments, facts, COLUMNS, packages))
+    sys.stdout.write(rounds.head("bench overhead", arguments, facts, COLUMNS, packages))
     with tempfile.TemporaryDirectory(prefix="overhead-cache-") as cache:
         direct = Direct(model, tokenizer, batch_size=given.batch_size, max_length=harness.max_length, cache=Path(cache))
         for benchmark in benchmarks:
@@ -100,14 +101,8 @@ def _chosen(known: dict[str, Any], name: str, given: argparse.Namespace) -> Stoc
 
 def _parser() -> argparse.ArgumentParser:
     example = "--model CHECKPOINT --data DIR --items 64"
-    parser = rounds.parser("overhead", __doc__, example, usage="--model DIR [options]")
-    data_argument(parser)
-    parser.add_argument("--model", type=Path, required=True, help="directory of a Hugging Face checkpoint")
-    parser.add_argument("--benchmarks", metavar="NAMES", default="mmlu,hellaswag,gsm8k", help="default: %(default)s")
+    parser = rounds.parser("bench overhead", __doc__, example, usage="--model DIR [options]")
+    add_evaluation(parser, "mmlu,hellaswag,gsm8k", "bfloat16")
     parser.add_argument("--items", type=int, default=64, help="of each benchmark (default: %(default)s)")
     rounds.add_rounds(parser, 5)
-    parser.add_argument("--dtype", choices=sorted(DTYPES), default="bfloat16", help="default: %(default)s")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, metavar="N", default=8, help="default: %(default)s")
-    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="shorter answers (default: the benchmark's)")
     return parser

@@ -59,14 +59,14 @@ def main(arguments: list[str]) -> int:
         seconds = [first_table(path) for _ in range(given.rounds)]
     met = "yes" if statistics.median(seconds) < TARGET else "no"
     sys.stdout.write(
-        rounds.head("page", arguments, [], COLUMNS, packages=())
+        rounds.head("bench page", arguments, [], COLUMNS, packages=())
         + f"| {len(records)} | {size / 1e6:.1f} | {given.rounds} | {rounds.spread(seconds)} | {met} |\n"
     )
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = rounds.parser("page", __doc__, "--study tiny_screen", usage="--study NAME ... [options]")
+    parser = rounds.parser("bench page", __doc__, "--study tiny_screen", usage="--study NAME ... [options]")
     parser.add_argument("--study", nargs="+", required=True, help="studies to show")
     parser.add_argument("--runs", type=Path, default=Path("results/runs"), help="default: %(default)s")
     rounds.add_rounds(parser, 5)

@@ -104,7 +104,7 @@ def compare(folder: Path, name: str, theirs: Path) -> float:
 
 def main(arguments: list[str]) -> int:
     """One line a merger; 1 if one lies further off than rounding explains."""
-    parser = rounds.parser("parity", __doc__, "--work DIR", usage="--work DIR")
+    parser = rounds.parser("bench parity", __doc__, "--work DIR", usage="--work DIR")
     parser.add_argument("--work", type=Path, required=True, help="where the family and mergekit's environment are made")
     given = parser.parse_args(arguments)
     work = given.work.resolve()

@@ -178,7 +178,7 @@ def _expert(entry: Entry, seed: int, source: Reader, spread: float) -> Tensor:
 def main(arguments: list[str]) -> int:
     """Write a family; 0."""
     example = "DIR --shape 13b --tasks general,math,code --headers"
-    parser = rounds.parser("checkpoints", __doc__, example, usage="DIR --shape SHAPE [options]")
+    parser = rounds.parser("bench checkpoints", __doc__, example, usage="DIR --shape SHAPE [options]")
     parser.add_argument("directory", type=Path, help="gets base/ and a directory for each task")
     parser.add_argument("--shape", choices=SHAPES, required=True)
     parser.add_argument("--tasks", default="general,math,code", help="default: %(default)s")

@@ -144,17 +144,17 @@ def spread(values: Sequence[float]) -> str:
 
 
 def head(
-    bench: str, arguments: Sequence[str], facts: Sequence[str], columns: str, packages: Sequence[str] = ("torch",)
+    command: str, arguments: Sequence[str], facts: Sequence[str], columns: str, packages: Sequence[str] = ("torch",)
 ) -> str:
-    """The lines above a table's rows: command; date, machine, facts and versions; the columns."""
+    """The lines above a table: command ("bench merge") and arguments; date, machine, facts, versions; columns."""
     machine = f"{provenance.processor()}, {len(os.sched_getaffinity(0))} cores"
     told = [str(date.today()), machine, *facts, *(f"{package} {version(package)}" for package in packages)]
-    return f"`python -m experiments bench {bench} {shlex.join(arguments)}`\n{', '.join(told)}\n\n{columns}\n"
+    return f"`python -m experiments {command} {shlex.join(arguments)}`\n{', '.join(told)}\n\n{columns}\n"
 
 
-def parser(bench: str, doc: str | None, example: str, usage: str = "[options]") -> argparse.ArgumentParser:
-    """A bench's parser of arguments, described by the first line of its module's docstring."""
-    program = f"python -m experiments bench {bench}"
+def parser(command: str, doc: str | None, example: str, usage: str = "[options]") -> argparse.ArgumentParser:
+    """A command's parser of arguments, described by the first line of its module's docstring."""
+    program = f"python -m experiments {command}"
     return argparse.ArgumentParser(
         prog=program,
         usage=f"%(prog)s {usage}",

@@ -95,13 +95,13 @@ def main(arguments: list[str]) -> int:
         commands = {side: rounds.side_command("sensitivity", same, side) for side in sides}
         results = rounds.processes_in_turns(commands, given.rounds, cold=given.cold)
     facts = [given.device, given.dtype, f"{torch.get_num_threads()} threads"]
-    head = rounds.head("sensitivity", arguments, facts, COLUMNS, packages=("torch", "transformers"))
+    head = rounds.head("bench sensitivity", arguments, facts, COLUMNS, packages=("torch", "transformers"))
     sys.stdout.write(f"{head}{row(given, results)}\n")
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = rounds.parser("sensitivity", __doc__, "--shape 1.1b --samples 4")
+    parser = rounds.parser("bench sensitivity", __doc__, "--shape 1.1b --samples 4")
     add_family(parser)
     parser.add_argument("--samples", type=int, default=4, help="default: %(default)s")
     parser.add_argument(

@@ -111,7 +111,7 @@ def main(arguments: list[str]) -> int:
     facts = [f"{given.threads} threads", given.shape, "base and three experts", "bf16"]
     facts += [f"{given.points} points", f"{given.rounds} rounds"]
     with family(given.work, given.shape, TASKS, keep=given.keep) as checkpoints:
-        sys.stdout.write(rounds.head("sweep", arguments, facts, COLUMNS))
+        sys.stdout.write(rounds.head("bench sweep", arguments, facts, COLUMNS))
         for name in given.mergers.split(","):
             sys.stdout.write("\n".join(rows(name, measure(given, arguments, checkpoints.parent, name))) + "\n")
             sys.stdout.flush()
@@ -119,7 +119,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = rounds.parser("sweep", __doc__, "--shape 0.13b --work DIR --mergers ties")
+    parser = rounds.parser("bench sweep", __doc__, "--shape 0.13b --work DIR --mergers ties")
     add_family(parser)
     parser.add_argument("--mergers", default="task_arithmetic,ties", help=f"of {','.join(CASES)}")
     parser.add_argument("--points", type=int, default=12, help="settings of the sweep (default: %(default)s)")

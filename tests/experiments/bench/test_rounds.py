@@ -69,8 +69,8 @@ def test_a_side_that_fails_ends_the_bench_with_its_output(end: str, how: str) ->
 def test_the_head_names_command_machine_and_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rounds, "version", lambda package: f"of {package}")
     monkeypatch.setattr(rounds.provenance, "processor", lambda: "CPU")
-    command, facts, empty, columns, last = rounds.head("x", ["--a", "b c"], ["fact"], "| a |").split("\n")
-    assert command == "`python -m experiments bench x --a 'b c'`"
+    command, facts, empty, columns, last = rounds.head("bench merge", ["--a", "b c"], ["fact"], "| a |").split("\n")
+    assert command == "`python -m experiments bench merge --a 'b c'`"
     assert facts.split(", ")[1] == "CPU"
     assert facts.endswith("cores, fact, torch of torch")
     assert (empty, columns, last) == ("", "| a |", "")
