@@ -10,9 +10,13 @@ from pathlib import Path
 import hydra
 import pytest
 from conf_fixtures import CONF, build, composed, frozen, without_hydra
+from hydra import initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import ConfigCompositionException, InstantiationException
+from hydra.errors import ConfigCompositionException, InstantiationException, MissingConfigException
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from experiments.run import command
@@ -171,19 +175,27 @@ def test_every_protocol_has_every_part_of_a_paper(protocol: str, part: str) -> N
     """As many jobs as the part has settings, with the protocol's own mergers; the last is a run of that family."""
     chosen = (f"experiment=paper/{part}", f"protocol={protocol}")
     jobs = swept(*chosen)
+    mergers = {word.removeprefix("merger=") for job in jobs for word in job if word.startswith("merger=")}
     tuned = {f"{PROTOCOLS[protocol]}{name}" for name in ("task_arithmetic", "ties", "dare", "dare_ties")}
-    last = frozen(*chosen, *jobs[-1])
+    last = frozen(*jobs[-1])
     spec = command.build(last)
     assert (len(jobs), len(set(jobs))) == (PAPER[part], PAPER[part])
-    assert {job[1].removeprefix("merger=") for job in jobs} <= {"average", *tuned}
+    assert mergers <= {"average", *tuned}
     assert (spec.model.name, spec.study, spec.seed) == (protocol, f"paper_{protocol}_{part}", 2)
     assert (spec.labels["experiment"], spec.labels["protocol"]) == (f"paper/{part}", protocol)
     assert "protocol" not in last.config
 
 
-def test_a_protocol_of_a_paper_has_to_be_chosen() -> None:
+@pytest.mark.parametrize("part", PAPER)
+def test_one_protocol_has_to_be_chosen(part: str) -> None:
+    """Without one no job composes; of several, which `-m` cannot tell apart, none whose merger a protocol may tune."""
     with pytest.raises(ConfigCompositionException, match="You must specify 'protocol'"):
-        composed("experiment=paper/main")
+        composed(*swept(f"experiment=paper/{part}")[0])
+    jobs = swept(f"experiment=paper/{part}", "protocol=tiny,smollm2_135m")
+    tunable = [job for job in jobs if "merger=average" not in job]
+    assert all(any(word.startswith("merger=one_protocol/") for word in job) for job in tunable)
+    with pytest.raises(MissingConfigException, match="'merger/one_protocol/"):
+        composed(*tunable[0])
 
 
 def test_no_part_and_no_protocol_is_left_out_of_the_tests_above() -> None:
@@ -196,10 +208,14 @@ def test_no_part_and_no_protocol_is_left_out_of_the_tests_above() -> None:
 
 
 def swept(*overrides: str) -> list[tuple[str, ...]]:
-    """The overrides of every job that `-m` with these makes, by Hydra's own sweeper."""
-    config = composed(*overrides)
+    """The overrides of every job that `-m` with these makes: composed as it composes them, by Hydra's own sweeper."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        engine = GlobalHydra.instance().hydra
+        assert engine is not None
+        config = engine.compose_config("config", list(overrides), RunMode.MULTIRUN, from_shell=False)
+    HydraConfig.instance().set_config(config)
     params = OmegaConf.to_container(config.hydra.sweeper.params, resolve=True)
     assert isinstance(params, dict)
-    parsed = OverridesParser.create().parse_overrides([f"{key}={values}" for key, values in params.items()])
-    (batch,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+    words = [*(f"{key}={values}" for key, values in params.items()), *overrides]
+    (batch,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(words), max_batch_size=None)
     return [tuple(job) for job in batch]
