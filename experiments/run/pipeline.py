@@ -43,6 +43,7 @@ def run(spec: RunSpec, config: Mapping[str, Any] | None = None) -> Record:
     wrong before work starts.
     """
     provenance.git_state()
+    log.info("%s", spec.choices())
     preflight.check(spec)
     if spec.threads:
         torch.set_num_threads(spec.threads)
