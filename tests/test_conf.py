@@ -6,6 +6,7 @@ import dataclasses
 import json
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import hydra
 import pytest
@@ -22,6 +23,11 @@ from omegaconf import OmegaConf
 from experiments.run import command
 from experiments.run.command import Frozen
 from experiments.run.spec import Member, RunSpec
+from sensmerge import coefficients, mergers
+from sensmerge.coefficients import Rule
+from sensmerge.mergers import Merger
+from sensmerge.publish import recipes
+from sensmerge.store import describe
 
 NOT_CHOSEN_AT_THE_TOP = {"benchmark", "source", "hydra", "protocol"}
 GROUPS = (
@@ -82,6 +88,38 @@ def test_every_benchmark_is_one(path: Path) -> None:
     benchmark = hydra.utils.instantiate(OmegaConf.load(path), _convert_="all")
     assert callable(benchmark.run)
     assert benchmark.name == path.stem
+
+
+DEFAULTS = [
+    pytest.param(name, kind, id=f"{group}={name}")
+    for group, kind in (("merger", Merger), ("scaling", Rule))
+    for name in sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    if name != "member"  # no merger
+]
+
+
+@pytest.mark.parametrize(("name", "kind"), DEFAULTS)
+def test_mergers_and_rules_are_by_default_what_the_library_calls_by_that_name(name: str, kind: type) -> None:
+    """Setting by setting: one that the yaml lacks could not be set on the command line."""
+    group = "merger" if kind is Merger else "scaling"
+    part = composed(f"{group}={name}")[group]
+    made = recipes.named(name, kind)
+    assert describe(hydra.utils.instantiate(part, _convert_="all")) == describe(made)
+    assert settings(OmegaConf.to_container(part)) == settings(describe(made))
+
+
+def settings(value: Any) -> Any:
+    """The names in nested dictionaries, without those that say which class."""
+    if not isinstance(value, dict):
+        return None
+    return {key: settings(part) for key, part in value.items() if key not in ("_target_", "class", "version")}
+
+
+def test_every_merger_and_rule_of_the_library_has_a_yaml() -> None:
+    described = {json.dumps(describe(recipes.named(name, kind))) for name, kind in (one.values[:2] for one in DEFAULTS)}
+    own = [made for kind in (Merger, Rule) for made in recipes.known(kind).values() if "sensmerge" in made.__module__]
+    every = [*(made() for made in own), *mergers.VARIANTS.values(), *coefficients.VARIANTS.values()]
+    assert described == {json.dumps(describe(one)) for one in every}
 
 
 def test_every_yaml_says_what_it_is_in_its_first_line() -> None:
