@@ -41,7 +41,7 @@ WALLS = {
         "experiments", "experiments/families/__init__", "experiments/run", "evaluation", "evaluation/checks",
         "sensmerge",
     },
-    "experiments/sweeps": {"experiments", "experiments/run", "sensmerge"},
+    "experiments/sweeps": {"experiments", "experiments/run", "evaluation/batches", "sensmerge"},
     "experiments/analysis": {"experiments", "experiments/run/record", "evaluation"},
     "experiments/report": {"experiments", "experiments/analysis", "experiments/run/record", "evaluation"},
     "experiments/tracking": {

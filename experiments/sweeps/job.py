@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from evaluation.batches import release as release  # after a job that shares its process with others
 from experiments import locks
 from experiments.run import command
 from experiments.sweeps import code_state, manifest, slurm

@@ -20,7 +20,6 @@ from pathlib import Path
 
 from experiments import locks
 from experiments.run import progress
-from experiments.run.record import Record
 from experiments.sweeps import manifest, slurm
 from experiments.sweeps.manifest import Job, Sweep
 
@@ -114,12 +113,14 @@ def _row(
         state, note = _open(sweep, job, state, note, known.get(job.slurm or ""), launching)
     if state == "running" and directory and (at := progress.read(sweep.runs / directory)):
         note = str(at)
-    score = said.get("score", _score(record)) if state == "done" else None
+    score = (said["score"] if "score" in said else _score(record)) if state == "done" else None
     return Row(sweep, job, state, note, said.get("seconds"), directory, score)
 
 
 def _score(record: Path) -> float | None:
     """Of a run that another sweep's job made; None where its record cannot be read, which is not for a table to say."""
+    from experiments.run.record import Record  # a third of a second, for what is rarely asked
+
     try:
         return Record.read(record).score
     except (ValueError, FileNotFoundError):

@@ -28,9 +28,8 @@ class LocalLauncher(SweepLauncher):
     kind = "local"
 
     def start(self, jobs: Sequence[Job], configs: dict[int, DictConfig], specs: dict[int, RunSpec]) -> dict[int, Any]:
-        from evaluation.batches import release
         from experiments.run.errors import message
-        from experiments.sweeps.job import announce, attempt, brief
+        from experiments.sweeps.job import announce, attempt, brief, release
 
         assert self.sweep is not None
         said, ended, told = _called(jobs), {}, set()
