@@ -173,7 +173,7 @@ def known(kind: type[T]) -> dict[str, type[T]]:
 def named(name: str, kind: type[T]) -> T:
     """The merger or rule that command lines call `name`, as it is by default. ValueError where there is none."""
     variants: Mapping[str, Any] = mergers.VARIANTS if kind is Merger else coefficients.VARIANTS
-    classes = {re.sub(r"(?<!^)(?=[A-Z])", "_", own).lower(): made for own, made in known(kind).items()}
+    classes: dict[str, Any] = {re.sub(r"(?<!^)(?=[A-Z])", "_", own).lower(): one for own, one in known(kind).items()}
     if name not in {**classes, **variants}:
         raise ValueError(
             f"there is no {kind.__name__.lower()} {name!r}; there are {', '.join(sorted({**classes, **variants}))}"
