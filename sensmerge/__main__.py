@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 _MERGERS = "average, task_arithmetic, ties, dare, dare_ties, breadcrumbs, della, slerp, or a class of yours"
-_RULES = ("sens", "task_specific", "cross_task", "uniform", "random")
+_RULES = "sens, task_specific, cross_task, uniform, random, sens_farther, cross_task_farther, or a class of yours"
 _RECIPE = (
     "a table of `coefficients`, a run's recipe.json, a checkpoint's merge.json (JSON or YAML), or the directory of one "
     "of the last two"
@@ -58,7 +58,7 @@ def _coefficients(verb: argparse.ArgumentParser) -> None:
         "--calibration", metavar="TASK=FILE", action="append", default=[],
         help='a .jsonl file for each expert, a line each {"prompt": "...", "answer": "..."}',
     )  # fmt: skip
-    verb.add_argument("--rule", choices=_RULES, default="sens", help="default: %(default)s")
+    verb.add_argument("--rule", default="sens", help=f"{_RULES}; default: %(default)s")
     verb.add_argument(
         "--set", metavar="FIELD=VALUE", action="append", default=[], dest="fields",
         help="an option of the rule, such as temperature=0.3",

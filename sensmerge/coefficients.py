@@ -239,6 +239,16 @@ class Shuffled(Rule):
         return Table(true.tasks, torch.stack(columns, 1), torch.ones(k, dtype=torch.float64), {})
 
 
+# What both command lines call by a name that is no class's own; those are their names in small letters.
+VARIANTS: dict[str, Rule] = {
+    "task_specific": Sens(cross_task=False),
+    "cross_task": Sens(task_specific=False),
+    "cross_task_farther": Sens(task_specific=False, sign="farther"),
+    "sens_farther": Sens(sign="farther"),
+    "random": Shuffled(),
+}
+
+
 def profile(sensitivity: Mapping[str, float], n_blocks: int, own: Sequence[str] = ()) -> Tensor:
     """alpha of one expert [L + len(own)] fp64: sums of S per group over their Euclidean norm (section 3.2).
 

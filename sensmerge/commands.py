@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from argparse import Namespace
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -25,13 +24,6 @@ from sensmerge.publish.versions import LIBRARIES, versions
 from sensmerge.store import describe, write_json
 
 T = TypeVar("T", Merger, Rule)
-# Names of the command line that are no class's own; those are their names in small letters.
-_MERGERS = {"dare_ties": {"class": "Dare", "inner": {"class": "Ties", "density": 1.0}}}
-_RULES = {
-    "task_specific": {"class": "Sens", "cross_task": False},
-    "cross_task": {"class": "Sens", "task_specific": False},
-    "random": {"class": "Shuffled"},
-}
 
 
 def coefficients(given: Namespace) -> str:
@@ -40,7 +32,7 @@ def coefficients(given: Namespace) -> str:
     files = {task: Path(file) for task, file in _named(given.calibration, "--calibration").items()}
     if lost := [str(file) for file in files.values() if not file.is_file()]:
         raise FileNotFoundError(f"--calibration: no such file: {', '.join(lost)}")
-    rule = _made(given.rule, given.fields, _RULES, Rule)
+    rule = _with(recipes.named(given.rule, Rule), given.fields, Rule)
     settings = Calibration(
         samples=given.samples, max_length=given.max_length, loss=given.loss, overlong=given.overlong,
         seed=given.sample_seed, dtype=given.dtype,
@@ -180,19 +172,10 @@ def _family(given: Namespace, recipe: Recipe) -> Family:
 
 def _chosen(given: Namespace, recipe: Recipe) -> Merger:
     if given.merger:
-        return _made(given.merger, given.fields, _MERGERS, Merger)
+        return _with(recipes.named(given.merger, Merger), given.fields, Merger)
     if recipe.merger is None:
         raise ValueError("no merger is told: add --merger ties, say (python -m sensmerge merge --help lists them)")
     return _with(recipe.merger, given.fields, Merger)
-
-
-def _made(name: str, fields: Sequence[str], special: Mapping[str, Any], kind: type[T]) -> T:
-    """The merger or rule that the command line names, with the fields it sets."""
-    own = {re.sub(r"(?<!^)(?=[A-Z])", "_", one).lower(): {"class": one} for one in recipes.known(kind)}
-    known = {**own, **special}
-    if name not in known:
-        raise ValueError(f"there is no {kind.__name__.lower()} {name!r}; there are {', '.join(sorted(known))}")
-    return _with(build(known[name], kind), fields, kind)
 
 
 def _with(made: T, fields: Sequence[str], kind: type[T]) -> T:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import hydra
 import pytest
@@ -22,6 +23,11 @@ from omegaconf import OmegaConf
 from experiments.run import command
 from experiments.run.command import Frozen
 from experiments.run.spec import Member, RunSpec
+from sensmerge import coefficients, mergers
+from sensmerge.coefficients import Rule
+from sensmerge.mergers import Merger
+from sensmerge.publish import recipes
+from sensmerge.store import describe
 
 NOT_CHOSEN_AT_THE_TOP = {"benchmark", "source", "hydra", "protocol"}
 GROUPS = (
@@ -84,6 +90,38 @@ def test_every_benchmark_is_one(path: Path) -> None:
     assert benchmark.name == path.stem
 
 
+DEFAULTS = [
+    pytest.param(name, kind, id=f"{group}={name}")
+    for group, kind in (("merger", Merger), ("scaling", Rule))
+    for name in sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    if name != "member"  # no merger
+]
+
+
+@pytest.mark.parametrize(("name", "kind"), DEFAULTS)
+def test_mergers_and_rules_are_by_default_what_the_library_calls_by_that_name(name: str, kind: type) -> None:
+    """Setting by setting: one that the yaml lacks could not be set on the command line."""
+    group = "merger" if kind is Merger else "scaling"
+    part = composed(f"{group}={name}")[group]
+    made = recipes.named(name, kind)
+    assert describe(hydra.utils.instantiate(part, _convert_="all")) == describe(made)
+    assert settings(OmegaConf.to_container(part)) == settings(describe(made))
+
+
+def settings(value: Any) -> Any:
+    """The names in nested dictionaries, without those that say which class."""
+    if not isinstance(value, dict):
+        return None
+    return {key: settings(part) for key, part in value.items() if key not in ("_target_", "class", "version")}
+
+
+def test_every_merger_and_rule_of_the_library_has_a_yaml() -> None:
+    described = {json.dumps(describe(recipes.named(name, kind))) for name, kind in (one.values[:2] for one in DEFAULTS)}
+    own = [made for kind in (Merger, Rule) for made in recipes.known(kind).values() if "sensmerge" in made.__module__]
+    every = [*(made() for made in own), *mergers.VARIANTS.values(), *coefficients.VARIANTS.values()]
+    assert described == {json.dumps(describe(one)) for one in every}
+
+
 def test_every_yaml_says_what_it_is_in_its_first_line() -> None:
     for path in sorted(CONF.rglob("*.yaml")):
         first, second, *_ = [*path.read_text().splitlines(), ""]
@@ -110,6 +148,41 @@ def test_an_appended_key_is_refused_too() -> None:
         build("merger=ties", "+merger.densty=0.5")
 
 
+# ---- what a model brings
+
+
+@pytest.mark.parametrize(
+    ("model", "suite", "calibration", "evaluation"),
+    [
+        ("tiny", "tiny", "float32", "auto"),
+        ("smollm2_135m", "cpu", "bfloat16", "bfloat16"),
+        ("llama2_7b", "full", "bfloat16", "float16"),
+        ("llama2_13b", "full", "bfloat16", "float16"),
+        ("mistral_7b", "full", "bfloat16", "bfloat16"),
+    ],
+)
+def test_a_model_brings_its_suite_and_precision_and_the_command_line_wins(
+    model: str, suite: str, calibration: str, evaluation: str
+) -> None:
+    spec = build(f"model={model}", "merger=ties")
+    assert (spec.suite.name, spec.calibration.dtype, spec.evaluation.dtype) == (suite, calibration, evaluation)
+    other = build(f"model={model}", "suite=smoke", "calibration.dtype=auto", "evaluation.dtype=float32")
+    assert (other.suite.name, other.calibration.dtype, other.evaluation.dtype) == ("smoke", "auto", "float32")
+    assert f"suite {suite} ({len(spec.suite.benchmarks)} benchmarks)" in spec.choices()
+    assert "merger ties(density=" in spec.choices()
+
+
+def test_an_experiments_suite_wins_over_its_models() -> None:
+    assert build("experiment=smollm2_135m_tune").suite.name == "smollm2_135m_validation"
+
+
+def test_the_quickstart_sends_nothing_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    assert build("experiment=quickstart").tracking.mode == "offline"
+    assert build("experiment=quickstart", "tracking.mode=online").tracking.mode == "online"
+
+
 # ---- identity: what determines the numbers, and nothing else
 
 
@@ -117,7 +190,7 @@ def test_finished_runs_keep_their_names() -> None:
     """Runs of these are on disk. A change that makes another run of one has to be meant."""
     assert build("model=tiny", "device=cpu").run_id == "7324327ee8e1"
     assert build("model=tiny", "device=cpu", "merger=ties", "scaling=uniform").run_id == "2f197cd80887"
-    here = ("device=cpu", "output.data=null", "suite=smoke")
+    here = ("device=cpu", "output.data=null", "suite=smoke", "calibration.dtype=float32", "evaluation.dtype=auto")
     assert build("model=smollm2_135m", "merger=member", *here).run_id == "7c2d0d8368a1"
     assert build("model=llama2_7b", *here).run_id == "6b9b85664d1a"
     assert build("model=mistral_7b", "merger=member", *here).run_id == "52f82426e2e8"

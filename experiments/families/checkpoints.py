@@ -38,15 +38,11 @@ class Source:
                 return f"revision={self.revision} belongs to an id, and path={self.path} is given"
             if not any((self.path / name).is_file() for name in ("config.json", "adapter_config.json")):
                 return f"no checkpoint at {self.path}: neither config.json nor adapter_config.json is there"
-            return None
-        return (
-            None
-            if hub.reachable(str(self.id), self.revision)
-            else (
-                f"{self.id} is not in the Hugging Face cache and the hub is switched off (HF_HUB_OFFLINE); "
-                "allow the network, or give a path"
-            )
-        )
+        return None
+
+    def unreachable(self) -> bool:
+        """Whether this is a repository that is neither in the cache nor to be had. Never asks the network."""
+        return self.id is not None and self.path is None and not hub.reachable(str(self.id), self.revision)
 
     def place(self) -> Place:
         """Where it lies; of an id, what the Hugging Face cache has, or where it will be fetched from."""
@@ -88,7 +84,15 @@ class Checkpoints:
     def problems(self, cache: Path, data: Path | None) -> list[str]:
         """Sources that are ill-defined, absent, or out of reach."""
         sources = {"base": self.base, **{f"experts.{task}": source for task, source in self.experts.items()}}
-        return [f"model.{field}: {why}" for field, source in sources.items() if (why := source.problem())]
+        absent = [source.id for source in sources.values() if source.unreachable()]
+        faults = [f"model.{field}: {why}" for field, source in sources.items() if (why := source.problem())]
+        if absent:
+            faults.append(
+                f"the weights of {', '.join(map(str, absent))} are not in the Hugging Face cache, and HF_HUB_OFFLINE "
+                "switches the hub off: unset it to download them (gated repositories want `hf auth login` first), or "
+                "say where they lie (model.base.path=DIR model.base.id=null model.experts.math.path=DIR ...)"
+            )
+        return faults
 
     def located(self, cache: Path, data: Path | None) -> Located:
         """Each checkpoint where it lies. ValueError for a source that is ill-defined, or a path without a model."""

@@ -50,7 +50,7 @@ def write(study: str, runs: Path, path: Path, how: How = How()) -> int:
     for name, record in sorted(packed.items()):
         content[f"{name}/{RECORD_JSON}"] = _json(record.without_places().to_json())
         if study in record.studies:
-            content[f"{name}/studies/{study}"] = b""
+            content[f"{name}/studies/{study}"] = " ".join(record.asked_by(study)).encode()
         for result in record.results.values():
             content[f"{name}/{result.outcomes}"] = (record.directory / result.outcomes).read_bytes()
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -94,10 +94,12 @@ def _line(row: tables.Row, names: Sequence[str], means: Sequence[str]) -> dict[s
 def commands_of(found: Sequence[tables.Table], study: str) -> list[str]:
     """The run.py commands that make the study's merges: for each of its experiments, the overrides its runs were given.
 
-    Where a run writes and whether it is tracked are left out, as they move no number.
+    Where a run writes and whether it is tracked are left out, as they move no number. Where every run was there before,
+    the experiment alone: records hold the overrides of what first asked for them, not of what joined later.
     """
+    merges = [record for table in found for row in table.merges for record in row.records]
     given: dict[str, dict[str, list[str]]] = {}
-    for record in (r for table in found for row in table.merges for r in row.records if r.study == study):
+    for record in (record for record in merges if record.study == study):
         overrides = [override.partition("=") for override in record.overrides]
         experiment = next((value for key, _, value in overrides if key.lstrip("+") == "experiment"), "")
         values = given.setdefault(experiment, {})
@@ -105,26 +107,22 @@ def commands_of(found: Sequence[tables.Table], study: str) -> list[str]:
             if key.split(".")[0].lstrip("+~") not in ("output", "tracking", "launcher", "hydra", "experiment"):
                 seen = values.setdefault(key, [])
                 seen += [value] if value not in seen else []
-    ordered = sorted((given or {"": {}}).items(), key=lambda item: (item[0] == study, item[0]))
-    return [_command(experiment, values, study) for experiment, values in ordered]
+    if not any(experiment or values for experiment, values in given.items()):
+        return [_command(next(filter(None, (record.asked_by(study) for record in merges)), [f"experiment={study}"]))]
+    ordered = sorted(given.items(), key=lambda item: (item[0] == study, item[0]))
+    return [_command(_words(experiment, values)) for experiment, values in ordered]
 
 
-def _command(experiment: str, values: Mapping[str, Sequence[str]], study: str) -> str:
+def _words(experiment: str, values: Mapping[str, Sequence[str]]) -> list[str]:
     chosen = {key: ",".join(value) for key, value in values.items()}
-    if experiment or not values:  # the experiment itself says which mergers and scalings it sweeps
+    if experiment:  # it says itself which mergers and scalings it sweeps
         kept = {key: value for key, value in chosen.items() if key not in ("merger", "scaling")}
-        chosen = {"experiment": experiment or _experiment(study), **kept}
-    return shlex.join(["python", "run.py", "-m", *(f"{key}={value}" for key, value in chosen.items())])
+        chosen = {"experiment": experiment, **kept}
+    return [f"{key}={value}" for key, value in chosen.items()]
 
 
-def _experiment(study: str) -> str:
-    """The experiment in a family's folder that makes the study; other experiments are called as their study is.
-
-    Asked only where every run was there before: records say what first asked for them, not what joined later.
-    """
-    folder = Path(__file__).resolve().parents[2] / "conf/experiment"
-    named = (path for path in sorted(folder.glob("*/*.yaml")) if f"study: {study}" in path.read_text().splitlines())
-    return next((path.relative_to(folder).with_suffix("").as_posix() for path in named), study)
+def _command(words: Sequence[str]) -> str:
+    return shlex.join(["python", "run.py", "-m", *words])
 
 
 def _whereabouts(

@@ -37,7 +37,7 @@ def freeze(config: DictConfig, hydra_config: Any) -> Frozen:
     choices = hydra_config.runtime.choices
     if missing := [group for group in _NAMING if group not in choices]:
         raise ValueError(
-            f"~{missing[0]}: every run has a {missing[0]}, so it cannot be taken away; choose another "
+            f"no {missing[0]}: every run has one, so ~{missing[0]} takes away too much; choose another "
             f"({missing[0]}=NAME; scaling=uniform is none at all)"
         )
     labels = {group: str(choices[group]).rpartition("/")[2] for group in _NAMING}

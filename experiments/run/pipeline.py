@@ -43,6 +43,7 @@ def run(spec: RunSpec, config: Mapping[str, Any] | None = None) -> Record:
     wrong before work starts.
     """
     provenance.git_state()
+    log.info("%s", spec.choices())
     preflight.check(spec)
     if spec.threads:
         torch.set_num_threads(spec.threads)
@@ -68,11 +69,14 @@ def run(spec: RunSpec, config: Mapping[str, Any] | None = None) -> Record:
 
 
 def join(spec: RunSpec) -> None:
-    """Note in the run's directory that this study has it too: several may ask for one run, which is done once."""
+    """Note in the run's directory that this study has it too, and by which experiment: several may ask for one run,
+    which is done once."""
     if spec.study:
         marker = spec.directory / "studies" / spec.study
         marker.parent.mkdir(exist_ok=True)
-        marker.touch()
+        chosen = [f"{key}={spec.labels[key]}" for key in ("experiment", "protocol") if key in spec.labels]
+        if chosen or not marker.is_file():
+            marker.write_text(" ".join(chosen))
 
 
 def is_complete(spec: RunSpec) -> bool:

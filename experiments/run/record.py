@@ -136,10 +136,11 @@ class Measured:
 class Record:
     """One run; `directory` is where it lies, and stands in no file.
 
-    study: the one that first asked for the run. labels: model, suite, merger, scaling, the names of the chosen yamls.
-    member: where nothing was merged "base" or the expert's task, else None. vocabulary: what became of experts' token
-    rows; None: every row is where it is stored. Repeated with the same versions, all of it is the same but `measured`,
-    and the paths in `config` and `overrides`.
+    study: the one that first asked for the run. labels: model, suite, merger, scaling, the names of the chosen yamls,
+    and experiment and protocol where there was one (older records lack these two). member: where nothing was merged
+    "base" or the expert's task, else None. vocabulary: what became of experts' token rows; None: every row is where it
+    is stored. Repeated with the same versions, all of it is the same but `measured`, and the paths in `config` and
+    `overrides`.
     """
 
     schema: Literal[1]
@@ -191,6 +192,11 @@ class Record:
         """Every study that asked for this run: a finished one is not done again, it only joins another study."""
         joined = {marker.name for marker in (self.directory / "studies").glob("*")}
         return joined | ({self.study} if self.study else set())
+
+    def asked_by(self, study: str) -> list[str]:
+        """The words that chose the study's experiment, as a command line has them; none where it is not told."""
+        marker = self.directory / "studies" / study
+        return marker.read_text().split() if marker.is_file() else []
 
     def method(self, part: str) -> str:
         """What tables call a merge's "merger" or "scaling": the yaml's name, or the class of one made without yaml."""

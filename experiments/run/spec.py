@@ -131,6 +131,25 @@ class RunSpec:
         scaling = self.labels.get("scaling", type(self.scaling).__name__.lower())
         return f"{model}-{merger}-{scaling}-s{self.seed}"
 
+    def choices(self) -> str:
+        """What will be run, settings included, for the first lines of a log."""
+        data = self.calibration
+        parts = [
+            f"model {self.labels.get('model', self.model.name)}",
+            f"merger {_settings(self.merger)}",
+            *([f"scaling {_settings(self.scaling)}"] if isinstance(self.merger, Merger) else []),
+            *([f"calibration {data.samples} samples a task, {data.dtype}"] if self._calibrates else []),
+            f"suite {self.suite.name} ({len(self.suite.benchmarks)} benchmarks)",
+            f"evaluation {self.evaluation.dtype_on(models.device_kind(self.device))}, "
+            f"batches {self.evaluation.on(models.device_kind(self.device)).batch_size}",
+            f"device {models.device_kind(self.device)}",
+        ]
+        return " · ".join(parts)
+
+    @property
+    def _calibrates(self) -> bool:
+        return isinstance(self.merger, Merger) and bool(self.scaling.needs)
+
     @property
     def directory(self) -> Path:
         return self.output.runs / f"{self.title}-{self.run_id}"
@@ -146,3 +165,13 @@ class RunSpec:
         return dataclasses.replace(
             self, merger=Member(member), seed=0, references=False, labels=labels, overrides=(), plan=False
         )
+
+
+def _settings(part: Any) -> str:
+    """
+    >>> _settings(Member("math"))
+    'member(member=math)'
+    """
+    named = ((field.name, getattr(part, field.name)) for field in dataclasses.fields(part))
+    told = [f"{name}={_settings(value) if dataclasses.is_dataclass(value) else value}" for name, value in named]
+    return f"{type(part).__name__.lower()}({', '.join(told)})"

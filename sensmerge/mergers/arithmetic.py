@@ -32,7 +32,7 @@ class TaskArithmetic(Merger):
     Base 1, experts 3 and 2, lambda 0.5, weights 1 and 0: 1 + 0.5 * 2 = 2.
     """
 
-    scale: float = Field(default=0.3, gt=0)
+    scale: float = Field(default=0.5, gt=0)
 
     def __call__(self, base: Tensor, taus: Tensor, weights: Tensor, *, keys: Sequence[int] | None = None) -> Tensor:
         return base + self.scale * total(weighted(taus, weights))

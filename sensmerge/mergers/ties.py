@@ -57,7 +57,7 @@ class Ties(Merger):
     One entry, three experts, taus 4, -1, 2, weights 1: the sum is 5, so + is elected; 4 and 2 agree; result 3.
     """
 
-    density: float = Field(default=0.2, gt=0, le=1)
+    density: float = Field(default=0.5, gt=0, le=1)
     scale: float = Field(default=1.0, gt=0)
     cancelled: Literal["majority", "drop"] = "majority"
 

@@ -17,12 +17,13 @@ from __future__ import annotations
 import importlib
 import json
 import pkgutil
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sensmerge import mergers
+from sensmerge import coefficients, mergers
 from sensmerge.checkpoints.hub import identify
 from sensmerge.checkpoints.vocabulary import check_policy
 from sensmerge.coefficients import Rule, Table
@@ -167,6 +168,17 @@ def known(kind: type[T]) -> dict[str, type[T]]:
         for module in pkgutil.iter_modules(mergers.__path__):
             importlib.import_module(f"{mergers.__name__}.{module.name}")
     return {one.__name__: one for one in _below(kind)}
+
+
+def named(name: str, kind: type[T]) -> T:
+    """The merger or rule that command lines call `name`, as it is by default. ValueError where there is none."""
+    variants: Mapping[str, Any] = mergers.VARIANTS if kind is Merger else coefficients.VARIANTS
+    classes = {re.sub(r"(?<!^)(?=[A-Z])", "_", own).lower(): made for own, made in known(kind).items()}
+    if name not in {**classes, **variants}:
+        raise ValueError(
+            f"there is no {kind.__name__.lower()} {name!r}; there are {', '.join(sorted({**classes, **variants}))}"
+        )
+    return variants[name] if name in variants else classes[name]()
 
 
 def _below(kind: type[Any]) -> list[type[Any]]:

@@ -38,7 +38,7 @@ def test_every_bad_source_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     )
     found = given.problems(tmp_path, None)
     for part in ("model.base: no checkpoint at", "experts.both: both of", "experts.neither: neither of",
-                 "experts.pinned: revision=main", "experts.remote: nobody/nothing"):  # fmt: skip
+                 "experts.pinned: revision=main", "the weights of nobody/nothing-of-this-name are not in"):  # fmt: skip
         assert sum(part in line for line in found) == 1, part
     with pytest.raises(FileNotFoundError, match="HF_HUB_OFFLINE"):
         given.prepare(tmp_path, None)
@@ -51,6 +51,7 @@ def test_offline_is_no_problem_for_what_is_cached(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: str(tmp_path / "config.json"))
     assert Source(id="a/b").problem() is None
+    assert not Source(id="a/b").unreachable()
 
 
 def test_old_weights_are_fetched_only_where_there_are_no_safetensors(

@@ -43,6 +43,17 @@ def test_a_report_from_a_pack_is_that_from_the_runs(runs: Path, tmp_path: Path) 
     assert "table.md" in " ".join(files(tmp_path / "again"))
 
 
+def test_a_pack_keeps_what_asked_for_its_runs(runs: Path, tmp_path: Path) -> None:
+    for directory in runs.iterdir():
+        (directory / "studies").mkdir()
+        (directory / "studies/paper_tiny_main").write_text("experiment=paper/main protocol=tiny")
+    pack = tmp_path / "results" / "paper_tiny_main" / archive.NAME
+    archive.write("paper_tiny_main", runs, pack)
+    archive.regenerate(tmp_path / "results", tmp_path / "out", figures=False)
+    text = (tmp_path / "out/paper_tiny_main/table.md").read_text()
+    assert "Made by `python run.py -m experiment=paper/main protocol=tiny`." in text
+
+
 def test_the_best_rules_are_chosen_again(tmp_path: Path) -> None:
     for scaling, values in (("uniform", [0.0, 0.0]), ("sens", [1.0, 1.0])):
         write_run(tmp_path / "runs", "ties", scaling, {"math": values}, coefficients=COEFFICIENTS)

@@ -27,7 +27,7 @@ def said(*words: str) -> str:
         (["foo=1"], ["foo: there is no setting 'foo', which has calibration, device"]),
         (["model.experts.math.stepps=3"], ["in model.experts.math", "did you mean model.experts.math.steps?"]),
         (["suite.benchmarks.nope.limit=3"], ["no setting 'nope' in suite.benchmarks, which has tiny_code"]),
-        (["~scaling"], ["~scaling: every run has a scaling", "scaling=uniform"]),
+        (["~scaling"], ["no scaling: every run has one", "scaling=uniform"]),
         (["merger={_target_:"], ["chosen by the name of a yaml (average, ", "merger=NAME merger.SETTING=VALUE"]),
         (["merger=tiess"], ["Could not find 'merger/tiess'", "task_arithmetic"]),
         (["seed=abc"], ["seed: input should be a valid integer", "(got 'abc')"]),

@@ -45,11 +45,13 @@ COMMITTED = [  # ids of records in results/<study>/records.tar.xz
     ),
     ("b0dedd2be301", ["seed=1", "experiment=tiny_tune", "merger=task_arithmetic", "merger.scale=0.9"]),
 ]  # fmt: skip
+# What every model had before each brought its own.
+PRECISION = ["calibration.dtype=float32", "evaluation.dtype=auto"]
 COMPUTED = [  # at ca18ae2; no committed run is one of these
-    ("57ad451df739", ["model=llama2_7b", "suite=full", "merger=ties", "scaling=sens"]),
-    ("875eb75f5c2c", ["model=mistral_7b", "suite=full_instruct", "merger=slerp", "scaling=uniform"]),
-    ("2e1506cc1f27", ["model=llama2_13b", "suite=full", "merger=member", "merger.member=math"]),
-    ("18650254968e", ["model=smollm2_135m", "suite=cpu", "merger=della", "scaling=cross_task"]),
+    ("57ad451df739", ["model=llama2_7b", "merger=ties", "scaling=sens", *PRECISION]),
+    ("875eb75f5c2c", ["model=mistral_7b", "suite=full_instruct", "merger=slerp", "scaling=uniform", *PRECISION]),
+    ("2e1506cc1f27", ["model=llama2_13b", "merger=member", "merger.member=math", *PRECISION]),
+    ("18650254968e", ["model=smollm2_135m", "suite=cpu", "merger=della", "scaling=cross_task", *PRECISION]),
     ("3db46e2984a4", ["merger=breadcrumbs", "scaling=task_specific"]),
 ]
 # At ca18ae2, of the family in pipeline_fixtures: its checkpoints' digests and the libraries' versions as set below. The

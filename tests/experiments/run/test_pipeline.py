@@ -77,7 +77,10 @@ def test_a_finished_run_is_not_done_again(spec: RunSpec, monkeypatch: pytest.Mon
     first = pipeline.run(spec)
     monkeypatch.setattr(models, "load", lambda *_, **__: pytest.fail("a finished run was started again"))
     assert plain(pipeline.run(spec)) == plain(first)
-    pipeline.run(dataclasses.replace(spec, study="another"))
+    joined = dataclasses.replace(spec, study="another", labels={**spec.labels, "experiment": "a/b", "protocol": "c"})
+    pipeline.run(joined)
+    pipeline.run(dataclasses.replace(spec, study="another"))  # by a command line that has no experiment
+    assert pipeline.run(spec).asked_by("another") == ["experiment=a/b", "protocol=c"]
     assert [r.title for found in of_study(load(spec.output.runs), "another") for r in found if not r.member] == [
         spec.title
     ]
