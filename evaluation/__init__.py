@@ -1,0 +1,1 @@
+"""Scores of one model: data sets, lm-eval, log-likelihoods, batch sizes, standard errors."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shlex
@@ -13,11 +14,13 @@ from typing import Any
 
 import pytest
 import yaml
+from conf_fixtures import frozen
 from hydra.utils import instantiate
 from pipeline_fixtures import root  # noqa: F401
 
 from evaluation.benchmarks.exact_match import ExactMatch
 from evaluation.suites import Suite
+from experiments.__main__ import COMMANDS
 from experiments.families.checkpoints import Checkpoints
 from sensmerge.__main__ import main
 from sensmerge.checkpoints.reader import Reader
@@ -71,6 +74,59 @@ def test_a_broken_link_is_seen() -> None:
 def test_every_document_is_linked_from_the_readme() -> None:
     linked = set(links((ROOT / "README.md").read_text(encoding="utf-8")))
     assert {path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md")} <= linked
+
+
+# ---- README.md
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def readme_commands(program: str) -> list[list[str]]:
+    """Words of each line of the README's blocks that starts with `program`, after it and without its comment."""
+    shown = re.findall(r"^```\n(.*?)^```$", README, flags=re.M | re.S)
+    lines = [line.removeprefix(f"{program} ") for line in "".join(shown).splitlines() if line.startswith(f"{program} ")]
+    return [shlex.split(line, comments=True) for line in lines]
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.split()) <= 1500
+
+
+@pytest.mark.parametrize("words", readme_commands("python run.py"), ids=" ".join)
+def test_runs_of_the_readme_compose(words: list[str]) -> None:
+    """Every value of a sweep; what needs weights is not looked at."""
+    overrides = [[f"{key}={value}" for value in values.split(",")] for key, values in splits(words)]
+    for job in itertools.product(*overrides):
+        assert frozen(*job)
+
+
+def splits(words: list[str]) -> Iterator[tuple[str, str]]:
+    for word in words:
+        if not word.startswith("-"):
+            key, _, values = word.partition("=")
+            yield key, values
+
+
+def test_commands_of_the_readme_exist() -> None:
+    asked = readme_commands("python -m experiments")
+    assert asked
+    assert [words for words in asked if words[0] not in COMMANDS and " ".join(words[:2]) not in COMMANDS] == []
+    targets = re.findall(r"^make (\w+)", README, flags=re.M)
+    assert targets
+    assert [name for name in targets if f"\n{name}:" not in (ROOT / "Makefile").read_text()] == []
+
+
+def test_the_table_of_the_readme_is_the_committed_one() -> None:
+    committed = rows((ROOT / "results/paper_tiny_main/table.md").read_text(encoding="utf-8"))
+    means = {(row[0], row[1]): row[6] for row in committed if len(row) == 10}
+    differences = {(row[0], row[1]): row[7] for row in committed if len(row) == 10}
+    for merger, *shown in rows(README)[2:7]:
+        expected = [means[merger, scaling] for scaling in ("uniform", "sens", "random")]
+        assert shown == [*expected, differences[merger, "sens"]]
+
+
+def rows(text: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
 
 
 # ---- docs/library.md

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import fnmatch
 import graphlib
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -70,6 +72,37 @@ ALLOWED = {
     "numba": {"sensmerge/engine/kernels.py", "sensmerge/engine/intrinsics.py"},
     "llvmlite": {"sensmerge/engine/intrinsics.py"},
 }
+
+
+TREE = ("sensmerge", "evaluation", "experiments", "conf", "hydra_plugins", "tests", "docs", "results")
+
+
+def captions(text: str) -> dict[str, str]:
+    """Folder -> its caption, from the tree in CONTRIBUTING.md; the name of a folder of results may be a pattern."""
+    (tree,) = re.findall(r"^```\n(sensmerge/ .*?)^```$", text, flags=re.M | re.S)
+    captions, top = {}, ""
+    for line in tree.splitlines():
+        name, caption = line.strip().split("/ ", 1)
+        top = top if line.startswith(" ") else name
+        captions[f"{top}/{name}" if line.startswith(" ") else name] = caption.strip()
+    return captions
+
+
+def folders() -> Iterator[str]:
+    """Folders of two levels that the tree has to name; of results those that are committed, your own are not."""
+    for top in TREE:
+        yield top
+        for path in sorted((ROOT / top).iterdir()):
+            committed = top != "results" or (path / "records.tar.xz").exists() or path.name == "report"
+            if path.is_dir() and path.name != "__pycache__" and committed:
+                yield f"{top}/{path.name}"
+
+
+def differences(text: str) -> list[str]:
+    """Folders that the tree does not name, names it twice, or names although they are not there."""
+    named, there = captions(text), list(folders())
+    missing = [f for f in there if sum(fnmatch.fnmatchcase(f, name) for name in named) != 1]
+    return missing + [name for name, caption in named.items() if not caption or not fnmatch.filter(there, name)]
 
 
 def imports(source: str, *, typing: bool = True) -> Iterator[str]:
@@ -183,3 +216,17 @@ def test_no_file_is_two_things() -> None:
 
 def test_no_general_purpose_drawers() -> None:
     assert [place for place, _ in sources() if Path(place).stem in {"utils", "util", "common", "helpers", "misc"}] == []
+
+
+def test_the_tree_is_what_is_on_disk() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    assert differences(text) == []
+    assert differences(text.replace("  engine/ ", "  motor/ ")) == ["sensmerge/engine", "sensmerge/motor"]
+
+
+def test_a_package_says_what_the_tree_says_of_it() -> None:
+    """Where its __init__.py is no more than a docstring."""
+    named = captions((ROOT / "CONTRIBUTING.md").read_text())
+    for place, source in sources():
+        if Path(place).name == "__init__.py" and len(ast.parse(source).body) < 2:
+            assert source.lower() == f'"""{named[str(Path(place).parent)]}."""\n'.lower(), place

@@ -1,0 +1,1 @@
+"""Generated programs run apart, with limits on memory, time, files and network."""

@@ -1,0 +1,1 @@
+"""P values, confidence intervals, Holm's correction; which runs are compared."""

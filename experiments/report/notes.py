@@ -1,4 +1,4 @@
-"""What a table cannot be read without: units, what was replicated and how tested, what went wrong, where it is from."""
+"""The notes below a table: units, replication, tests, truncated and empty answers, commands and versions."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _SHOWN = 0.05  # of a benchmark's answers: a row with more of a kind is named
 _MOST_NAMED = 6
 _TESTS = {
     "McNemar": "McNemar's exact test",
-    "sign-flip": "sign-flip permutation over items",
-    "bootstrap": "bootstrap over items with seeds, or sign flips over items where those give more",
+    "sign-flip": "sign-flip permutation test over items",
+    "bootstrap": "the larger of the bootstrap's p and that of a sign-flip permutation test over items",
 }
 
 
@@ -45,43 +45,45 @@ def notes(table: Table, commands: Sequence[str]) -> list[str]:
 
 def _means(table: Table) -> str:
     over = "; ".join(f"mean {mean.name} over {', '.join(mean.benchmarks)}" for mean in table.means)
-    return f"Means: each benchmark counts the same; {over}."
+    return f"Means give every benchmark the same weight: {over}."
 
 
 def _errors(table: Table) -> str:
-    items = "one standard error over the items, s / √n"
     if not any(row.models > 1 for row in table.rows):
-        return f"±: {items}; one model a row, so nothing here says how far another seed would land."
-    return f"±: where a row has several models, one standard error over them, s / √models; else {items}."
+        return "±: one standard error over items, s / √n. Each row is one model, so ± does not cover other seeds."
+    return "±: one standard error; over models (s / √models) where a row has several, else over items (s / √n)."
 
 
 def _comparisons(table: Table) -> Iterator[str]:
     seeds = sorted({record.seed for row in table.merges for record in row.records})
     repeated = any(row.models < len(row.records) for row in table.merges)
-    same = " A merge that is the same model at several seeds (same digest) counts once." if repeated else ""
-    own = " Each seed has questions of its own." if any(_questions(row) > 1 for row in table.merges) else ""
-    yield f"Seeds: {', '.join(map(str, seeds))}; models: different ones among a row's runs.{same}{own}"
+    same = " Seeds that give the same merged model (same digest) count once." if repeated else ""
+    own = " Each seed has its own items." if any(_questions(row) > 1 for row in table.merges) else ""
+    yield f"Seeds: {', '.join(map(str, seeds))}. models: the number of different models in a row.{same}{own}"
     yield (
-        "Δ: difference of the mean to the same merger and seed with uniform coefficients. K·σ: smallest and largest "
+        "Δ: the mean minus that of uniform coefficients, for the same merger and seed. K·σ: smallest and largest "
         "coefficient over experts and blocks (1 is uniform)."
     )
     if comparisons := table.comparisons:
         tests = ", ".join(text for name, text in _TESTS.items() if any(one.test == name for one in comparisons))
-        yield f"[95 %]: paired bootstrap over items, an item with all its seeds. {_seeds(table)}{_few(table)}"
         yield (
-            f"p: {tests}, two-sided; Holm's correction over this table's {len(comparisons)} comparisons. "
-            "†: distinguishable from uniform, p ≤ 0.05 after it."
+            "[95 %]: paired bootstrap over items; all seeds of an item are resampled together. "
+            f"{_seeds(table)}{_few(table)}"
+        )
+        yield (
+            f"p: {tests}, two-sided, after Holm's correction over this table's {len(comparisons)} comparisons. "
+            "†: p ≤ 0.05, distinguishable from uniform."
         )
     yield from _random(table)
 
 
 def _questions(row: Row) -> int:
-    """How many different sets of questions its runs answered: a family that is made anew for each seed has as many."""
+    """How many different sets of items the row's runs answered; more than one where each seed makes its own family."""
     return len({json.dumps(record.digests.data, sort_keys=True) for record in row.records})
 
 
 def _random(table: Table) -> Iterator[str]:
-    """Whose coefficients the random control has, and which rules it is no control of."""
+    """Which rules' coefficients the random control shuffles, and which rules have no such control."""
     rows = [row for row in table.merges if row.records and not any(record.is_uniform for record in row.records)]
     records = [record for row in rows for record in row.records]
     originals = {record.id for record in shuffled(records).values()}
@@ -89,10 +91,10 @@ def _random(table: Table) -> Iterator[str]:
     controlled = [row for row in rows if any(record.id in originals for record in row.records)]
     if controlled:
         names = _some([row.scaling or "" for row in controlled])
-        yield f"random: the coefficients, in wrong places, of {names} of the same merger and seed."
+        yield f"random: control, the coefficients of {names} (same merger and seed) shuffled over experts and blocks."
     if others := [row.name for row in rows if row not in made and row not in controlled]:
-        which = f" of {_some(others)}" if made else ""
-        yield f"No random control{which}: no run with these coefficients in wrong places (scaling=random) is complete."
+        which = f" for {_some(others)}" if made else ""
+        yield f"No random control{which}: no complete run has these coefficients shuffled (scaling=random)."
 
 
 def _some(names: Sequence[str]) -> str:
@@ -108,22 +110,21 @@ def _some(names: Sequence[str]) -> str:
 def _seeds(table: Table) -> str:
     counts = {one.seeds for one in table.comparisons}
     enough = stats.ENOUGH_SEEDS
-    many = "their own spread enters as t with (seeds - 1) degrees of freedom"
-    few = "taken as they are, nothing is said of others"
+    spread = "the spread between seeds is added, as t with (seeds - 1) degrees of freedom"
     if min(counts) >= enough:
-        return f"Seeds: {many}."
+        return f"{spread.capitalize()}."
     if max(counts) < enough:
-        return f"Seeds: {few}."
-    return f"Seeds: from {enough} on, {many}; with fewer, {few}."
+        return "The interval covers items only, not other seeds."
+    return f"From {enough} seeds on, {spread}; with fewer, the interval covers items only."
 
 
 def _few(table: Table) -> str:
     few = [benchmark.name for benchmark in table.benchmarks if min(benchmark.items) < stats.FEW_ITEMS]
-    return f" Too narrow where items are few ({', '.join(few)}); p is not misled." if few else ""
+    return f" Too narrow where a benchmark has few items ({', '.join(few)}); p values hold." if few else ""
 
 
 def _counts(table: Table) -> Iterator[str]:
-    """Per benchmark, how much of what went wrong: the range over the runs, then the rows with much of it."""
+    """Truncated, empty, clipped and failed answers of each benchmark: their range over runs, then the worst rows."""
     ranges, high = [], []
     for benchmark in table.benchmarks:
         found: dict[str, list[tuple[float, Row]]] = {}
@@ -137,9 +138,9 @@ def _counts(table: Table) -> Iterator[str]:
             if kind != "failed" and (named := _named(rows)):
                 high.append(f"{benchmark.name} {kind}: {named}")
     if ranges:
-        yield f"Answers in percent, lowest..highest run: {'; '.join(ranges)}."
+        yield f"Shares of answers in percent, lowest..highest run: {'; '.join(ranges)}."
     if high:
-        yield f"Rows with a run above {_SHOWN:.0%} (wrong programs aside): {'; '.join(high)}."
+        yield f"Rows with a run above {_SHOWN:.0%} (failed programs left out): {'; '.join(high)}."
 
 
 def _shares(record: Record, benchmark: str) -> dict[str, float]:

@@ -35,12 +35,12 @@ T = TypeVar("T")
 
 
 def run(spec: RunSpec, config: Mapping[str, Any] | None = None) -> Record:
-    """Run `spec`, and before it its references; the record, which is in the run directory.
+    """Run the references of `spec` (base and experts), then `spec` itself; its record, also in the run directory.
 
     config: the resolved configuration, kept in the record for the reader.
-    A finished run is returned as it is. A run that another process is at is waited for, a reference at the end, so
-    that a sweep's first jobs do not stand in line for its base. ValueError lists everything that can be known to be
-    wrong before work starts.
+    A finished run is not repeated: its record is returned. If another process holds the lock of the same run, this one
+    waits for it. It waits for references last, so that the first jobs of a sweep merge while one of them evaluates the
+    base. Raises ValueError with every problem that can be found before work starts.
     """
     provenance.git_state()
     log.info("%s", spec.choices())
@@ -80,9 +80,9 @@ def join(spec: RunSpec) -> None:
 
 
 def is_complete(spec: RunSpec) -> bool:
-    """Whether the run and its references have their records, and a checkpoint if asked for.
+    """Whether the run and its references have their records, and a checkpoint if one was asked for.
 
-    Whether the family's weights are still those they were made from is not looked at: that may take reading them.
+    Does not check that the family's weights are still those that the runs were made from: that may mean reading them.
     """
     wanted = [spec.reference(member) for member in ["base", *spec.model.calibration]] if spec.references else []
     asked = spec.output.checkpoint and not isinstance(spec.merger, Member)
@@ -92,9 +92,9 @@ def is_complete(spec: RunSpec) -> bool:
 
 
 def finished(spec: RunSpec, family: Prepared) -> Record | None:
-    """The record of a completed run, or None. ValueError if it was made from other weights than the family's.
+    """The record of a completed run, or None. ValueError if the family's weights have changed since.
 
-    A run is named by its settings; where those name a path or a branch, the weights behind them can change.
+    A run is named by its settings. Where they name a path or a branch, the weights behind it can change.
     """
     if not spec.record_path.is_file():
         return None
@@ -235,9 +235,9 @@ def _on_card(results: Mapping[str, Result | Scores]) -> dict[str, str]:
 
 
 def primary_score(results: Mapping[str, Result]) -> float:
-    """Mean headline over the benchmarks where higher is better; with none of those, minus the mean of the others.
+    """Mean headline score over the benchmarks where higher is better; without any, minus the mean of the others.
 
-    Its sum is rounded once, so that the order of the benchmarks, in which launchers differ, moves nothing.
+    The sum is rounded once, so the result does not depend on the order of the benchmarks, which launchers change.
     """
     accuracies = [r.headline.score for r in results.values() if r.higher_is_better]
     losses = [r.headline.score for r in results.values() if not r.higher_is_better]

@@ -1,0 +1,1 @@
+"""Many jobs: local or SLURM, frozen configurations, SIGTERM and preemption, `status`."""

@@ -1,0 +1,1 @@
+"""What Weights & Biases shows, when it is uploaded, offline mode, the dashboard."""

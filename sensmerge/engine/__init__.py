@@ -1,0 +1,1 @@
+"""The compiled merge loops: threads, tiles, cached TIES thresholds."""

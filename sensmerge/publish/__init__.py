@@ -1,0 +1,1 @@
+"""What goes with a merged model: merge.json, recipes, model card, export to mergekit."""

@@ -64,16 +64,16 @@ def test_whose_coefficients_the_control_has_is_said(tmp_path: Path) -> None:
     other = {"class": "Shuffled", "of": rule(0.1, cross_task=False)}
     write_run(tmp_path, "ties", "random", GAIN, options=other)
     text = markdown.document("demo", [table_of(tmp_path)], ["x"])
-    assert "- random: the coefficients, in wrong places, of task_specific of the same merger and seed.\n" in text
-    assert "- No random control of ties + sens: no run with these" in text
+    assert "- random: control, the coefficients of task_specific (same merger and seed) shuffled over " in text
+    assert "- No random control for ties + sens: no complete run has these" in text
 
 
 def test_questions_that_go_with_the_seed_and_few_of_them_are_said(tmp_path: Path) -> None:
     for seed in (0, 1):
         screen(tmp_path, {0.1: GAIN}, seed=seed, digests={**DIGESTS, "data": {"a.jsonl": str(seed)}})
     text = markdown.document("demo", [table_of(tmp_path)], ["x"])
-    assert "Each seed has questions of its own." in text
-    assert "Too narrow where items are few (a)" in text
+    assert "Each seed has its own items." in text
+    assert "Too narrow where a benchmark has few items (a)" in text
 
 
 def test_a_value_that_is_no_number_is_refused_by_name(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_a_missing_control_is_said_and_shown(tmp_path: Path) -> None:
     assert row(table, "dare", "sens temperature=0.1").differences == {}
     assert "No random control" in markdown.document("demo", [table], ["x"])
     write_run(tmp_path, "ties", "random", GAIN, options=shuffled(0.1))
-    still = "No random control of ties + sens temperature=1.0, dare + sens temperature=0.1: "
+    still = "No random control for ties + sens temperature=1.0, dare + sens temperature=0.1: "
     assert still in markdown.document("demo", [table_of(tmp_path)], ["x"])
 
 
@@ -120,7 +120,7 @@ def test_one_model_at_several_seeds_is_no_replication(tmp_path: Path) -> None:
     sens, copies = (row(table, "ties", scaling) for scaling in ("sens", "cross_task"))
     assert (sens.models, sens.differences["acc"].seeds, sens.differences["acc"].test) == (3, 3, "bootstrap")
     assert (copies.models, copies.differences["acc"].seeds, copies.differences["acc"].test) == (1, 1, "McNemar")
-    assert "counts once" in markdown.document("demo", [table], ["x"])
+    assert "count once" in markdown.document("demo", [table], ["x"])
 
 
 def test_right_and_wrong_on_one_benchmark_is_mcnemars(tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_what_went_wrong_is_counted(tmp_path: Path) -> None:
     write_run(tmp_path, "ties", "sens", GAIN, options=rule(0.1), settings=counts[1])
     text = markdown.document("demo", [table_of(tmp_path)], ["x"])
     assert "lowest..highest run: a truncated 0.0..25.0, clipped 0.0, failed 37.5." in text
-    assert "above 5% (wrong programs aside): a truncated: ties + sens 25.0." in text
+    assert "above 5% (failed programs left out): a truncated: ties + sens 25.0." in text
 
 
 def test_the_best_settings_are_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
