@@ -178,7 +178,8 @@ def named(name: str, kind: type[T]) -> T:
         raise ValueError(
             f"there is no {kind.__name__.lower()} {name!r}; there are {', '.join(sorted({**classes, **variants}))}"
         )
-    return variants[name] if name in variants else classes[name]()
+    found: Any = variants[name] if name in variants else classes[name]()
+    return found
 
 
 def _below(kind: type[Any]) -> list[type[Any]]:

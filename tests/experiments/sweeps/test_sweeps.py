@@ -169,8 +169,9 @@ def test_only_runs_what_it_names(project: Project) -> None:
 
 @pytest.mark.slow
 def test_a_plan_makes_no_sweep(project: Project) -> None:
-    out = project.sweep("merger=average", "scaling=uniform", "plan=true", "launcher=slurm", code=1)
-    assert "Given 'given' cannot be planned" in out
+    out = project.sweep("merger=average,ties", "scaling=uniform", "plan=true", "launcher=slurm")
+    assert "plan of given-average-uniform-s0" in out
+    assert "plan of given-ties-uniform-s0" in out
     assert manifest.every(project.runs) == []
 
 
