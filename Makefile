@@ -12,7 +12,7 @@ setup: .venv/ready
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; set PYTHON=...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,slurm,smollm]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[framework,dev,slurm,smollm]'
 	touch $@
 
 run: setup

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sensmerge.mergers import Average, Breadcrumbs, Dare, Della, Slerp, TaskArithmetic, Ties
     from sensmerge.publish.recipes import Recipe
 
+__version__ = "0.1.0"  # the only place: pyproject.toml reads it here
 __all__ = [
     "Average",
     "Breadcrumbs",

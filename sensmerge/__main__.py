@@ -1,4 +1,7 @@
-"""Coefficients, merges and exports for models of your own: `python -m sensmerge VERB --help`."""
+"""Coefficients, merges and exports for models of your own: `sensmerge VERB --help`.
+
+`python -m sensmerge` is the same command.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from sensmerge import __version__
 
 _MERGERS = "average, task_arithmetic, ties, dare, dare_ties, breadcrumbs, della, slerp, or a class of yours"
 _RULES = "sens, task_specific, cross_task, uniform, random, sens_farther, cross_task_farther, or a class of yours"
@@ -18,7 +23,8 @@ _RECIPE = (
 
 def parser() -> argparse.ArgumentParser:
     """All verbs. Nothing heavy is imported, so that --help answers at once."""
-    top = argparse.ArgumentParser(prog="python -m sensmerge", description=(__doc__ or "").partition(":")[0] + ".")
+    top = argparse.ArgumentParser(prog="sensmerge", description=(__doc__ or "").partition(":")[0] + ".")
+    top.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
     _coefficients(verbs.add_parser("coefficients", help="compute coefficients from calibration data, into a JSON file"))
     _merge(verbs.add_parser("merge", help="merge into a Hugging Face checkpoint, from a table, a recipe, or uniformly"))
@@ -117,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         sys.stdout.write(commands.VERBS[given.verb](given))
     except (ValueError, OSError) as error:
-        sys.stderr.write(f"python -m sensmerge {given.verb}: {error}\n")
+        sys.stderr.write(f"sensmerge {given.verb}: {error}\n")
         return 1
     return 0
 

@@ -42,7 +42,7 @@ def available(root: Path = Path("/"), environment: Mapping[str, str] = os.enviro
         lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
         free = int(lines["MemAvailable"].split()[0]) * 1024
     else:
-        import psutil  # comes with accelerate
+        import psutil
 
         free = psutil.virtual_memory().available
     bounds = [(free + own(root), "free memory"), *((limit, "control group") for limit in _group_limits(root))]

@@ -13,6 +13,7 @@ import select
 import subprocess
 import sys
 from decimal import Decimal
+from pathlib import Path
 from types import TracebackType
 
 _PHRASE = re.compile(r"final answer is:?\s*(.+)", re.IGNORECASE)
@@ -125,6 +126,7 @@ class Judge:
 def _start() -> subprocess.Popen[str]:
     process = subprocess.Popen(
         [sys.executable, "-m", "evaluation.benchmarks.equivalence"],
+        cwd=Path(__file__).parents[2],  # from where `evaluation` is found: it is not installed
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, bufsize=1,
     )  # fmt: skip
     # A judge that cannot start must not look like a model that solves nothing.
