@@ -29,7 +29,7 @@ from sensmerge.mergers import Merger
 from sensmerge.publish import recipes
 from sensmerge.store import describe
 
-NOT_CHOSEN_AT_THE_TOP = {"benchmark", "source", "hydra", "protocol"}
+NOT_CHOSEN_AT_THE_TOP = {"benchmark", "source", "hydra", "protocol", "recommended"}
 GROUPS = (
     "model",
     "merger",
@@ -146,41 +146,6 @@ def test_misspelt_or_ill_typed_settings_fail_at_composition(override: str) -> No
 def test_an_appended_key_is_refused_too() -> None:
     with pytest.raises(InstantiationException, match="densty"):
         build("merger=ties", "+merger.densty=0.5")
-
-
-# ---- what a model brings
-
-
-@pytest.mark.parametrize(
-    ("model", "suite", "calibration", "evaluation"),
-    [
-        ("tiny", "tiny", "float32", "auto"),
-        ("smollm2_135m", "cpu", "bfloat16", "bfloat16"),
-        ("llama2_7b", "full", "bfloat16", "float16"),
-        ("llama2_13b", "full", "bfloat16", "float16"),
-        ("mistral_7b", "full", "bfloat16", "bfloat16"),
-    ],
-)
-def test_a_model_brings_its_suite_and_precision_and_the_command_line_wins(
-    model: str, suite: str, calibration: str, evaluation: str
-) -> None:
-    spec = build(f"model={model}", "merger=ties")
-    assert (spec.suite.name, spec.calibration.dtype, spec.evaluation.dtype) == (suite, calibration, evaluation)
-    other = build(f"model={model}", "suite=smoke", "calibration.dtype=auto", "evaluation.dtype=float32")
-    assert (other.suite.name, other.calibration.dtype, other.evaluation.dtype) == ("smoke", "auto", "float32")
-    assert f"suite {suite} ({len(spec.suite.benchmarks)} benchmarks)" in spec.choices()
-    assert "merger ties(density=" in spec.choices()
-
-
-def test_an_experiments_suite_wins_over_its_models() -> None:
-    assert build("experiment=smollm2_135m_tune").suite.name == "smollm2_135m_validation"
-
-
-def test_the_quickstart_sends_nothing_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    monkeypatch.delenv("WANDB_MODE", raising=False)
-    assert build("experiment=quickstart").tracking.mode == "offline"
-    assert build("experiment=quickstart", "tracking.mode=online").tracking.mode == "online"
 
 
 # ---- identity: what determines the numbers, and nothing else
