@@ -19,7 +19,8 @@ from sensmerge.family.family import Family
 from sensmerge.family.members import Models
 from sensmerge.mergers import Merger
 from sensmerge.publish import recipes
-from sensmerge.publish.recipes import Recipe, build
+from sensmerge.publish.classes import build, named
+from sensmerge.publish.recipes import Recipe
 from sensmerge.publish.versions import LIBRARIES, versions
 from sensmerge.store import describe, write_json
 
@@ -32,7 +33,7 @@ def coefficients(given: Namespace) -> str:
     files = {task: Path(file) for task, file in _named(given.calibration, "--calibration").items()}
     if lost := [str(file) for file in files.values() if not file.is_file()]:
         raise FileNotFoundError(f"--calibration: no such file: {', '.join(lost)}")
-    rule = _with(recipes.named(given.rule, Rule), given.fields, Rule)
+    rule = _with(named(given.rule, Rule), given.fields, Rule)
     settings = Calibration(
         samples=given.samples, max_length=given.max_length, loss=given.loss, overlong=given.overlong,
         seed=given.sample_seed, dtype=given.dtype,
@@ -172,7 +173,7 @@ def _family(given: Namespace, recipe: Recipe) -> Family:
 
 def _chosen(given: Namespace, recipe: Recipe) -> Merger:
     if given.merger:
-        return _with(recipes.named(given.merger, Merger), given.fields, Merger)
+        return _with(named(given.merger, Merger), given.fields, Merger)
     if recipe.merger is None:
         raise ValueError("no merger is told: add --merger ties, say (python -m sensmerge merge --help lists them)")
     return _with(recipe.merger, given.fields, Merger)

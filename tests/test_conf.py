@@ -26,7 +26,7 @@ from experiments.run.spec import Member, RunSpec
 from sensmerge import coefficients, mergers
 from sensmerge.coefficients import Rule
 from sensmerge.mergers import Merger
-from sensmerge.publish import recipes
+from sensmerge.publish import classes
 from sensmerge.store import describe
 
 NOT_CHOSEN_AT_THE_TOP = {"benchmark", "source", "hydra", "protocol", "recommended"}
@@ -103,7 +103,7 @@ def test_mergers_and_rules_are_by_default_what_the_library_calls_by_that_name(na
     """Setting by setting: one that the yaml lacks could not be set on the command line."""
     group = "merger" if kind is Merger else "scaling"
     part = composed(f"{group}={name}")[group]
-    made = recipes.named(name, kind)
+    made = classes.named(name, kind)
     assert describe(hydra.utils.instantiate(part, _convert_="all")) == describe(made)
     assert settings(OmegaConf.to_container(part)) == settings(describe(made))
 
@@ -116,8 +116,8 @@ def settings(value: Any) -> Any:
 
 
 def test_every_merger_and_rule_of_the_library_has_a_yaml() -> None:
-    described = {json.dumps(describe(recipes.named(name, kind))) for name, kind in (one.values[:2] for one in DEFAULTS)}
-    own = [made for kind in (Merger, Rule) for made in recipes.known(kind).values() if "sensmerge" in made.__module__]
+    described = {json.dumps(describe(classes.named(name, kind))) for name, kind in (one.values[:2] for one in DEFAULTS)}
+    own = [made for kind in (Merger, Rule) for made in classes.known(kind).values() if "sensmerge" in made.__module__]
     every = [*(made() for made in own), *mergers.VARIANTS.values(), *coefficients.VARIANTS.values()]
     assert described == {json.dumps(describe(one)) for one in every}
 

@@ -26,8 +26,8 @@ WALLS = {
         "sensmerge/sensitivity", "sensmerge/tensor_names",
     },
     "sensmerge/publish": {
-        "sensmerge/checkpoints", "sensmerge/coefficients", "sensmerge/family", "sensmerge/mergers", "sensmerge/store",
-        "sensmerge/tensor_names",
+        "sensmerge/calibration", "sensmerge/checkpoints", "sensmerge/coefficients", "sensmerge/family",
+        "sensmerge/mergers", "sensmerge/store", "sensmerge/tensor_names",
     },
     "evaluation": {"evaluation/sandbox"},
     "evaluation/sandbox": set(),

@@ -1,41 +1,49 @@
 """What made a merge, as a file, and the way back from it.
 
 A run leaves recipe.json, a written checkpoint merge.json, and `python -m sensmerge coefficients` a table: JSON objects
-(YAML is read too) with some of these keys, to merge from or to export:
+with some of these keys. A person writes YAML or JSON, with places instead of digests. No other key is taken.
 
-base, experts    sha256 of the base's files, and of each expert's by task
-merger, version  class and parameters; version: of what merging computes
-coefficients     K * sigma by expert and block (sensmerge.coefficients.Table)
-seed             of a merger that draws, else null
-sources          "base" or task -> directory, or owner/name@commit on the hub
-rule             what made the coefficients
-vocabulary       what became of experts' tokens that are not the base's; null where there are none
+base, experts    sha256 of the base's files, and of each expert's by task; or, from a person, where they are
+sources          "base" or task -> directory, or owner/name@commit on the hub; beside digests only
+merger, version  a name, a name with settings, or a class with its fields; version: of what merging computes
+seed             of what draws: a merger, or the rule `random`; else null
+vocabulary       what becomes of experts' tokens that are not the base's; null where there are none
+dtype            in which the result is stored, where that is not the base's
+
+and, one of three, the coefficients:
+
+coefficients     K * sigma by expert and block (sensmerge.coefficients.Table), or the file that has them
+weights          task -> a number, the same in every tensor
+scaling          a rule: its name, or {rule, calibration: {task: file}, samples, ...} (see `Calibration`)
+
+`rule`, `rule_seed`, `calibration`, `samples`, `range`, `alpha`, `distances` and `versions` are what a table's file
+tells beside it.
 """
 
 from __future__ import annotations
 
-import importlib
-import json
-import pkgutil
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from sensmerge import coefficients, mergers
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass as validated
+
+from sensmerge.calibration import Calibration
 from sensmerge.checkpoints.hub import identify
 from sensmerge.checkpoints.vocabulary import check_policy
 from sensmerge.coefficients import Rule, Table
 from sensmerge.family.family import Family
 from sensmerge.family.members import Models
 from sensmerge.mergers import Merger
+from sensmerge.publish import strict
+from sensmerge.publish.classes import build, chosen
 from sensmerge.store import describe
 
 VERSION = 1  # of what merging computes
 _FILES = ("recipe.json", "merge.json")
 _RECORD = "record.json"  # of a run, beside its recipe.json; no recipe
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -93,11 +101,55 @@ def whereabouts(members: Models, *, paths: bool) -> dict[str, str]:
     return {member: hub.get(member, str(places[member].resolve())) for member in places if paths or member in hub}
 
 
+_EXACT = ConfigDict(extra="forbid", strict=True)
+
+
+@validated(frozen=True, config=_EXACT)
+class _Table:
+    """sensmerge.coefficients.Table as plain lists."""
+
+    tasks: list[str]
+    blocks: list[list[float]]
+    default: list[float]
+    outside: dict[str, list[float]]
+
+
+@validated(frozen=True, config=_EXACT)
+class _File:
+    """The keys of a file. What is Any is looked at on its own."""
+
+    base: str | None = None
+    experts: dict[str, str] = field(default_factory=dict)
+    merger: Any = None
+    coefficients: Any = None
+    seed: int | None = 0
+    sources: dict[str, str] = field(default_factory=dict)
+    vocabulary: str | None = None
+    version: int = VERSION
+    rule: Any = None
+    rule_seed: int | None = None
+    calibration: Any = None
+    samples: dict[str, str] | None = None
+    range: dict[str, float] | None = None
+    alpha: dict[str, list[float]] | None = None
+    distances: dict[str, list[list[float]]] | None = None
+    versions: dict[str, str | None] | None = None
+
+
 def read(path: Path) -> Recipe:
     """The recipe in a file, or in a run's or a checkpoint's directory.
 
-    Raises FileNotFoundError, or ValueError for what is no recipe, or one of another version.
+    Raises FileNotFoundError, or ValueError, which names the file and the key, for what is no recipe of this version.
     """
+    path = _file(path)
+    content = strict.load(path)
+    try:
+        return _recipe(content)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _file(path: Path) -> Path:
     if path.is_dir():
         files = [path / name for name in (*_FILES, _RECORD) if (path / name).is_file()]
         if not files:
@@ -108,79 +160,36 @@ def read(path: Path) -> Recipe:
             f"{path} is a run's record, its recipe is {path.with_name(_FILES[0])}; where that is not there, "
             f"`python -m experiments report recipe {path.parent}` makes it"
         )
-    data = _load(path)
-    if not isinstance(data, Mapping) or not ({"coefficients", "merger"} & data.keys()):
-        what = sorted(data) if isinstance(data, Mapping) else type(data).__name__
-        raise ValueError(f"{path} is no recipe: it holds {what}, and neither coefficients nor a merger")
-    if data.get("version", VERSION) != VERSION:
-        raise ValueError(f"{path} was made by version {data['version']} of merging; this is version {VERSION}")
+    return path
+
+
+def _recipe(content: Any) -> Recipe:
+    given = strict.parse(_File, content, "")
+    if given.version != VERSION:
+        raise ValueError(f"version: made by version {given.version} of merging, this is version {VERSION}")
+    if given.merger is None and given.coefficients is None:
+        raise ValueError("coefficients: neither these nor a merger are told, so this is no recipe")
+    if given.vocabulary is not None:
+        check_policy(given.vocabulary)
+    if given.calibration is not None:
+        parts = strict.mapping(given.calibration, "calibration")
+        parts.pop("class", None)
+        strict.parse(Calibration, parts, "calibration")
+    return Recipe(
+        base=given.base,
+        experts=given.experts,
+        merger=chosen(given.merger, Merger, "merger") if given.merger is not None else None,
+        table=_table(given.coefficients) if given.coefficients is not None else None,
+        seed=given.seed or 0,
+        sources=given.sources,
+        vocabulary=given.vocabulary,
+        rule=build(given.rule, Rule, "rule") if given.rule is not None else None,
+    )
+
+
+def _table(content: Any) -> Table:
+    given = strict.parse(_Table, content, "coefficients")
     try:
-        if data.get("vocabulary") is not None:
-            check_policy(data["vocabulary"])
-        return Recipe(
-            base=data.get("base"),
-            experts=data.get("experts") or {},
-            merger=build(data["merger"]) if data.get("merger") else None,
-            table=Table.from_json(data["coefficients"]) if data.get("coefficients") else None,
-            seed=data.get("seed") or 0,
-            sources=data.get("sources") or {},
-            vocabulary=data.get("vocabulary"),
-            rule=build(data["rule"], Rule) if data.get("rule") else None,
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is no recipe of this version: {error}") from error
-
-
-def _load(path: Path) -> Any:
-    text = path.read_text(encoding="utf-8")
-    if path.suffix in (".yaml", ".yml"):
-        import yaml
-
-        return yaml.safe_load(text)
-    try:
-        return json.loads(text)
+        return Table.from_json(asdict(given))
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON ({error}); a YAML file must be called .yaml or .yml") from error
-
-
-def build(description: Mapping[str, Any], kind: type[T] = Merger) -> T:
-    """The object that `store.describe` describes, of a class that derives from `kind`.
-
-    Raises ValueError for a class or a field that does not exist, or a class that computes something else by now.
-    """
-    classes = known(kind)
-    fields = dict(description)
-    name, version = fields.pop("class", None), fields.pop("version", None)
-    if name not in classes:
-        raise ValueError(f"there is no {kind.__name__.lower()} {name!r}; there are {sorted(classes)}")
-    now = getattr(classes[name], "VERSION", None)
-    if version is not None and version != now:
-        raise ValueError(
-            f"this was made by version {version} of {name}; here is version {now}, which computes otherwise"
-        )
-    made = {key: build(value, kind) if isinstance(value, Mapping) else value for key, value in fields.items()}
-    return classes[name](**made)
-
-
-def known(kind: type[T]) -> dict[str, type[T]]:
-    """Name -> class of all that derive from `kind`; of mergers, those in any file of sensmerge/mergers."""
-    if kind is Merger:
-        for module in pkgutil.iter_modules(mergers.__path__):
-            importlib.import_module(f"{mergers.__name__}.{module.name}")
-    return {one.__name__: one for one in _below(kind)}
-
-
-def named(name: str, kind: type[T]) -> T:
-    """The merger or rule that command lines call `name`, as it is by default. ValueError where there is none."""
-    variants: Mapping[str, Any] = mergers.VARIANTS if kind is Merger else coefficients.VARIANTS
-    classes: dict[str, Any] = {re.sub(r"(?<!^)(?=[A-Z])", "_", own).lower(): one for own, one in known(kind).items()}
-    if name not in {**classes, **variants}:
-        raise ValueError(
-            f"there is no {kind.__name__.lower()} {name!r}; there are {', '.join(sorted({**classes, **variants}))}"
-        )
-    found: Any = variants[name] if name in variants else classes[name]()
-    return found
-
-
-def _below(kind: type[Any]) -> list[type[Any]]:
-    return [found for one in kind.__subclasses__() for found in (one, *_below(one))]
+        raise ValueError(f"coefficients: {error}") from error

@@ -26,7 +26,7 @@ from sensmerge.blockwise import passes
 from sensmerge.coefficients import Sens
 from sensmerge.family.family import Family
 from sensmerge.mergers import Dare, Merger, Ties
-from sensmerge.publish import recipes
+from sensmerge.publish import classes, recipes
 from sensmerge.store import describe
 
 TASKS = ("code", "general", "math")
@@ -188,26 +188,27 @@ def test_the_recipes_version_is_the_runs() -> None:
     "merger", [Ties(density=0.3, cancelled="drop"), Dare(drop=0.9, inner=Ties(density=1.0)), sensmerge.Average()]
 )
 def test_a_description_is_read_back(merger: Merger) -> None:
-    assert recipes.build(json.loads(json.dumps(describe(merger)))) == merger
+    assert classes.build(json.loads(json.dumps(describe(merger)))) == merger
 
 
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ({"score": 1}, "neither coefficients nor a merger"),
-        ([1], "it holds list"),
+        ({"score": 1}, r"r\.json: score: unknown key"),
+        ({"seed": 1}, "neither these nor a merger"),
+        ([1], "the file: a mapping of base"),
         ({"merger": {"class": "Nobody"}}, "there is no merger 'Nobody'"),
         ({"merger": {"class": "Ties", "dens": 1}}, "dens"),
         ({"merger": {"class": "Dare", "version": 1}}, "version 1 of Dare"),
         ({"merger": {"class": "Ties"}, "version": 99}, "version 99 of merging"),
-        ({"coefficients": {"tasks": ["a"]}}, "no recipe of this version"),
+        ({"coefficients": {"tasks": ["a"]}}, r"coefficients\.blocks: "),
         (
             {"coefficients": {"tasks": ["a", "b"], "blocks": [[1.0]], "default": [1.0, 1.0], "outside": {}}},
-            r"r\.json is no recipe of this version: .*blocks are \[1, 1\]",
+            r"r\.json: coefficients: .*blocks are \[1, 1\]",
         ),
         (
             {"merger": {"class": "Ties"}, "vocabulary": "onion"},
-            r"r\.json is no recipe .*vocabulary is 'onion'; it may be base, union, error",
+            r"r\.json: vocabulary is 'onion'; it may be base, union, error",
         ),
     ],
 )

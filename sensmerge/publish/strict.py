@@ -1,0 +1,101 @@
+"""Files that people write, read exactly: a key that nobody knows is refused, and so is one that stands twice.
+
+Everything here raises ValueError that begins with the dotted key at fault; who knows the file puts its name in front.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from pydantic import TypeAdapter, ValidationError
+
+T = TypeVar("T")
+
+
+def load(path: Path) -> Any:
+    """The content of a JSON file, or of YAML called .yaml or .yml. ValueError where it is neither, or repeats a key."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix in (".yaml", ".yml"):
+        return _yaml(path, text)
+    try:
+        return json.loads(text, object_pairs_hook=_once)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is no JSON ({error}); a YAML file must be called .yaml or .yml") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _yaml(path: Path, text: str) -> Any:
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            _once([(self.construct_object(key, deep=True), None) for key, _ in node.value])
+            return super().construct_mapping(node, deep)
+
+    try:
+        return yaml.load(text, Loader)
+    except (yaml.YAMLError, TypeError) as error:  # TypeError: a key that is a list
+        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _once(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    found: dict[Any, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"key {key!r} stands twice in one mapping, and only one of the two can count")
+        found[key] = value
+    return found
+
+
+def dotted(where: str, key: object) -> str:
+    return f"{where}.{key}" if where else str(key)
+
+
+def mapping(value: Any, where: str, known: Iterable[str] | None = None) -> dict[str, Any]:
+    """`value` as a mapping with text for keys, none of them outside `known` (None: any)."""
+    known = None if known is None else list(known)
+    if not isinstance(value, Mapping):
+        keys = f" of {', '.join(known)}" if known else ""
+        raise ValueError(f"{where or 'the file'}: a mapping{keys} is expected, got {value!r:.60}")
+    for key in value:
+        if not isinstance(key, str):
+            raise ValueError(f"{dotted(where, key)}: a key has to be text, got {key!r}; put it in quotes")
+        if known is not None and key not in known:
+            raise ValueError(f"{dotted(where, key)}: unknown key{did_you_mean(key, known)}")
+    return dict(value)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """'; did you mean ...' where something is near, and what there is in any case."""
+    known = list(known)
+    near = difflib.get_close_matches(word, known, 1)
+    return (f"; did you mean {near[0]}?" if near else ";") + f" there are {', '.join(known) or 'none'}"
+
+
+def parse(kind: type[T], value: Any, where: str) -> T:
+    """`value` as a dataclass or type of pydantic's, exactly: no unknown key, and no text for a number."""
+    if dataclasses.is_dataclass(kind):
+        value = mapping(value, where, [field.name for field in dataclasses.fields(kind)])
+    try:
+        return cast(T, TypeAdapter(kind).validate_json(json.dumps(value, default=repr), strict=True))
+    except ValidationError as error:
+        raise ValueError(sentence(error, where)) from error
+
+
+def sentence(error: ValidationError, where: str) -> str:
+    """The first thing that is wrong, and where."""
+    first = error.errors(include_url=False)[0]
+    place = where
+    for key in first["loc"]:
+        place = dotted(place, key)
+    said = first["msg"].removeprefix("Value error, ")
+    shown = "" if first["type"] in ("missing", "missing_argument", "value_error") else f", got {first['input']!r:.60}"
+    return f"{place or 'the file'}: {said}{shown}"
