@@ -9,12 +9,13 @@ from typing import Any
 from evaluation.benchmarks.multiple_choice import MultipleChoice
 from evaluation.data import Pairs, Rows
 from evaluation.suites import Suite
-from experiments.bench.random_checkpoints import SHAPES, Shape, write_headers
+from experiments.bench.random_checkpoints import write_headers
 from experiments.families.checkpoints import Checkpoints, Source
 from experiments.planning.hardware import Machine
 from experiments.run.spec import Evaluation, Output, RunSpec
 from experiments.tracking.upload import Tracking
 from sensmerge.calibration import Calibration
+from sensmerge.checkpoints.shapes import SHAPES, Shape
 from sensmerge.coefficients import Sens
 from sensmerge.mergers import TaskArithmetic
 

@@ -23,8 +23,8 @@ import torch
 
 from experiments.bench import mergekit, rounds
 from experiments.bench.mergekit import Case
-from experiments.bench.random_checkpoints import Shape
 from sensmerge.checkpoints.reader import Entry, Reader
+from sensmerge.checkpoints.shapes import Shape
 from sensmerge.checkpoints.writer import Writer
 from sensmerge.coefficients import Evidence, Table, Uniform
 from sensmerge.engine.engine import Engine

@@ -18,11 +18,12 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from experiments.bench import rounds
-from experiments.bench.random_checkpoints import SHAPES, Shape, add_family, family
+from experiments.bench.random_checkpoints import add_family, family
 from experiments.bench.rounds import Process
 from sensmerge import models, sensitivity
 from sensmerge.blockwise import passes
 from sensmerge.calibration import Sample
+from sensmerge.checkpoints.shapes import SHAPES, Shape
 from sensmerge.seeds import generator
 
 SIDES = ("resident", "streamed")

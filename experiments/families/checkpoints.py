@@ -107,5 +107,13 @@ class Checkpoints:
         """The directories of all checkpoints. FileNotFoundError lists what `problems` finds."""
         if found := self.problems(cache, data):
             raise FileNotFoundError(f"family {self.name!r} is not there:\n" + "\n".join(f"  - {p}" for p in found))
-        experts = {task: source.fetch() for task, source in sorted(self.experts.items())}
-        return Members(self.base.fetch(), experts, self.vocabulary, data)
+        base = _fetched("model.base", self.base)
+        experts = {task: _fetched(f"model.experts.{task}", source) for task, source in sorted(self.experts.items())}
+        return Members(base, experts, self.vocabulary, data)
+
+
+def _fetched(setting: str, source: Source) -> Path:
+    try:
+        return source.fetch()
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}; {setting}.path=DIR {setting}.id=null takes a copy") from None

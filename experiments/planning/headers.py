@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from experiments.families import Located, Place
-from sensmerge.checkpoints import hub
+from sensmerge.checkpoints import hub, shapes
 from sensmerge.checkpoints.lora import WEIGHTS, Adapter
 from sensmerge.checkpoints.open import is_adapter, open_source
 from sensmerge.checkpoints.reader import DTYPES, Entry, differences
@@ -37,6 +37,7 @@ class Headers:
 
     path: its directory; None while it is not here.
     entries: its tensors by name, an adapter's with the base's added; None while nothing is known of them.
+    published: `entries` are not the member's own, but what is published of its base.
     note: where it is, or why it is not here.
     factors: bytes of an adapter's own weights (A and B); 0 for a whole model.
     computed: bytes of the largest tensor that no file holds as the merge reads it, so that it is computed in memory:
@@ -50,6 +51,7 @@ class Headers:
     factors: int = 0
     computed: int = 0
     reordered: Mapping[str, Entry] | None = None
+    published: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -90,13 +92,16 @@ class Lineage:
         return [f"{self.member}: {sentence}" for sentence in said]
 
 
-def read(located: Located) -> dict[str, Headers]:
+def read(located: Located, *, ask: bool = False) -> dict[str, Headers]:
     """Member ("base", then the tasks in order) -> its headers, as far as it is here or the hub tells.
 
-    ValueError or FileNotFoundError for a checkpoint that is broken.
+    Where the base is not here and its shape is published, that stands for what is not here, and the hub is not asked,
+    unless told to `ask`. ValueError or FileNotFoundError for a checkpoint that is broken.
     """
-    base = _member(located.base, None)
-    return {"base": base, **{task: _member(place, base) for task, place in sorted(located.experts.items())}}
+    base = _member(located.base, None, shapes.published(located.base.id), ask)
+    known = base.entries if base.published else None
+    experts = {task: _member(place, base, known, ask) for task, place in sorted(located.experts.items())}
+    return {"base": base, **experts}
 
 
 def line_up(members: Mapping[str, Headers], policy: Policy | None) -> tuple[dict[str, Headers], list[str], list[str]]:
@@ -164,15 +169,22 @@ def sampled(entries: Mapping[str, Entry]) -> Iterator[str]:
         yield from dict.fromkeys(matrices[:1] + matrices[-1:])
 
 
-def _member(place: Place, base: Headers | None) -> Headers:
-    """base: that an expert is on; None for the base itself."""
+def _member(place: Place, base: Headers | None, known: Mapping[str, Entry] | None, ask: bool) -> Headers:
+    """base: that an expert is on; None for the base itself. known: what is published of the base."""
     if place.path is not None and place.path.is_dir():
         try:
             return _local(place.path, base)
         except FileNotFoundError:  # of a hub model in the cache, which may lack files
             if place.id is None:
                 raise
-    return Headers(note=_UNBUILT) if place.id is None else _remote(place.id, place.revision)
+    if place.id is None:
+        return Headers(note=_UNBUILT)
+    if ask or known is None:
+        found = _remote(place.id, place.revision)
+        if found.entries is not None or known is None:
+            return found
+    like = "" if base is None else "its base's, "
+    return Headers(None, known, f"{place.id}, not downloaded: {like}from the published shape", published=True)
 
 
 def _local(path: Path, base: Headers | None) -> Headers:

@@ -1,10 +1,12 @@
 """What a resolved run will cost and whether it fits here, before anything is trained, downloaded or read.
 
-    python run.py model=... merger=... plan=true        # plan=deep also reads six tensors of every member
+    python run.py model=... merger=... plan=true
+    python run.py model=... merger=... plan=deep        # also reads six tensors of members, and asks the hub of others
 
 Tensors are known by headers (headers.py), their cost by arithmetic (costs.py, workload.py), and time by what this
 machine does in a second (hardware.py). A member that is not here yet is taken to have its base's tensors, as the merge
-demands; of a base that is not here nothing is planned.
+demands. A base that is not here is planned from its published shape (sensmerge/checkpoints/shapes.py), without a
+file or a network; of one that is neither here nor published, and that the hub tells nothing of, nothing is planned.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ _PREFIXES = (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k"
 
 @dataclass(frozen=True)
 class Plan:
-    """stages, disks, machine: empty where the base is not here. refused: vocabularies that the run would refuse."""
+    """stages, disks, machine: empty where nothing is known of the base. refused: vocabularies that would be refused.
+    gpu: bytes that a GPU would be asked for, where the weights are not here and the machine has none; else None."""
 
     title: str
     members: tuple[Lineage, ...]
@@ -36,6 +39,7 @@ class Plan:
     machine: Machine | None = None
     notes: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()
+    gpu: int | None = None
 
     @property
     def host(self) -> int:
@@ -118,6 +122,8 @@ class Plan:
         out.append(f"  memory: {si(self.host, 'B')} at the peak, {si(here.memory, 'B')} there ({here.limit})")
         if here.device_memory is not None:
             out.append(f"  {here.device}: {si(self.device, 'B')} at the peak, {si(here.device_memory, 'B')} free")
+        if self.gpu is not None:
+            out.append(f"  a GPU (device=cuda): {si(self.gpu, 'B')} at the peak, where it has them")
         for disk in self.disks:
             out.append(f"  disk of {disk.place}: {_uses(disk)}; {si(disk.free, 'B')} free")
         speed = (
@@ -130,11 +136,12 @@ class Plan:
 def of(spec: RunSpec, *, deep: bool = False, machine: Machine | None = None) -> Plan:
     """The plan of `spec` on this machine, or on `machine`.
 
-    deep: read six tensors of each member too, and tell how far experts are from their base.
+    deep: read six tensors of each member too, and tell how far experts are from their base; of published checkpoints
+    that are not here, ask the hub.
     ValueError or FileNotFoundError for checkpoints and calibration data that the run itself would refuse.
     """
     located = spec.model.located(spec.output.cache, spec.output.data)
-    members, said, refused = headers.line_up(headers.read(located), located.vocabulary)
+    members, said, refused = headers.line_up(headers.read(located, ask=deep), located.vocabulary)
     base = members["base"]
     lineages = tuple(headers.compare(member, known, base, deep=deep) for member, known in members.items())
     if base.entries is None:
@@ -146,7 +153,14 @@ def of(spec: RunSpec, *, deep: bool = False, machine: Machine | None = None) -> 
     work = Workload(spec, members, located.data or spec.output.data, here)
     stages = work.stages()
     notes = (*said, *work.notes())
-    return Plan(spec.title, lineages, tuple(stages), tuple(work.disks(stages)), here, notes, tuple(refused))
+    gpu = _on_gpu(work) if base.published and here.device == "cpu" else None
+    return Plan(spec.title, lineages, tuple(stages), tuple(work.disks(stages)), here, notes, tuple(refused), gpu)
+
+
+def _on_gpu(work: Workload) -> int:
+    """Bytes of a GPU that keeps whatever this run would keep on one."""
+    gpu = dataclasses.replace(work.machine, device="cuda", device_memory=None, flops=None, reading=None)
+    return max(stage.device for stage in dataclasses.replace(work, machine=gpu).stages())
 
 
 def _device(name: str) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from experiments.planning import costs
+from experiments.planning import costs, published
 from experiments.planning.hardware import Machine
 from experiments.planning.headers import Headers
 from experiments.run.prepare import draw_samples
@@ -118,8 +118,14 @@ class Workload:
             said.append(
                 f"calibration: {len(lengths)} samples, {sum(lengths)} tokens, the longest {max(lengths)} ({how})"
             )
-        items = [f"{name} {one.n_items(self.data) or '?'}" for name, one in spec.suite.benchmarks.items()]
+        items = [f"{name} {published.n_items(one, self.data) or '?'}" for name, one in spec.suite.benchmarks.items()]
         said.append(f"items: {', '.join(items)}")
+        if tokens := self._tokens:
+            read, written = tokens
+            said.append(
+                f"suite {spec.suite.name}: about {read / 1e6:.2f} M tokens read and at most {written / 1e6:.2f} M "
+                "written, as SmolLM2's tokenizer counts; the evaluation's FLOP are of all of these"
+            )
         if spec.references:
             said.append(f"references: {len(self.members)} more models are evaluated, once for all runs of the family")
         if spec.record_path.is_file():
@@ -233,7 +239,15 @@ class Workload:
     def _evaluation(self) -> Stage:
         size = self.weights.parameters * self._size(self._evaluation_dtype)
         device = 0 if self.machine.device == "cpu" else size
-        return Stage("evaluation", size, device, note="weights alone: batches come on top")
+        flops = 2 * self.weights.matmul * sum(self._tokens or ())
+        return Stage("evaluation", size, device, flops=flops, note="weights alone: batches come on top")
+
+    @property
+    def _tokens(self) -> tuple[int, int] | None:
+        """Read, and at most written, by the suite; None where that of a benchmark is unknown."""
+        counts = [published.tokens(one, self.data) for one in self.spec.suite.benchmarks.values()]
+        told = [count for count in counts if count is not None]
+        return (sum(r for r, _ in told), sum(w for _, w in told)) if len(told) == len(counts) else None
 
     @property
     def _evaluation_dtype(self) -> str:

@@ -134,11 +134,12 @@ class RunSpec:
     def choices(self) -> str:
         """What will be run, settings included, for the first lines of a log."""
         data = self.calibration
+        calibrated = f"calibration {data.samples} samples a task of {data.max_length} tokens at most, {data.dtype}"
         parts = [
             f"model {self.labels.get('model', self.model.name)}",
             f"merger {_settings(self.merger)}",
             *([f"scaling {_settings(self.scaling)}"] if isinstance(self.merger, Merger) else []),
-            *([f"calibration {data.samples} samples a task, {data.dtype}"] if self._calibrates else []),
+            *([calibrated] if self._calibrates else []),
             f"suite {self.suite.name} ({len(self.suite.benchmarks)} benchmarks)",
             f"evaluation {self.evaluation.dtype_on(models.device_kind(self.device))}, "
             f"batches {self.evaluation.on(models.device_kind(self.device)).batch_size}",

@@ -11,8 +11,9 @@ from conftest import weights
 
 from experiments.bench import merge, random_checkpoints, rounds
 from experiments.bench.merge import CASES, TASKS, rows
-from experiments.bench.random_checkpoints import Shape, write_family
+from experiments.bench.random_checkpoints import write_family
 from experiments.bench.rounds import Process
+from sensmerge.checkpoints.shapes import Shape
 
 SMALL = Shape(16, 2, 4, 2, 24, 40, tied=False)
 

@@ -9,9 +9,10 @@ import torch
 from conftest import weights
 
 from experiments.bench import random_checkpoints, sensitivity
-from experiments.bench.random_checkpoints import SHAPES, Shape, family, write_checkpoint
+from experiments.bench.random_checkpoints import family, write_checkpoint
 from experiments.bench.rounds import Process
 from sensmerge import models
+from sensmerge.checkpoints.shapes import SHAPES, Shape
 
 SMALL = Shape(16, 2, 4, 2, 24, 40, tied=False)
 

@@ -10,8 +10,9 @@ from conftest import weights
 
 from experiments.bench import random_checkpoints, rounds, sweep
 from experiments.bench.merge import TASKS
-from experiments.bench.random_checkpoints import Shape, write_family
+from experiments.bench.random_checkpoints import write_family
 from experiments.bench.rounds import Process
+from sensmerge.checkpoints.shapes import Shape
 
 SMALL = Shape(16, 2, 4, 2, 24, 40, tied=False)
 
