@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
     """The command line; 0, or 1 after saying on stderr why nothing was built or saved."""
     given = _parser().parse_args(arguments)
     if missing():
-        sys.stderr.write("wandb-workspaces is not installed: pip install -c constraints.txt -e '.[framework,dashboard]'\n")
+        sys.stderr.write("wandb-workspaces is not installed: pip install -c constraints.txt -e '.[dashboard]'\n")
         return 1
     try:
         workspace = build(given.entity, given.project, headlines(given.runs))
