@@ -143,7 +143,8 @@ class TaskModel:
             index = entry["doc_id"]
             golds[index] = str(entry["target"])
             for metric in entry["metrics"]:
-                values.setdefault(index, {})[f"{metric},{entry['filter']}"] = float(entry[metric])
+                if not isinstance(entry[metric], (tuple, list, dict, str)):  # what a metric over all items is made of
+                    values.setdefault(index, {})[f"{metric},{entry['filter']}"] = float(entry[metric])
         samples = []
         for index in sorted(values):
             answer = self._generations.get((task, index))

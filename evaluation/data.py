@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -94,6 +95,15 @@ class Rows:
         path = data_dir / self.file
         return None if path.is_file() else f"no such file: {path} (output.data={data_dir})"
 
+    def digest(self, data_dir: Path | None) -> str:
+        """sha256 of the local file, "missing" if it is not there; without a data directory the hub source's name."""
+        if data_dir is None:
+            return f"hub:{self.hub}/{self.config}/{self.split}"
+        if not (data_dir / self.file).is_file():
+            return "missing"
+        with (data_dir / self.file).open("rb") as content:
+            return hashlib.file_digest(content, "sha256").hexdigest()
+
     def count(self, data_dir: Path | None) -> int | None:
         """How many rows the local file holds; None without one: the hub is not asked."""
         if data_dir is None or self.missing(data_dir):
@@ -174,9 +184,14 @@ class Pairs:
 
 
 def needed(value: Any) -> Iterator[Rows]:
-    """Every set of rows anywhere inside a benchmark, or whatever else has some among its settings, in their order."""
+    """Every set of rows anywhere inside a benchmark, or whatever else has some among its settings, in their order.
+
+    What finds its rows elsewhere than in its settings gives them by a method `sources`.
+    """
     if isinstance(value, Rows):
         yield value
+    elif hasattr(value, "sources"):
+        yield from value.sources()
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         for field in dataclasses.fields(value):
             yield from needed(getattr(value, field.name))

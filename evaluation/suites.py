@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import yaml
 from pydantic.dataclasses import dataclass
@@ -44,7 +45,10 @@ class Benchmark(Protocol):
 
 @dataclass(frozen=True, config={"extra": "forbid", "arbitrary_types_allowed": True})
 class Suite:
-    """Benchmarks by name, run in this order. Raises ValueError when there is none, or a name is not its key."""
+    """Benchmarks by name, run in this order; one without a name gets its key.
+
+    Raises ValueError when there is none, or a name is not its key.
+    """
 
     name: str
     benchmarks: dict[str, Any]  # Benchmark: a protocol, which the check below tests and pydantic would not
@@ -55,6 +59,8 @@ class Suite:
         for key, benchmark in self.benchmarks.items():
             if not isinstance(benchmark, Benchmark):
                 raise ValueError(f"suite {self.name!r}: {key} is a {type(benchmark).__name__}, not a benchmark")
+            if benchmark.name is None:
+                benchmark = self.benchmarks[key] = dataclasses.replace(cast(Any, benchmark), name=key)
             if benchmark.name != key:
                 raise ValueError(
                     f"suite {self.name!r}: the benchmark under {key!r} calls itself {benchmark.name!r}; results are "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 import platform
 import subprocess
@@ -73,13 +72,4 @@ def processor() -> str:
 def data_digests(spec: Any, data_dir: Path | None) -> dict[str, str]:
     """What every `Rows` found anywhere inside `spec` reads: sha256 of a local file ("missing" if it is not there), or
     the hub source's name."""
-    found: dict[str, str] = {}
-    for rows in needed(spec):
-        if data_dir is None:
-            found[rows.file] = f"hub:{rows.hub}/{rows.config}/{rows.split}"
-        elif not (data_dir / rows.file).is_file():
-            found[rows.file] = "missing"
-        else:
-            with (data_dir / rows.file).open("rb") as content:
-                found[rows.file] = hashlib.file_digest(content, "sha256").hexdigest()
-    return found
+    return {rows.file: rows.digest(data_dir) for rows in needed(spec)}

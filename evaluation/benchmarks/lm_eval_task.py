@@ -23,9 +23,9 @@ _SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
 class StockTask:
     """A benchmark of lm-eval.
 
-    tasks: YAML file(s) below lm-eval's folder of tasks, as a glob pattern.
+    tasks: YAML file(s) below lm-eval's folder of tasks, or by an absolute path, as a glob pattern.
     rows: rows for each split that the YAML names and that this benchmark needs.
-    version: of the task, as its YAML says; another one would be another benchmark and is refused.
+    version: of the task, as its YAML says (null: it says none); another one would be another benchmark and is refused.
     primary: "metric,filter" as lm-eval names them.
     shots: examples before each question. Where the task's sampler is random, `seed` draws them, item after item as in
         lm-eval: the same limit gives every model the same shots, another limit gives an item others.
@@ -44,7 +44,7 @@ class StockTask:
     tasks: str
     rows: dict[str, Rows]
     primary: str
-    version: float
+    version: float | str | None
     shots: int = Field(ge=0)
     chance: float | None = None
     limit: int | None = Field(default=None, gt=0)
@@ -70,9 +70,9 @@ class StockTask:
         configs = [self._adapt(config, data_dir) for config in stock_configs(self.tasks)]
         splits = {split: self._load(rows, data_dir) for split, rows in self.rows.items()}
         tasks = self._tasks(configs, splits)
+        groups = {one: _groups(task.config) if self.group_by else () for task in tasks for one in task.ids}
         found = self._ask(harness, tasks)
         samples = [sample for task in tasks for sample in found[task.config["task"]]]
-        groups = {task.ids[at]: _groups(task.config) for task in tasks for at in range(len(task.ids))}
         settings = {
             "tasks": self.tasks,
             "shots": self.shots,
@@ -90,7 +90,7 @@ class StockTask:
             "undefined": sum(_undefined(sample) for sample in samples),
             **harness.settings(),
         }
-        outcomes = [_outcome(one, self.last_number, groups[one.id] if self.group_by else ()) for one in samples]
+        outcomes = [_outcome(one, self.last_number, groups[one.id]) for one in samples]
         return summarise(self.name, self.primary, outcomes, settings=settings)
 
     def _ask(self, harness: Harness, tasks: list[Task]) -> dict[str, list[Sample]]:
@@ -118,12 +118,15 @@ class StockTask:
         for key in _SPLITS:  # a split we hold no rows of does not exist, as far as lm-eval is concerned
             if config.get(key) not in self.rows:
                 config[key] = None
-        if self.shots and not (config["fewshot_split"] or config["training_split"]):
+        if self.shots and not (config["fewshot_split"] or config["training_split"] or config.get("fewshot_config")):
             raise ValueError(f"{self.name}: shots={self.shots}, but rows has no split to draw them from")
-        if config["output_type"] == "generate_until":
+        if config.get("output_type", "generate_until") == "generate_until":
             if self.max_new_tokens is None:
                 raise ValueError(f"{self.name} generates: set max_new_tokens")
-            config["generation_kwargs"] = {**config["generation_kwargs"], "max_gen_toks": self.max_new_tokens}
+            asked = config.get("generation_kwargs") or {}
+            until = asked.get("until", config.get("fewshot_delimiter", "\n\n"))  # lm-eval's default
+            until = [until] if isinstance(until, str) else until
+            config["generation_kwargs"] = {**asked, "until": until, "max_gen_toks": self.max_new_tokens}
         return config
 
     def _shots(self, config: dict[str, Any]) -> int:
@@ -140,7 +143,7 @@ class StockTask:
             positions = chosen([str(index) for index in range(len(splits[split]))], self.limit, self.items)
             kept = {**splits, split: [splits[split][index] for index in positions]}
             return [Task(configs[0], kept, [str(index) for index in positions])]
-        by_group = {config["dataset_name"]: config for config in configs}
+        by_group = {_group(config): config for config in configs}
         positions = self._positions([row[self.group_by] for row in splits[_evaluated(configs[0])]], list(by_group))
         tasks = []
         for group, config in by_group.items():
@@ -211,7 +214,15 @@ def _groups(config: dict[str, Any]) -> tuple[str, ...]:
     named = [
         tag.removeprefix(f"{family}_").removesuffix("_tasks") for tag in ([tags] if isinstance(tags, str) else tags)
     ]
-    return (*named, str(config["dataset_name"]))
+    return (*named, _group(config))
+
+
+def _group(config: dict[str, Any]) -> str:
+    """Of several tasks, what the rows of this one are told by."""
+    name = config.get("dataset_name")
+    if name is None:
+        raise ValueError(f"{config['task']} has no dataset_name, so group_by cannot tell its rows; set group_by=null")
+    return str(name)
 
 
 def _outcome(sample: Sample, last_number: bool, groups: tuple[str, ...]) -> Outcome:

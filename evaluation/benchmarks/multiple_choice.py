@@ -20,15 +20,16 @@ class MultipleChoice:
     """Rows {"id", "question", "choices", "gold"}; gold is the index of the right choice.
 
     prompt, choice: Jinja2 templates over a row's fields, `choice` with the variable of that name as well.
-    primary: "acc" takes the choice of highest probability, "acc_norm" of highest probability per byte.
-    The result holds both, and gold_bits_per_byte, -log2 p(gold choice) / its bytes: smooth where accuracy jumps.
+    primary: "acc" takes the choice of the highest log-probability; "acc_norm" of the highest per character, as in
+        lm-eval without the white space before a choice; "acc_per_byte" of the highest per byte of all that is scored.
+    The result holds all three, and gold_bits_per_byte, -log2 p(gold choice) / its bytes: smooth where accuracy jumps.
     """
 
     name: str
     rows: Rows
     prompt: str
     choice: str = " {{choice}}"
-    primary: Literal["acc", "acc_norm"] = "acc"
+    primary: Literal["acc", "acc_norm", "acc_per_byte"] = "acc"
     chance: float | None = None
     limit: int | None = Field(default=None, gt=0)
     items: tuple[str, ...] | None = None
@@ -79,10 +80,12 @@ def _outcome(identity: str, row: dict[str, Any], texts: list[str], answers: list
     gold = row["gold"]
     scores = [answer.logprob for answer in answers]
     per_byte = [score / len(text.encode()) for score, text in zip(scores, texts, strict=True)]
-    picked, picked_norm = scores.index(max(scores)), per_byte.index(max(per_byte))
+    per_character = [score / max(1, len(text.lstrip())) for score, text in zip(scores, texts, strict=True)]
+    picked = scores.index(max(scores))
     values = {
         "acc": float(picked == gold),
-        "acc_norm": float(picked_norm == gold),
+        "acc_norm": float(per_character.index(max(per_character)) == gold),
+        "acc_per_byte": float(per_byte.index(max(per_byte)) == gold),
         "gold_bits_per_byte": -per_byte[gold] / math.log(2),
     }
     note = remark(truncated=False, clipped=any(answer.clipped for answer in answers))

@@ -23,6 +23,10 @@ from evaluation.suites import Benchmark
 NO_KEY = (BitsPerByte, HumanEvalBits)
 
 
+class NoKeyError(TypeError):
+    """A benchmark whose right answers are not known here."""
+
+
 class TrulyRight(NamedTuple):
     """A wrong answer that is right: what item `given_by` asks for solves `item` as well, and must be said to."""
 
@@ -83,7 +87,7 @@ def written(
 
 
 def key(benchmark: Benchmark, data_dir: Path | None) -> Key:
-    """The key of any benchmark of this package that has one. TypeError for another."""
+    """The key of any benchmark of this package that has one. NoKeyError for another."""
     match benchmark:
         case HumanEval():
             rows = {row["task_id"]: row for row in problems()}
@@ -110,7 +114,7 @@ def key(benchmark: Benchmark, data_dir: Path | None) -> Key:
             return Key(right={one: frozenset((text,)) for one, text in chosen.items()})
         case StockTask():
             return _stock(benchmark, data_dir)
-    raise TypeError(f"{benchmark.name}: no answer key for a {type(benchmark).__name__}; add it to {__name__}")
+    raise NoKeyError(f"{benchmark.name}: no answer key for a {type(benchmark).__name__}; add it to {__name__}")
 
 
 def _stock(benchmark: StockTask, data_dir: Path | None) -> Key:
@@ -132,7 +136,7 @@ def _stock(benchmark: StockTask, data_dir: Path | None) -> Key:
     if task == "truthfulqa":
         field_ = "mc1_targets" if "mc1" in benchmark.tasks else "mc2_targets"
         return Key(right={one: _true(row[field_]) for one, row in rows.items()})
-    raise TypeError(f"{benchmark.name}: no answer key for lm-eval's {benchmark.tasks}; add it to {__name__}")
+    raise NoKeyError(f"{benchmark.name}: no answer key for lm-eval's {benchmark.tasks}; add it to {__name__}")
 
 
 def fenced(code: str) -> str:

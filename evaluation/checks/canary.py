@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.answers import Generation, LogLikelihood, Sampling
-from evaluation.checks.answer_key import NO_KEY, TRULY_RIGHT, Key, key
+from evaluation.checks.answer_key import NO_KEY, TRULY_RIGHT, Key, NoKeyError, key
 from evaluation.checks.doctor import available, data_argument, missing
 from evaluation.harness import Harness
 from evaluation.record import Outcome
@@ -143,7 +143,11 @@ def main(arguments: list[str]) -> int:
             _say(f"{name:<{width}}  MISSING" + "".join(f"\n    {line}" for line in why))
             continue
         started = time.perf_counter()
-        checks = check(replace(benchmark, limit=given.limit) if given.limit else benchmark, given.data)
+        try:
+            checks = check(replace(benchmark, limit=given.limit) if given.limit else benchmark, given.data)
+        except NoKeyError as error:
+            _say(f"{name:<{width}}  no key: {error}")
+            continue
         faults = [f"{one.kind} {fault}" for one in checks for fault in one.faults]
         failed += bool(faults)
         counts = "  ".join(map(str, checks))

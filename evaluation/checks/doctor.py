@@ -23,11 +23,14 @@ VARIABLES = {
 
 
 def available(conf: Path = CONF) -> dict[str, Benchmark]:
-    """Every benchmark of a directory of yamls, by name. FileNotFoundError if there is none."""
+    """Every benchmark of a directory of yamls, by name, but those that get theirs from a suite.
+
+    FileNotFoundError if there is no yaml.
+    """
     paths = sorted(conf.glob("*.yaml"))
     if not paths:
         raise FileNotFoundError(f"no benchmark yaml in {conf.resolve()}; run this from the repository, or pass --conf")
-    return {path.stem: load(path) for path in paths}
+    return {path.stem: one for path in paths if (one := load(path)).name is not None}
 
 
 def missing(benchmark: Benchmark, data_dir: Path | None) -> list[str]:

@@ -8,7 +8,6 @@ any of this project's code.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 import yaml
 
 from evaluation.benchmarks.lm_eval_task import StockTask
-from evaluation.lm_eval_rows import stock_configs
+from evaluation.lm_eval_rows import stock_configs, yaml_paths
 
 _SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
 
@@ -29,7 +28,7 @@ def export(benchmark: StockTask, data_dir: Path, folder: Path, ids: Sequence[str
     """
     folder.mkdir(parents=True, exist_ok=True)
     rows = {split: source.load(data_dir) for split, source in benchmark.rows.items()}
-    configs = dict(zip(_paths(benchmark.tasks), stock_configs(benchmark.tasks), strict=True))
+    configs = dict(zip(yaml_paths(benchmark.tasks), stock_configs(benchmark.tasks), strict=True))
     exported: dict[str, list[str]] = {}
     for path, config in configs.items():
         group = config["dataset_name"] if benchmark.group_by else None
@@ -67,10 +66,3 @@ def _numbered(benchmark: StockTask, rows: list[dict[str, Any]], group: str | Non
     own = rows if group is None else [row for row in rows if row[str(benchmark.group_by)] == group]
     named = ({**row, **{name: row[old] for name, old in benchmark.aliases.items()}} for row in own)
     return {str(at) if group is None else f"{group}/{at}": row for at, row in enumerate(named)}
-
-
-def _paths(pattern: str) -> list[Path]:
-    found = importlib.util.find_spec("lm_eval")
-    assert found is not None
-    assert found.origin is not None
-    return sorted((Path(found.origin).parent / "tasks").glob(pattern))

@@ -72,6 +72,7 @@ def test_multiple_choice_canaries(data: Path) -> None:
     assert {name: metric.score for name, metric in right.metrics.items()} == {
         "acc": 1.0,
         "acc_norm": 1.0,
+        "acc_per_byte": 1.0,
         "gold_bits_per_byte": 0.0,
     }
     assert wrong.headline.score == 0.0
@@ -87,7 +88,8 @@ def test_multiple_choice_by_probability_and_by_byte(data: Path) -> None:
     likes = {" north": -6.0, " south": -7.0, " by the sea": -8.0}
     result = general().run(Answering(likes=lambda c, t: likes[t]), data)
     assert [outcome.values["acc"] for outcome in result.outcomes] == [1, 0, 0, 1, 0]
-    assert [outcome.values["acc_norm"] for outcome in result.outcomes] == [0, 0, 1, 0, 0]
+    for per in ("acc_norm", "acc_per_byte"):
+        assert [outcome.values[per] for outcome in result.outcomes] == [0, 0, 1, 0, 0]
     assert result.outcomes[1].values["gold_bits_per_byte"] == pytest.approx(7 / 6 / math.log(2))
 
 
