@@ -5,7 +5,7 @@ PARALLEL ?= -n 2 --dist loadfile
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup run test slurm unit check lint types report smollm clean
+.PHONY: setup run test gpu slurm unit check lint types report smollm clean
 
 setup: .venv/ready
 
@@ -21,6 +21,10 @@ run: setup
 
 test: setup
 	$(BIN)/python -m pytest $(PARALLEL) -rs -m "not gpu and not network"
+
+# CPU against GPU, memory, sweeps and resuming there: a line for each comparison. Skipped, with the reason, without one.
+gpu: setup
+	$(BIN)/python -m pytest -rA --show-capture=stdout -m gpu tests
 
 # On a cluster of one node that the tests start for themselves; they are part of `make test` where SLURM is installed.
 slurm: setup

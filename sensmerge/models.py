@@ -21,10 +21,11 @@ def resolve_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            f"device={name} was asked for, but torch {torch.__version__} sees no CUDA device here; use device=cpu"
-        )
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            seen = f"{count} CUDA devices here; use device=cuda:0" if count else "no CUDA device here; use device=cpu"
+            raise ValueError(f"device={name} was asked for, but torch {torch.__version__} sees {seen}")
     return device
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
@@ -17,6 +18,7 @@ import pytest
 import torch
 
 from experiments.families import training
+from sensmerge import models
 from sensmerge.checkpoints.reader import Reader
 
 
@@ -43,6 +45,30 @@ def llama(
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter) * 0.1 * scale)
     return model.to(dtype).eval().requires_grad_(False)
+
+
+@pytest.fixture(autouse=True)
+def _as_where_a_gpu_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under SENSMERGE_PRETEND_GPU=1 "auto" is cuda, and a test fails that would compute there without having said so.
+
+    In this process only: commands that a test starts are not watched. A test of "auto" itself sets `is_available`.
+    """
+    if os.environ.get("SENSMERGE_PRETEND_GPU") != "1":
+        return
+    real, resolve, kind = torch.cuda.is_available, models.resolve_device, models.device_kind
+
+    def pretended(name: str) -> bool:
+        return name == "auto" and torch.cuda.is_available is real
+
+    def watched(name: str) -> torch.device:
+        if pretended(name):
+            pytest.fail('device="auto" is cuda on a machine with a GPU: this test has to say device="cpu"')
+        return resolve(name)
+
+    monkeypatch.setattr(models, "device_kind", lambda name: "cuda" if pretended(name) else kind(name))
+    for module in list(sys.modules.values()):  # also where the function was imported by its name
+        if vars(module).get("resolve_device") is resolve:
+            monkeypatch.setattr(module, "resolve_device", watched)
 
 
 @pytest.fixture

@@ -82,5 +82,6 @@ def spec(root: Path, tmp_path: Path) -> RunSpec:
         suite=Suite("s", {"choice": choice}),
         evaluation=Evaluation(batch_size=8),
         tracking=Tracking(mode="disabled"),
+        device="cpu",
         output=Output(runs=tmp_path / "runs", cache=tmp_path / "cache", data=root / "data"),
     )

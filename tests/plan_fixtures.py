@@ -46,6 +46,7 @@ def spec(tmp_path: Path, members: dict[str, Source], **changes: Any) -> RunSpec:
         "suite": Suite("s", {"choice": choice}),
         "evaluation": Evaluation(),
         "tracking": Tracking(mode="disabled"),
+        "device": "cpu",
         "output": Output(runs=tmp_path / "runs", cache=tmp_path / "cache", data=tmp_path / "data"),
     }
     return RunSpec(**{**settings, **changes})

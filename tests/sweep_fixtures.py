@@ -26,7 +26,8 @@ ROOT = Path(__file__).resolve().parent.parent
 class Held(MultipleChoice):
     """Waits while there is a file `$SENSMERGE_TEST_HOLD/<number of the job in its SLURM array>`.
 
-    Runs out of memory in the evaluations of this process that a file `hungry` there counts up ("1 4"), and fails
+    Notes in a file `allocated` there how many bytes of the GPU are in use as each evaluation begins. Runs out of memory
+    in the evaluations of this process that a file `hungry` there counts up ("1 4"), and fails
     where the model of an earlier evaluation is still alive.
     """
 
@@ -35,6 +36,9 @@ class Held(MultipleChoice):
         if any(model() is not None for model in _MODELS):
             raise RuntimeError("the model of an earlier job is still held")
         _MODELS.append(weakref.ref(harness._model))
+        if folder:
+            with (Path(folder) / "allocated").open("a") as file:  # bytes on the GPU; 0 on a CPU
+                file.write(f"{torch.cuda.memory_allocated()}\n")
         hungry = Path(folder or ".") / "hungry"
         if folder and hungry.exists() and len(_MODELS) in map(int, hungry.read_text().split()):
             raise torch.OutOfMemoryError("CUDA out of memory (pretended)")

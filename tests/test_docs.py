@@ -142,6 +142,7 @@ def place(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for task in ("math", "code"):
         (tmp_path / "data" / f"{task}.jsonl").write_bytes((root / "data" / "pairs.jsonl").read_bytes())
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)  # what it says is run on the CPU
     return tmp_path
 
 

@@ -68,7 +68,7 @@ def test_the_library_gives_what_a_run_gives(
     card = (run.directory / "checkpoint" / "README.md").read_text()
     result = record.results["choice"].headline
     assert f"- choice: acc {result.score:.4f} ± {result.stderr:.4f} (n=12)" in card
-    out = sensmerge.write_merged(family, tmp_path / "out", merger, found.table, seed=3)
+    out = sensmerge.write_merged(family, tmp_path / "out", merger, found.table, seed=3, device="cpu")
     assert files(out) == files(run.directory / "checkpoint")
     model, tokenizer = sensmerge.load_merged(family, merger, found.table, seed=3, device="cpu")
     state = model.state_dict()
@@ -142,7 +142,7 @@ def test_a_runs_recipe_makes_its_weights_again(spec: RunSpec, root: Path, tmp_pa
     family = sensmerge.open_family(root / "base", {t: root / t for t in TASKS}, cache=tmp_path / "c")
     recipe.check(family)
     assert recipe.merger is not None
-    api.write_merged(family, tmp_path / "again", recipe.merger, recipe.table, seed=recipe.seed)
+    api.write_merged(family, tmp_path / "again", recipe.merger, recipe.table, seed=recipe.seed, device="cpu")
     assert files(tmp_path / "again") == files(run.directory / "checkpoint")
     assert recipes.read(tmp_path / "again").table is not None, "merge.json is a recipe, too"
 
@@ -239,18 +239,18 @@ def test_inputs_are_refused_before_work(root: Path, tmp_path: Path, family: Fami
     with pytest.raises(ValueError, match="vocabulary is 'onion'"):
         sensmerge.open_family(root / "base", {"math": root / "math"}, vocabulary="onion", cache=tmp_path)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"tasks \['code', 'general'\] have no calibration pairs"):
-        sensmerge.compute_coefficients(family, {"math": [("w1", "w2")]})
+        sensmerge.compute_coefficients(family, {"math": [("w1", "w2")]}, device="cpu")
     (tmp_path / "bad.jsonl").write_text('{"prompt": "w1", "answer": "w2"}\n{"prompt": 1}\n')
     with pytest.raises(ValueError, match=r"bad\.jsonl:2"):
-        sensmerge.compute_coefficients(family, dict.fromkeys(TASKS, tmp_path / "bad.jsonl"))
+        sensmerge.compute_coefficients(family, dict.fromkeys(TASKS, tmp_path / "bad.jsonl"), device="cpu")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").touch()
     table = api.uniform(family)
     with pytest.raises(FileExistsError):
-        sensmerge.write_merged(family, tmp_path / "full", Ties(), table)
+        sensmerge.write_merged(family, tmp_path / "full", Ties(), table, device="cpu")
     deeper = dataclasses.replace(table, blocks=torch.ones(3, 6))
     with pytest.raises(ValueError, match="for 6 blocks, the model has 2"):
-        sensmerge.write_merged(family, tmp_path / "out", Ties(), deeper)
+        sensmerge.write_merged(family, tmp_path / "out", Ties(), deeper, device="cpu")
     with pytest.raises(ValueError, match="for 6 blocks, the model has 2"):
         sensmerge.export_mergekit(family.members, Ties(), deeper)
     assert not (tmp_path / "out").exists()
@@ -260,7 +260,7 @@ def test_what_came_from_the_hub_is_named_with_its_commit(root: Path, tmp_path: P
     snapshot = tmp_path / "models--me--math-expert" / "snapshots" / "c0ffee"
     shutil.copytree(root / "math", snapshot)
     family = sensmerge.open_family(root / "base", {"math": snapshot}, cache=tmp_path / "c")
-    sensmerge.write_merged(family, tmp_path / "out", Ties(), api.uniform(family))
+    sensmerge.write_merged(family, tmp_path / "out", Ties(), api.uniform(family), device="cpu")
     kept = json.loads((tmp_path / "out" / "merge.json").read_text())
     assert kept["sources"] == {"math": "me/math-expert@c0ffee"}
     assert str(root) not in (tmp_path / "out" / "merge.json").read_text(), "a published file holds no local path"

@@ -65,6 +65,7 @@ def test_both_command_lines_refuse_before_work(
             pipeline.run(asked)
     assert not spec.output.runs.exists()
     words = ["--base", f"{copy / 'base'}", "--expert", f"math={copy / 'math'}", "--cache", f"{spec.output.cache}"]
+    words += ["--device", "cpu"]
     with pytest.raises(ValueError, match=message):
         api.open_family(copy / "base", {"math": copy / "math"}, cache=spec.output.cache)
     assert main(["merge", *words, "--merger", "average", "--out", f"{copy / 'out'}"]) != 0

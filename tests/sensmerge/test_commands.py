@@ -52,7 +52,7 @@ def test_from_a_table_to_a_checkpoint_and_back(table: Path, places: list[str], r
     told = json.loads(table.read_text())
     assert told["rule"]["temperature"] == 0.02
     assert set(told["samples"]) == set(TASKS)
-    words = ["--cache", str(tmp_path / "cache")]
+    words = ["--cache", str(tmp_path / "cache"), "--device", "cpu"]
     assert main(["merge", str(table), "--merger", "ties", "--set", "density=0.3", "--out", str(first), *words]) == 0
     family = sensmerge.open_family(root / "base", {task: root / task for task in TASKS}, cache=tmp_path / "c")
     settings = Calibration(samples=4, max_length=32)
@@ -61,10 +61,10 @@ def test_from_a_table_to_a_checkpoint_and_back(table: Path, places: list[str], r
         family, pairs, rule=sensmerge.Sens(temperature=0.02), settings=settings, device="cpu"
     )
     assert told["coefficients"] == found.table.to_json()
-    sensmerge.write_merged(family, tmp_path / "by-hand", Ties(density=0.3), found.table)
+    sensmerge.write_merged(family, tmp_path / "by-hand", Ties(density=0.3), found.table, device="cpu")
     assert weights(first) == weights(tmp_path / "by-hand")
     assert "'temperature': 0.02" in (first / "README.md").read_text(), "the card says what made the coefficients"
-    assert main(["merge", str(first), *places, "--out", str(again)]) == 0
+    assert main(["merge", str(first), *places, "--out", str(again), "--device", "cpu"]) == 0
     assert weights(again) == weights(first)
     assert (again / "merge.json").read_bytes() == (first / "merge.json").read_bytes()
 
@@ -77,7 +77,7 @@ def test_streaming_is_a_choice_of_three() -> None:
 
 def test_without_a_table_coefficients_are_uniform(places: list[str], root: Path, tmp_path: Path) -> None:
     assert main(["merge", *places, "--merger", "dare_ties", "--set", "inner.scale=0.5", "--seed", "3", "--out",
-                 str(tmp_path / "out")]) == 0  # fmt: skip
+                 str(tmp_path / "out"), "--device", "cpu"]) == 0  # fmt: skip
     kept = json.loads((tmp_path / "out" / "merge.json").read_text())
     assert kept["merger"]["inner"] == {"cancelled": "majority", "class": "Ties", "density": 1.0, "scale": 0.5}
     assert kept["coefficients"]["blocks"] == [[1.0, 1.0]] * 3
@@ -127,6 +127,7 @@ def test_refusals(
 ) -> None:
     (tmp_path / "dir").mkdir()
     named = {"TABLE": table, "OUT": tmp_path / "out", "DIR": tmp_path / "dir", "CODE": root / "code"}
+    words = [*words, "--device", "cpu"] if words[0] in ("merge", "coefficients") else words
     for name, path in named.items():
         words = [word.replace(name, str(path)) for word in words]
     before = sorted(tmp_path.iterdir())
@@ -138,7 +139,8 @@ def test_refusals(
 
 
 def test_an_output_that_is_not_free_is_refused(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out, words = tmp_path / "out", ["merge", str(table), "--merger", "ties", "--out", str(tmp_path / "out")]
+    out = tmp_path / "out"
+    words = ["merge", str(table), "--merger", "ties", "--device", "cpu", "--out", str(out)]
     with Writer(out, []):
         assert main([*words, "--cache", str(tmp_path / "cache")]) == 1
         assert f"{out} is being written by another" in capsys.readouterr().err
@@ -154,7 +156,7 @@ def test_push_uploads_what_the_dry_run_shows(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     family = sensmerge.open_family(root / "base", {"math": root / "math"}, cache=tmp_path / "c")
-    out = sensmerge.write_merged(family, tmp_path / "out", Ties(), sensmerge.uniform(family))
+    out = sensmerge.write_merged(family, tmp_path / "out", Ties(), sensmerge.uniform(family), device="cpu")
     asked = []
 
     class Hub:

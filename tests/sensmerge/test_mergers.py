@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from gpu_fixtures import MERGING, agree, apart, device  # noqa: F401
 from oracles import oracle_della, oracle_outliers, oracle_trim, philox
 from pydantic import ValidationError
 
+from sensmerge.engine.engine import Engine
+from sensmerge.engine.kernel_args import Setting
 from sensmerge.mergers import Average, Breadcrumbs, Dare, Della, Merger, Slerp, TaskArithmetic, Ties
 from sensmerge.seeds import key
 from sensmerge.sparsify import keep_largest
@@ -117,6 +120,28 @@ def test_shared_properties(merger: Merger, shape: tuple[int, ...]) -> None:
 def test_one_expert_with_weight_one_is_the_expert(merger: Merger) -> None:
     base, taus, _ = problem((6, 4), k=1)
     torch.testing.assert_close(merger(base, taus, torch.ones(1), keys=keys(1)), base + taus[0])
+
+
+# ---- on a GPU
+
+
+def on(device: str, merger: Merger, base: torch.Tensor, experts: list[torch.Tensor]) -> torch.Tensor:
+    """The merge by the engine there: on a GPU the definition, on the CPU compiled loops where there are any."""
+    out = torch.empty_like(base)
+    with Engine(device, threads=1) as engine:
+        engine.merge(base, experts, [Setting(merger, torch.tensor([1.2, 0.5, 1.3]), out, keys(3))])
+    return out
+
+
+@pytest.mark.parametrize("merger", MERGERS, ids=str)
+def test_a_gpu_merges_as_the_cpu(device: str, merger: Merger) -> None:
+    base, taus, _ = problem((301, 70))
+    experts = [base + 0.1 * tau for tau in taus]
+    want = on("cpu", merger, base, experts)
+    agree(f"{device} and cpu: {merger}", apart(on(device, merger, base, experts), want), MERGING)
+    experts[1][7, 7] += 0.5
+    with pytest.raises(AssertionError, match="disturbed"):
+        agree("disturbed", apart(on(device, merger, base, experts), want), MERGING)
 
 
 # ---- SLERP, which two models define

@@ -81,7 +81,8 @@ def test_memory_and_recursion() -> None:
     )
     assert hoard == leap == Verdict("memory", "MemoryError: more than 256 MiB")
     assert recursion.detail.startswith("RecursionError")
-    assert stack.status in {"crashed", "memory", "timeout"}
+    # By the interpreter and its stack: killed, out of memory, or counted by CPython's own limit first.
+    assert stack.status in {"crashed", "memory", "timeout"} or stack.detail.startswith("RecursionError")
     assert judged("import os\nos.abort()")[0] == Verdict("crashed", "killed by SIGABRT")
 
 

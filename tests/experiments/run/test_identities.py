@@ -89,7 +89,7 @@ def test_stages_keep_their_keys(spec: RunSpec, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("sensmerge.checkpoints.reader.digest", lambda path: path.name)
     # 2 since log-likelihoods are made at the scored positions alone, which moves last bits; nothing else moved keys.
     monkeypatch.setitem(stages._VERSIONS, "evaluation", 1)
-    pipeline.run(dataclasses.replace(spec, device="cpu"))
+    pipeline.run(spec)
     folder: Path = spec.output.cache / "stages"
     kept = {kind: {path.stem for path in (folder / kind).glob("*.json")} for kind in KEYS}
     assert {kind: len(keys) for kind, keys in kept.items()} == {"alignment": 1, "sensitivity": 3, "evaluation": 5}

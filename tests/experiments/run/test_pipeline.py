@@ -203,11 +203,14 @@ def test_checkpoint_on_disk_answers_like_the_model_in_memory(spec: RunSpec) -> N
     assert recipe["merger"] == {"class": "TaskArithmetic", "scale": 0.5}
 
 
-def test_everything_wrong_is_said_at_once_and_nothing_is_written(spec: RunSpec, tmp_path: Path) -> None:
+def test_everything_wrong_is_said_at_once_and_nothing_is_written(
+    spec: RunSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     wrong = dataclasses.replace(
         spec,
         merger=Member("physics"),
-        device="cuda" if not torch.cuda.is_available() else "cuda:99",
+        device="cuda",
         suite=Suite("s", {"choice": MultipleChoice(name="choice", rows=Rows("gone.jsonl"), prompt="{{question}}")}),
     )
     with pytest.raises(ValueError, match="cannot run") as caught:
@@ -216,8 +219,19 @@ def test_everything_wrong_is_said_at_once_and_nothing_is_written(spec: RunSpec, 
     assert "physics" in said
     assert "'code', 'general', 'math'" in said
     assert "gone.jsonl" in said
-    assert "CUDA" in said
+    assert "no CUDA device" in said
     assert not spec.output.runs.exists()
+
+
+@pytest.mark.parametrize(("count", "name", "said"), [(0, "cuda", "sees no CUDA"), (2, "cuda:2", "sees 2 CUDA devices")])
+def test_a_gpu_that_is_not_here_is_refused(
+    count: int, name: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    with pytest.raises(ValueError, match=f"device={name} was asked for, but .*{said}"):
+        models.resolve_device(name)
+    assert models.resolve_device("auto").type == models.device_kind("auto") == ("cuda" if count else "cpu")
 
 
 def test_an_unwritable_place_is_refused(spec: RunSpec, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
+from gpu_fixtures import agree, device, free  # noqa: F401
 from pipeline_fixtures import root, spec  # noqa: F401
 from sweep_fixtures import ROOT, Project, until
 
@@ -142,9 +143,10 @@ def test_jobs_that_fail_stop_no_other(project: Project, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_jobs_that_run_out_of_memory_leave_it_to_the_others(project: Project) -> None:
+def test_jobs_that_run_out_of_memory_leave_it_to_the_others(project: Project, device: str) -> None:
     """Six jobs in one process, of which two do not fit: no model outlives its job, and a second call does those two."""
-    words = ["merger=dare", "scaling=uniform", "seed=0,1,2,3,4,5", "references=false"]
+    words = ["merger=dare", "scaling=uniform", "seed=0,1,2,3,4,5", "references=false", f"device={device}"]
+    before = free(device)
     (project.hold / "hungry").write_text("2 5")
     out = project.sweep(*words, code=1)
     assert "6 jobs: 4 done, 2 failed" in out
@@ -153,10 +155,16 @@ def test_jobs_that_run_out_of_memory_leave_it_to_the_others(project: Project) ->
     assert project.states() == ["done", "failed", "done", "done", "failed", "done"]
     assert "pretended" in (sweep_of(project).place(1) / "error.txt").read_text()
     (project.hold / "hungry").unlink()
-    before = project.records()
+    # Every job holds one model then; what libraries keep for themselves is there when the first job has ended.
+    first, *allocated = map(int, (project.hold / "allocated").read_text().split())
+    assert len(allocated) == 5
+    assert (device == "cpu") == (first == 0)
+    agree(f"bytes on {device} as jobs 2 to 6 begin to evaluate", max(allocated) - min(allocated), 0)
+    agree(f"MiB of {device} that six jobs did not give back", (before - free(device)) / 2**20, 64)
+    finished = project.records()
     assert "6 jobs: 6 done" in project.sweep(*words)
     assert len(project.records()) == 6
-    assert {name: one for name, one in project.records().items() if name in before} == before
+    assert {name: one for name, one in project.records().items() if name in finished} == finished
 
 
 @pytest.mark.slow
