@@ -148,7 +148,7 @@ class _Resolved(StockTask):
 
     def _adapt(self, config: dict[str, Any], data_dir: Path | None) -> dict[str, Any]:
         """The rows went through `process_docs` already; metrics that are no means are not computed where lm-eval does it."""
-        config = {key: value for key, value in config.items() if key != "process_docs"}
+        """The rows went through `process_docs` already; metrics that are no means are not computed as lm-eval does."""
         if config.get("metric_list") and not config.get("process_results"):
             config["metric_list"] = [one for one in config["metric_list"] if metric_name(one) in self.means]
         return super()._adapt(config, data_dir)
