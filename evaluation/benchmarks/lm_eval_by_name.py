@@ -147,8 +147,8 @@ class _Resolved(StockTask):
             raise ValueError(f"{self.name}: primary={self.primary} is none of the means over items, {list(self.means)}")
 
     def _adapt(self, config: dict[str, Any], data_dir: Path | None) -> dict[str, Any]:
-        """The rows went through `process_docs` already; metrics that are no means are not computed where lm-eval does it."""
         """The rows went through `process_docs` already; metrics that are no means are not computed as lm-eval does."""
+        config = {key: value for key, value in config.items() if key != "process_docs"}
         if config.get("metric_list") and not config.get("process_results"):
             config["metric_list"] = [one for one in config["metric_list"] if metric_name(one) in self.means]
         return super()._adapt(config, data_dir)
