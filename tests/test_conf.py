@@ -155,7 +155,8 @@ def test_finished_runs_keep_their_names() -> None:
     """Runs of these are on disk. A change that makes another run of one has to be meant."""
     assert build("model=tiny", "device=cpu").run_id == "7324327ee8e1"
     assert build("model=tiny", "device=cpu", "merger=ties", "scaling=uniform").run_id == "2f197cd80887"
-    here = ("device=cpu", "output.data=null", "suite=smoke", "calibration.dtype=float32", "evaluation.dtype=auto")
+    old = ("calibration.dtype=float32", "calibration.overlong=error", "evaluation.dtype=auto")
+    here = ("device=cpu", "output.data=null", "suite=smoke", *old)
     assert build("model=smollm2_135m", "merger=member", *here).run_id == "7c2d0d8368a1"
     assert build("model=llama2_7b", *here).run_id == "6b9b85664d1a"
     assert build("model=mistral_7b", "merger=member", *here).run_id == "52f82426e2e8"

@@ -46,7 +46,7 @@ COMMITTED = [  # ids of records in results/<study>/records.tar.xz
     ("b0dedd2be301", ["seed=1", "experiment=tiny_tune", "merger=task_arithmetic", "merger.scale=0.9"]),
 ]  # fmt: skip
 # What every model had before each brought its own.
-PRECISION = ["calibration.dtype=float32", "evaluation.dtype=auto"]
+PRECISION = ["calibration.dtype=float32", "calibration.overlong=error", "evaluation.dtype=auto"]
 COMPUTED = [  # at ca18ae2; no committed run is one of these
     ("57ad451df739", ["model=llama2_7b", "merger=ties", "merger.density=0.5", "scaling=sens", *PRECISION]),
     ("875eb75f5c2c", ["model=mistral_7b", "suite=full_instruct", "merger=slerp", "scaling=uniform", *PRECISION]),

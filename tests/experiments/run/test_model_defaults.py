@@ -29,6 +29,13 @@ def test_a_model_brings_its_suite_and_precision_and_the_command_line_wins(
     assert "merger ties(density=" in spec.choices()
 
 
+@pytest.mark.parametrize(("model", "overlong"), [("tiny", "error"), ("smollm2_135m", "drop"), ("llama2_7b", "drop")])
+def test_public_training_pairs_that_are_too_long_do_not_stop_a_run(model: str, overlong: str) -> None:
+    """Of GSM8K and MBPP a few are: one draw in three held one."""
+    assert build(f"model={model}").calibration.overlong == overlong
+    assert build(f"model={model}", "calibration.overlong=error").calibration.overlong == "error"
+
+
 def test_an_experiments_suite_wins_over_its_models() -> None:
     assert build("experiment=smollm2_135m_tune").suite.name == "smollm2_135m_validation"
 
