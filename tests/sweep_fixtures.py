@@ -67,6 +67,8 @@ class Project:
         places = [f"output.runs={self.runs}", f"output.cache={self.folder / 'cache'}"]
         if not any(word.startswith("output.data=") for word in words):
             places.append(f"output.data={self.family / 'data'}")
+        if not any(word.startswith("device=") for word in words):
+            places.append("device=cpu")
         given = ["model=given", "suite=held", "tracking=none", "threads=1", "calibration.samples=4", "study=demo"]
         return ["run.py", "-m", "--config-dir", str(ROOT / "tests" / "conf"), *given, *places, *words]
 
