@@ -16,8 +16,8 @@ from sensmerge import __version__
 _MERGERS = "average, task_arithmetic, ties, dare, dare_ties, breadcrumbs, della, slerp, or a class of yours"
 _RULES = "sens, task_specific, cross_task, uniform, random, sens_farther, cross_task_farther, or a class of yours"
 _RECIPE = (
-    "a table of `coefficients`, a run's recipe.json, a checkpoint's merge.json (JSON or YAML), or the directory of one "
-    "of the last two"
+    "a recipe of yours, JSON or YAML (docs/library.md), a table of `coefficients`, a run's recipe.json, a checkpoint's "
+    "merge.json, or the directory of one of the last two"
 )
 
 
@@ -91,6 +91,11 @@ def _merge(verb: argparse.ArgumentParser) -> None:
     _merger(verb)
     _models(verb, recipe=True)
     verb.add_argument("--seed", type=int, help="of a merger that draws; default: the recipe's, or 0")
+    verb.add_argument(
+        "--dtype",
+        choices=("float32", "float16", "bfloat16"),
+        help="of what is written; default: the recipe's, or the base's",
+    )
     verb.add_argument("--device", default="auto", help="default: %(default)s")
     verb.add_argument("--threads", type=int, help="default: as many as torch uses")
     verb.add_argument("--title", help="of the model card; default: the name of the directory")

@@ -12,6 +12,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sensmerge import merge, models
 from sensmerge.calibrate import Bar, Calibrated, Pairs, calibrate, draw_samples, no_bar, read_pairs
 from sensmerge.calibration import Calibration
@@ -110,27 +112,32 @@ def write_merged(
     threads: int | None = None,
     title: str | None = None,
     rule: Rule | None = None,
+    dtype: str | None = None,
     progress: merge.Progress = iter,
 ) -> Path:
     """Merge into a new Hugging Face checkpoint at `out`: weights, tokenizer, configuration, merge.json, model card.
 
     `out` appears when all of it is complete; what a killed call left is taken up by the same call. seed: of a merger
-    that draws. rule: what made the table, for the card.
+    that draws. rule: what made the table, for the card. dtype: "float32", "float16" or "bfloat16", of what is written;
+    None is the base's.
 
     Raises FileExistsError where `out` holds something, OSError where there is no room, ValueError for coefficients of
     other tasks and for results that are not finite.
     """
     out = Path(out)
-    recipe = recipes.made_of(family, merger, table, seed)
+    recipe = recipes.made_of(family, merger, table, seed, dtype=dtype)
+    stored = getattr(torch, dtype) if dtype else None
     kept = recipes.published(family, recipe)
     described = describe(rule) if rule else None
     moved = "; ".join(family.layout.said()) if family.layout else None
     text = card(title or out.resolve().name, recipe, sources=kept["sources"], rule=described, moved=moved)
     with ExitStack() as stack:
         merged = _merge(stack, family, merger, table, seed, device, threads)
-        if (free := shutil.disk_usage(nearest(out)).free) < merged.base.nbytes:
-            raise OSError(f"{out} needs {merged.base.nbytes / 1e9:.1f} GB, {free / 1e9:.1f} GB are free there")
-        merge.write(out, merged, card=text, recipe=kept, shell=family.shells["base"], progress=progress)
+        output = merge.Output(out, merged, text, kept, family.shells["base"], stored)
+        needed, free = sum(entry.nbytes for entry in output.entries), shutil.disk_usage(nearest(out)).free
+        if free < needed:
+            raise OSError(f"{out} needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free there")
+        merge.write_all([output], progress)
     return out
 
 
@@ -156,11 +163,12 @@ def load_merged(
 
 
 def export_mergekit(
-    members: Models, merger: Merger, table: Table | None = None, *, approximate: bool = False
+    members: Models, merger: Merger, table: Table | Rule | None = None, *, approximate: bool = False
 ) -> mergekit.Exported:
     """The merge as mergekit's configuration; see `sensmerge.publish.mergekit.export` for what it can say, and refuses.
 
-    members: of an open family its `.members`. table: None is uniform. Reads headers and tokenizers, no weights.
+    members: of an open family its `.members`. table: or a rule that needs no data; None: uniform. Reads
+    headers and tokenizers, no weights.
     """
     layout = line_up(members)
     known = recipes.whereabouts(members, paths=True)
@@ -168,7 +176,8 @@ def export_mergekit(
     experts = {task: f"{known['base']}+{known[task]}" if task in adapters else known[task] for task in members.experts}
     with ExitStack() as stack:
         base = opened(members, layout, stack)["base"]
-        table = table or Uniform().table(Evidence(sorted(experts), base.names))
+        if not isinstance(table, Table):
+            table = (table or Uniform()).table(Evidence(sorted(experts), base.names))
         moved = sorted(layout.moved) if layout else ()
         return mergekit.export(
             merger, table, base.entries, base=known["base"], experts=experts, approximate=approximate, moved=moved

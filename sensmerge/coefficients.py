@@ -15,7 +15,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -84,9 +84,7 @@ class Table:
         if (found := count_blocks(names)) != self.blocks.shape[1]:
             raise ValueError(f"coefficients are for {self.blocks.shape[1]} blocks, the model has {found}")
         if strange := sorted(self.outside.keys() - set(names)):
-            raise ValueError(
-                f"coefficients are for {strange[:3]}, which the model lacks: misspelt, or another model's?"
-            )
+            raise ValueError(f"coefficients are for {strange[:3]}, which the model lacks: misspelt, or another's?")
 
     def weights(self, name: str) -> Tensor:
         """[K] fp32: what multiplies each expert's task vector of tensor `name`."""
@@ -97,12 +95,8 @@ class Table:
     def summary(self) -> dict[str, float]:
         """Smallest, mean and largest K * sigma over experts and blocks, and the spread (population sd)."""
         b = self.blocks
-        return {
-            "min": b.min().item(),
-            "mean": b.mean().item(),
-            "max": b.max().item(),
-            "sd": b.std(correction=0).item(),
-        }
+        found = {"min": b.min(), "mean": b.mean(), "max": b.max(), "sd": b.std(correction=0)}
+        return {label: value.item() for label, value in found.items()}
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -132,9 +126,12 @@ class Rule(ABC):
     """Evidence -> Table. A frozen dataclass of its own options; `needs` says which evidence must be computed."""
 
     @property
-    @abstractmethod
     def needs(self) -> frozenset[str]:
         """Subset of {"sensitivity", "alignment"}."""
+        return frozenset()
+
+    def check(self, tasks: Iterable[str]) -> None:  # noqa: B027, most rules are for any
+        """Raise ValueError if the rule is not for experts of these tasks."""
 
     @abstractmethod
     def table(self, evidence: Evidence) -> Table: ...
@@ -144,14 +141,24 @@ class Rule(ABC):
 class Uniform(Rule):
     """Weight 1 everywhere: the base merger as its own paper has it, and the control of every comparison."""
 
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset()
+    def table(self, evidence: Evidence) -> Table:
+        return Fixed(dict.fromkeys(evidence.tasks, 1.0)).table(evidence)
+
+
+@validated(frozen=True, config={"extra": "forbid"})
+class Fixed(Rule):
+    """weights: task -> the expert's weight in every tensor, in and outside the blocks; of every expert."""
+
+    weights: dict[str, Annotated[float, Field(strict=True, allow_inf_nan=False)]] | None = None
+
+    def check(self, tasks: Iterable[str]) -> None:
+        if (given := sorted(self.weights or {})) != (wanted := sorted(tasks)):
+            raise ValueError(f"weights are given for {given}, and needed for the experts {wanted}")
 
     def table(self, evidence: Evidence) -> Table:
-        k = len(evidence.tasks)
-        ones = torch.ones(k, count_blocks(evidence.names), dtype=torch.float64)
-        return Table(tuple(evidence.tasks), ones, ones[:, 0].clone(), {})
+        self.check(evidence.tasks)
+        row = torch.tensor([(self.weights or {})[task] for task in evidence.tasks], dtype=torch.float64)
+        return Table(tuple(evidence.tasks), row[:, None].repeat(1, count_blocks(evidence.names)), row, {})
 
 
 @validated(frozen=True, config={"extra": "forbid"})
@@ -230,6 +237,9 @@ class Shuffled(Rule):
     def needs(self) -> frozenset[str]:
         return self.of.needs
 
+    def check(self, tasks: Iterable[str]) -> None:
+        self.of.check(tasks)
+
     def table(self, evidence: Evidence) -> Table:
         true = self.of.table(evidence)
         k, n_blocks = true.blocks.shape
@@ -266,9 +276,7 @@ def profile(sensitivity: Mapping[str, float], n_blocks: int, own: Sequence[str] 
             sums[n_blocks + own.index(name)] += value
     norm = sums.norm()
     if not (torch.isfinite(norm) and norm > 0):
-        raise ValueError(
-            f"sensitivities sum to {sums.tolist()}: all zero or not finite, so no profile can be made of them"
-        )
+        raise ValueError(f"sensitivities sum to {sums.tolist()}: all zero or not finite, so they have no profile")
     return sums / norm
 
 
@@ -284,9 +292,7 @@ def cross_task_scale(
     k = len(g)
     d = (g.sum(1) - g.diagonal()) / (k - 1)
     if not (torch.isfinite(d).all() and (d > 0).all()):
-        raise ValueError(
-            f"mean distances of the experts are {d.tolist()}: identical or non-finite experts cannot be aligned"
-        )
+        raise ValueError(f"mean distances are {d.tolist()}: identical or non-finite experts cannot be aligned")
     if normalise == "softmax":
         direction = 1 if sign == "farther" else -1
         return k * (direction * d / d.mean()).softmax(0)

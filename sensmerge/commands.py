@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -14,11 +15,11 @@ from sensmerge.calibration import Calibration
 from sensmerge.checkpoints import hub
 from sensmerge.checkpoints.staging import check_output
 from sensmerge.checkpoints.vocabulary import Policy
-from sensmerge.coefficients import Rule, Table
+from sensmerge.coefficients import Rule, Table, Uniform
 from sensmerge.family.family import Family
 from sensmerge.family.members import Models
 from sensmerge.mergers import Merger
-from sensmerge.publish import recipes
+from sensmerge.publish import recipe_file, recipes
 from sensmerge.publish.classes import build, named
 from sensmerge.publish.recipes import Recipe
 from sensmerge.publish.versions import LIBRARIES, versions
@@ -72,12 +73,22 @@ def merge(given: Namespace) -> str:
     merger = _chosen(given, recipe)
     family = _family(given, recipe)
     recipe.check(family)
+    merger.check(len(family.tasks))
+    seed = recipe.seed if given.seed is None else given.seed
     api.write_merged(
-        family, given.out, merger, recipe.table or api.uniform(family),
-        seed=recipe.seed if given.seed is None else given.seed, device=given.device, threads=given.threads,
-        title=given.title, rule=recipe.rule, progress=_bar("merge"),
+        family, given.out, merger, recipe.table or _computed(family, recipe, seed, given.device),
+        seed=seed, device=given.device, threads=given.threads, title=given.title, rule=recipe.rule,
+        dtype=given.dtype or recipe.dtype, progress=_bar("merge"),
     )  # fmt: skip
     return f"{given.out}\n"
+
+
+def _computed(family: Family, recipe: Recipe, seed: int, device: str) -> Table:
+    rule = recipe.rule or Uniform()
+    rule.check(family.tasks)
+    return api.compute_coefficients(
+        family, recipe.calibration, rule=rule, settings=recipe.settings, seed=seed, device=device, progress=_bar
+    ).table
 
 
 def export(given: Namespace) -> str:
@@ -87,7 +98,14 @@ def export(given: Namespace) -> str:
     merger = _chosen(given, recipe)
     base, experts, policy = _places(given, recipe)
     members = Models(hub.locate(base), {t: hub.locate(at) for t, at in experts.items()}, policy)
-    made = api.export_mergekit(members, merger, recipe.table, approximate=given.approximate)
+    if recipe.table is None and recipe.rule and recipe.rule.needs:
+        raise ValueError(
+            f"{given.recipe}: scaling: its coefficients take a pass over data; compute them by `python -m sensmerge "
+            "coefficients`, or merge and export the checkpoint's merge.json"
+        )
+    made = api.export_mergekit(members, merger, recipe.table or recipe.rule, approximate=given.approximate)
+    if recipe.dtype:
+        made = replace(made, config={**made.config, "out_dtype": recipe.dtype})
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(made.to_yaml(), encoding="utf-8")
     return f"{given.out}\n"
@@ -95,12 +113,12 @@ def export(given: Namespace) -> str:
 
 def inspect(given: Namespace) -> str:
     """A recipe as text."""
-    recipe = recipes.read(given.recipe)
+    recipe = recipe_file.read(given.recipe)
     members = ["base", *sorted({*recipe.experts, *recipe.sources} - {"base"})]
     digests = {"base": recipe.base, **recipe.experts}
     lines = [f"{m:<12} {digests.get(m) or 'no digest'}  {recipe.sources.get(m, 'place not told')}" for m in members]
     lines += [f"merger       {describe(recipe.merger) if recipe.merger else 'not told'}", ""]
-    return "\n".join(lines) + (_table(recipe.table) if recipe.table else "\nno coefficients: uniform") + "\n"
+    return "\n".join(lines) + (_table(recipe.table) if recipe.table else f"coefficients {describe(recipe.rule)}") + "\n"
 
 
 def push(given: Namespace) -> str:
@@ -147,7 +165,7 @@ def _named(words: Sequence[str], option: str) -> dict[str, str]:
 
 
 def _recipe(given: Namespace) -> Recipe:
-    return recipes.read(given.recipe) if given.recipe else Recipe()
+    return recipe_file.read(given.recipe) if given.recipe else Recipe()
 
 
 def _places(given: Namespace, recipe: Recipe) -> tuple[str, dict[str, str], Policy]:

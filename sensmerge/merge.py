@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +169,8 @@ class Output:
     """A checkpoint to come: its directory, and what goes into it.
 
     card: README.md. recipe: merge.json, what made the weights; a merge of the same recipe that was killed is taken up
-    where it stood. shell: the directory of its tokenizer and configuration; None is the base's.
+    where it stood. shell: the directory of its tokenizer and configuration; None is the base's. dtype: of every tensor;
+    None is the base's.
     """
 
     directory: Path
@@ -177,6 +178,12 @@ class Output:
     card: str
     recipe: Mapping[str, Any]
     shell: Path | None = None
+    dtype: torch.dtype | None = None
+
+    @property
+    def entries(self) -> list[Entry]:
+        entries = self.merge.base.entries.values()
+        return [replace(entry, dtype=self.dtype or entry.dtype) for entry in entries]
 
 
 def write(
@@ -210,10 +217,7 @@ def write_all(outputs: Sequence[Output], progress: Progress = iter) -> None:
         raise ValueError("merges that are written together must have the same base, experts and engine, opened once")
     share_cuts([one.merge for one in outputs])
     with ExitStack() as stack:
-        writers = [
-            stack.enter_context(Writer(one.directory, list(first.base.entries.values()), key=digest(one.recipe)))
-            for one in outputs
-        ]
+        writers = [stack.enter_context(Writer(one.directory, one.entries, key=digest(one.recipe))) for one in outputs]
         everywhere = set.intersection(*(writer.finished for writer in writers))
         for entry in first.entries(progress, skip=everywhere):
             left = [number for number, writer in enumerate(writers) if entry.name not in writer.finished]
@@ -237,8 +241,17 @@ def share_cuts(merges: Sequence[Merge]) -> None:
 def _accompany(output: Output, staging: Path) -> None:
     """The files beside the weights."""
     copy_companions(output.shell or output.merge.base.path, staging)
+    if output.dtype is not None:
+        _name_dtype(staging / "config.json", str(output.dtype).removeprefix("torch."))
     (staging / "README.md").write_text(output.card)
     (staging / "merge.json").write_text(json.dumps(output.recipe, indent=2, sort_keys=True))
+
+
+def _name_dtype(config: Path, dtype: str) -> None:
+    """Under the key that this configuration has; before version 5 transformers called it torch_dtype."""
+    content = json.loads(config.read_text(encoding="utf-8"))
+    content["dtype" if "dtype" in content else "torch_dtype"] = dtype
+    config.write_text(json.dumps(content, indent=2), encoding="utf-8")
 
 
 @torch.inference_mode()

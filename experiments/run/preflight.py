@@ -40,6 +40,11 @@ def _choices(spec: RunSpec) -> list[str]:
     tasks = sorted(spec.model.calibration)
     if isinstance(spec.merger, Member) and spec.merger.member not in ["base", *tasks]:
         return [f"merger.member={spec.merger.member}: family {spec.model.name!r} has base and experts {tasks}"]
+    if not isinstance(spec.merger, Member):
+        try:
+            spec.scaling.check(tasks)
+        except ValueError as error:
+            return [f"scaling: {error}"]
     return []
 
 

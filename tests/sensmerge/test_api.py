@@ -26,7 +26,7 @@ from sensmerge.blockwise import passes
 from sensmerge.coefficients import Sens
 from sensmerge.family.family import Family
 from sensmerge.mergers import Dare, Merger, Ties
-from sensmerge.publish import classes, recipes
+from sensmerge.publish import classes, recipe_file, recipes
 from sensmerge.store import describe
 
 TASKS = ("code", "general", "math")
@@ -136,7 +136,7 @@ def test_out_of_memory_the_model_goes_and_its_blocks_come(
 def test_a_runs_recipe_makes_its_weights_again(spec: RunSpec, root: Path, tmp_path: Path) -> None:
     run = written(spec, merger=Dare(drop=0.5, inner=Ties(density=1.0)), seed=7)
     pipeline.run(run)
-    recipe = recipes.read(run.directory)
+    recipe = recipe_file.read(run.directory)
     assert (recipe.merger, recipe.seed) == (run.merger, 7)
     assert recipe.table is not None
     family = sensmerge.open_family(root / "base", {t: root / t for t in TASKS}, cache=tmp_path / "c")
@@ -144,7 +144,7 @@ def test_a_runs_recipe_makes_its_weights_again(spec: RunSpec, root: Path, tmp_pa
     assert recipe.merger is not None
     api.write_merged(family, tmp_path / "again", recipe.merger, recipe.table, seed=recipe.seed, device="cpu")
     assert files(tmp_path / "again") == files(run.directory / "checkpoint")
-    assert recipes.read(tmp_path / "again").table is not None, "merge.json is a recipe, too"
+    assert recipe_file.read(tmp_path / "again").table is not None, "merge.json is a recipe, too"
 
 
 def test_a_record_is_no_recipe_but_one_can_be_made_of_it(
@@ -159,7 +159,7 @@ def test_a_record_is_no_recipe_but_one_can_be_made_of_it(
         with pytest.raises(
             ValueError, match=f"its recipe is {path}.*python -m experiments report recipe {run.directory}"
         ):
-            recipes.read(place)
+            recipe_file.read(place)
     assert from_record.main([str(run.directory)]) == 0
     assert capsys.readouterr().out == f"{path}\n"
     assert path.read_bytes() == before
@@ -170,7 +170,7 @@ def test_a_record_is_no_recipe_but_one_can_be_made_of_it(
 def test_other_weights_than_the_recipes_are_named(family: Family, root: Path, tmp_path: Path) -> None:
     made = recipes.made_of(family, Ties(), api.uniform(family), 0)
     (tmp_path / "r.json").write_text(json.dumps(made))
-    recipe = recipes.read(tmp_path / "r.json")
+    recipe = recipe_file.read(tmp_path / "r.json")
     recipe.check(family)
     other = sensmerge.open_family(
         root / "base", {**family.members.experts, "math": root / "code"}, cache=tmp_path / "c"
@@ -195,7 +195,7 @@ def test_a_description_is_read_back(merger: Merger) -> None:
     ("content", "reason"),
     [
         ({"score": 1}, r"r\.json: score: unknown key"),
-        ({"seed": 1}, "neither these nor a merger"),
+        ({"seed": 1}, "coefficients, weights, scaling: one of these has to be"),
         ([1], "the file: a mapping of base"),
         ({"merger": {"class": "Nobody"}}, "there is no merger 'Nobody'"),
         ({"merger": {"class": "Ties", "dens": 1}}, "dens"),
@@ -215,18 +215,21 @@ def test_a_description_is_read_back(merger: Merger) -> None:
 def test_what_is_no_recipe_is_refused(content: Any, reason: str, tmp_path: Path) -> None:
     (tmp_path / "r.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=reason):
-        recipes.read(tmp_path / "r.json")
+        recipe_file.read(tmp_path / "r.json")
 
 
 def test_a_recipe_by_hand(tmp_path: Path) -> None:
-    (tmp_path / "r.yaml").write_text("merger: {class: Ties, density: 0.5}\nsources: {base: b, math: m}\n")
-    recipe = recipes.read(tmp_path / "r.yaml")
-    assert (recipe.merger, recipe.table, recipe.sources) == (Ties(density=0.5), None, {"base": "b", "math": "m"})
+    (tmp_path / "r.yaml").write_text(
+        "merger: {class: Ties, density: 0.5}\nscaling: uniform\nsources: {base: b, math: m}\n"
+    )
+    recipe = recipe_file.read(tmp_path / "r.yaml")
+    assert (recipe.merger, recipe.table, recipe.rule) == (Ties(density=0.5), None, sensmerge.Uniform())
+    assert recipe.sources == {"base": str(tmp_path / "b"), "math": str(tmp_path / "m")}
     (tmp_path / "r.json").write_text("merger: 1")
     with pytest.raises(ValueError, match=r"must be called \.yaml"):
-        recipes.read(tmp_path / "r.json")
+        recipe_file.read(tmp_path / "r.json")
     with pytest.raises(FileNotFoundError, match="holds none of"):
-        recipes.read(tmp_path)
+        recipe_file.read(tmp_path)
 
 
 def test_inputs_are_refused_before_work(root: Path, tmp_path: Path, family: Family) -> None:

@@ -8,12 +8,14 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from pipeline_fixtures import root  # noqa: F401
 
 import sensmerge
 from sensmerge.__main__ import main, parser
 from sensmerge.calibration import Calibration
+from sensmerge.checkpoints.reader import Reader
 from sensmerge.checkpoints.writer import Writer
 from sensmerge.mergers import Ties
 
@@ -184,3 +186,49 @@ def test_push_uploads_what_the_dry_run_shows(
     assert "https://hub/commit" in capsys.readouterr().out
     assert main(["push", str(out), "--repo", "me/x", "--public"]) == 0
     assert asked[2] == ("create", "me/x", "model", False, True)
+
+
+@pytest.mark.parametrize("how", ["weights", "scaling", "coefficients"])
+def test_one_recipe_does_it_all(how: str, table: Path, root: Path, tmp_path: Path) -> None:
+    """Beside the same by the library's own calls, to the byte."""
+    data = root / "data" / "pairs.jsonl"
+    recipe = {
+        "base": str(root / "base"),
+        "experts": {task: str(root / task) for task in TASKS},
+        "merger": {"name": "ties", "density": 0.3},
+        "dtype": "bfloat16",
+        **{
+            "weights": {"weights": {"math": 0.7, "general": 1.0, "code": 1.2}},
+            "scaling": {
+                "scaling": {
+                    "rule": {"name": "sens", "temperature": 0.02},
+                    "calibration": dict.fromkeys(TASKS, str(data)),
+                    "samples": 4,
+                    "max_length": 32,
+                }
+            },
+            "coefficients": {"coefficients": "table.json"},
+        }[how],
+    }
+    (tmp_path / "table.json").write_bytes(table.read_bytes())
+    (tmp_path / "recipe.yml").write_text(yaml.safe_dump(recipe))
+    words = ["--device", "cpu", "--cache", str(tmp_path / "cache")]
+    assert main(["merge", str(tmp_path / "recipe.yml"), *words, "--out", str(tmp_path / "out")]) == 0
+    family = sensmerge.open_family(root / "base", {task: root / task for task in TASKS}, cache=tmp_path / "cache")
+    told = json.loads((tmp_path / "out" / "merge.json").read_text())
+    if how == "weights":
+        assert told["coefficients"]["default"] == [1.2, 1.0, 0.7]
+        made = sensmerge.Table.from_json(told["coefficients"])
+    else:
+        made = sensmerge.Table.from_json(json.loads(table.read_text())["coefficients"])
+        assert "'temperature': 0.02" in (tmp_path / "out" / "README.md").read_text()
+    sensmerge.write_merged(family, tmp_path / "by-hand", Ties(density=0.3), made, dtype="bfloat16")
+    assert weights(tmp_path / "out") == weights(tmp_path / "by-hand")
+    sensmerge.write_merged(family, tmp_path / "wide", Ties(density=0.3), made)
+    with Reader(tmp_path / "out") as ours, Reader(tmp_path / "wide") as wide:
+        assert {entry.dtype for entry in ours.entries.values()} == {torch.bfloat16}
+        assert all(torch.equal(ours.tensor(name), wide.tensor(name).bfloat16()) for name in wide.names)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config.get("dtype", config.get("torch_dtype")) == "bfloat16"
+    assert main(["merge", str(tmp_path / "out"), *members(root, tmp_path / "cache"), "--out", str(tmp_path / "2")]) == 0
+    assert weights(tmp_path / "2") == weights(tmp_path / "out"), "merge.json says the dtype, too"
