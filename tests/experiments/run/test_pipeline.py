@@ -27,7 +27,7 @@ from experiments.run.record import Record
 from experiments.run.spec import Member, RunSpec
 from sensmerge import models
 from sensmerge.calibration import Calibration
-from sensmerge.coefficients import Sens, Shuffled, Uniform
+from sensmerge.coefficients import Fixed, Sens, Shuffled, Uniform
 from sensmerge.engine.engine import Engine
 from sensmerge.mergers import Dare, Ties
 
@@ -217,6 +217,12 @@ def test_everything_wrong_is_said_at_once_and_nothing_is_written(spec: RunSpec, 
     assert "'code', 'general', 'math'" in said
     assert "gone.jsonl" in said
     assert "CUDA" in said
+    assert not spec.output.runs.exists()
+
+
+def test_weights_of_other_experts_are_refused(spec: RunSpec) -> None:
+    with pytest.raises(ValueError, match=r"scaling: weights are given for \['maths'\], and needed for the experts"):
+        pipeline.run(dataclasses.replace(spec, scaling=Fixed({"maths": 1.0})))
     assert not spec.output.runs.exists()
 
 
