@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sensmerge.api import compute_coefficients, export_mergekit, load_merged, open_family, uniform, write_merged
     from sensmerge.calibration import Calibration
-    from sensmerge.coefficients import Sens, Shuffled, Table, Uniform
+    from sensmerge.coefficients import Fixed, Sens, Shuffled, Table, Uniform
     from sensmerge.mergers import Average, Breadcrumbs, Dare, Della, Slerp, TaskArithmetic, Ties
     from sensmerge.publish.recipes import Recipe
 
@@ -26,6 +26,7 @@ __all__ = [
     "Calibration",
     "Dare",
     "Della",
+    "Fixed",
     "Recipe",
     "Sens",
     "Shuffled",
@@ -43,7 +44,7 @@ __all__ = [
 ]
 _HOMES = {
     "sensmerge.mergers": ("Average", "Breadcrumbs", "Dare", "Della", "Slerp", "TaskArithmetic", "Ties"),
-    "sensmerge.coefficients": ("Sens", "Shuffled", "Table", "Uniform"),
+    "sensmerge.coefficients": ("Fixed", "Sens", "Shuffled", "Table", "Uniform"),
     "sensmerge.calibration": ("Calibration",),
     "sensmerge.publish.recipes": ("Recipe",),
 }

@@ -16,8 +16,8 @@ from sensmerge import __version__
 _MERGERS = "average, task_arithmetic, ties, dare, dare_ties, breadcrumbs, della, slerp, or a class of yours"
 _RULES = "sens, task_specific, cross_task, uniform, random, sens_farther, cross_task_farther, or a class of yours"
 _RECIPE = (
-    "a recipe of yours, JSON or YAML (docs/library.md), a table of `coefficients`, a run's recipe.json, a checkpoint's "
-    "merge.json, or the directory of one of the last two"
+    "a recipe of yours or mergekit's, JSON or YAML (docs/library.md), a table of `coefficients`, a run's recipe.json, "
+    "a checkpoint's merge.json, or the directory of one of the last two"
 )
 
 
@@ -95,6 +95,9 @@ def _merge(verb: argparse.ArgumentParser) -> None:
         "--dtype",
         choices=("float32", "float16", "bfloat16"),
         help="of what is written; default: the recipe's, or the base's",
+    )
+    verb.add_argument(
+        "--approximate", action="store_true", help="also a file of mergekit's that means something else there"
     )
     verb.add_argument("--device", default="auto", help="default: %(default)s")
     verb.add_argument("--threads", type=int, help="default: as many as torch uses")

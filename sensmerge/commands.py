@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -71,6 +72,10 @@ def merge(given: Namespace) -> str:
     check_output(given.out)
     recipe = _recipe(given)
     merger = _chosen(given, recipe)
+    if recipe.differences and not given.approximate:
+        raise ValueError(
+            f"{given.recipe}: mergekit means another merge: {'; '.join(recipe.differences)}; --approximate makes ours"
+        )
     family = _family(given, recipe)
     recipe.check(family)
     merger.check(len(family.tasks))
@@ -84,6 +89,9 @@ def merge(given: Namespace) -> str:
 
 
 def _computed(family: Family, recipe: Recipe, seed: int, device: str) -> Table:
+    if recipe.conditions:
+        with ExitStack() as stack:
+            return recipe.conditions.table(family.tasks, family.opened(stack)["base"].names)
     rule = recipe.rule or Uniform()
     rule.check(family.tasks)
     return api.compute_coefficients(
@@ -98,6 +106,8 @@ def export(given: Namespace) -> str:
     merger = _chosen(given, recipe)
     base, experts, policy = _places(given, recipe)
     members = Models(hub.locate(base), {t: hub.locate(at) for t, at in experts.items()}, policy)
+    if recipe.conditions:
+        raise ValueError(f"{given.recipe} is mergekit's already")
     if recipe.table is None and recipe.rule and recipe.rule.needs:
         raise ValueError(
             f"{given.recipe}: scaling: its coefficients take a pass over data; compute them by `python -m sensmerge "
@@ -118,7 +128,8 @@ def inspect(given: Namespace) -> str:
     digests = {"base": recipe.base, **recipe.experts}
     lines = [f"{m:<12} {digests.get(m) or 'no digest'}  {recipe.sources.get(m, 'place not told')}" for m in members]
     lines += [f"merger       {describe(recipe.merger) if recipe.merger else 'not told'}", ""]
-    return "\n".join(lines) + (_table(recipe.table) if recipe.table else f"coefficients {describe(recipe.rule)}") + "\n"
+    made = describe(recipe.rule or (recipe.conditions and recipe.conditions.weights))
+    return "\n".join(lines) + (_table(recipe.table) if recipe.table else f"coefficients {made}") + "\n"
 
 
 def push(given: Namespace) -> str:

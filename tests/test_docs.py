@@ -165,9 +165,13 @@ def test_the_commands_of_the_library_run(place: Path) -> None:
 
 
 def test_the_recipe_by_hand_merges(place: Path) -> None:
-    (place / "recipe.yaml").write_text(blocks("library.md", "yaml")[0])
-    assert main(["merge", "recipe.yaml", "--out", "by-hand"]) == 0
-    assert json.loads(Path("by-hand", "merge.json").read_text())["merger"]["density"] == 0.3
+    for number, text in enumerate(blocks("library.md", "yaml")[:2]):
+        (place / f"{number}.yml").write_text(text)
+        assert main(["merge", f"{number}.yml", "--out", f"by-hand-{number}"]) == 0
+    fixed, computed = (json.loads(Path(f"by-hand-{number}", "merge.json").read_text()) for number in (0, 1))
+    assert (fixed["merger"]["density"], fixed["dtype"]) == (0.3, "bfloat16")
+    assert fixed["coefficients"]["default"] == [1.2, 0.7]
+    assert (computed["merger"]["inner"]["scale"], computed["seed"]) == (0.8, 1)
 
 
 def test_the_code_of_the_library_runs(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -42,8 +42,7 @@ def named(name: str, kind: type[T], where: str = "") -> T:
     if name not in names:
         place = f"{where}: " if where else ""
         raise ValueError(f"{place}there is no {kind.__name__.lower()} {name!r}{did_you_mean(name, names)}")
-    found: Any = variants[name] if name in variants else classes[name]()
-    return found
+    return cast(T, variants[name] if name in variants else classes[name]())
 
 
 def chosen(value: Any, kind: type[T], where: str) -> T:
@@ -69,7 +68,7 @@ def _laid_over(description: Any, words: Mapping[str, Any], kind: type[Any], wher
     made = dict(description)
     for key, value in words.items():
         inner = made.get(key)
-        if not _describes(inner):
+        if inner is None or not _describes(inner):
             made[key] = value
         elif isinstance(value, Mapping) and not {"name", "class"} & value.keys():
             made[key] = _laid_over(inner, value, kind, dotted(where, key))

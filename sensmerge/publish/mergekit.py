@@ -19,6 +19,8 @@ from sensmerge.mergers import Average, Breadcrumbs, Dare, Della, Merger, TaskAri
 from sensmerge.tensor_names import block_of, block_tag
 
 VERSION = "0.1.5"  # of mergekit, whose sources and results this was checked against
+# TIES's mean has the count of agreeing experts below the line here, the sum of their weights there.
+RATIOS = "where experts agree it divides by the sum of their weights, we by their count: only ratios survive"
 _DTYPES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
 
@@ -47,7 +49,7 @@ class Exported:
 
 
 @dataclass(frozen=True)
-class _Method:
+class Method:
     """A merger in mergekit's words. scale: its lambda. each: parameters of every model beside the weight."""
 
     name: str
@@ -56,6 +58,10 @@ class _Method:
     rescale: bool | None = None
     each: Mapping[str, float] | None = None
     differences: tuple[str, ...] = ()
+
+    @property
+    def elects(self) -> bool:
+        return self.name in ("ties", "dare_ties", "breadcrumbs_ties", "della")
 
 
 def export(
@@ -79,9 +85,9 @@ def export(
     """
     table.check(sorted(experts), entries)
     merger.check(len(experts))
-    method = _method(merger, len(experts))
+    method = method_of(merger, len(experts))
     dtype, more = _dtype(entries)
-    differences = [*method.differences, *_of_coefficients(merger, table, entries), *more, *_of_inputs(experts, moved)]
+    differences = [*method.differences, *_of_coefficients(method, table, entries), *more, *_of_inputs(experts, moved)]
     if differences and not approximate:
         raise NotExpressible(
             f"mergekit {VERSION} cannot repeat this merge: {'; '.join(differences)}. approximate (on the command line "
@@ -124,12 +130,13 @@ def _weight(table: Table, at: int, entries: Mapping[str, Entry]) -> Any:
     return [*({"filter": part, "value": value} for part, value in rules), {"value": default}]
 
 
-def _method(merger: Merger, experts: int) -> _Method:
+def method_of(merger: Merger, experts: int) -> Method:
+    """Raises NotExpressible for a merger that mergekit has no word for."""
     match merger:
         case Average():
-            return _Method("task_arithmetic", 1 / experts)
+            return Method("task_arithmetic", 1 / experts)
         case TaskArithmetic(scale=scale):
-            return _Method("task_arithmetic", scale)
+            return Method("task_arithmetic", scale)
         case Ties():
             return _ties("ties", merger, merger.density)
         case Dare(drop=drop, inner=inner):
@@ -148,7 +155,7 @@ def _method(merger: Merger, experts: int) -> _Method:
                      "us each entry by its own probability")  # fmt: skip
             each = {"density": density, "epsilon": epsilon}
             found = _around("della_linear", "della", inner, experts, 1.0, each, notes)
-            return _Method(found.name, found.scale, found.normalize, True, found.each, found.differences)
+            return Method(found.name, found.scale, found.normalize, True, found.each, found.differences)
     raise NotExpressible(f"{type(merger).__name__} has no counterpart in mergekit that takes weights for each expert")
 
 
@@ -160,34 +167,30 @@ def _around(
     factor: float,
     each: Mapping[str, float],
     differences: tuple[str, ...],
-) -> _Method:
+) -> Method:
     """A sparsifier around a merger: `plain` where that is a sum, `elected` where it is TIES without a trim."""
     if isinstance(inner, Ties) and inner.density == 1:
         found = _ties(elected, inner, None)
     elif isinstance(inner, (Average, TaskArithmetic)):
-        found = _method(inner, experts)
-        found = _Method(plain, found.scale)
+        found = method_of(inner, experts)
+        found = Method(plain, found.scale)
     else:
         raise NotExpressible(f"mergekit sparsifies once: its {plain} cannot have {inner} inside")
-    return _Method(
+    return Method(
         found.name, found.scale * factor, found.normalize, False, dict(each), (*differences, *found.differences)
     )
 
 
-def _ties(name: str, merger: Ties, density: float | None) -> _Method:
+def _ties(name: str, merger: Ties, density: float | None) -> Method:
     cancelled = f"entries whose votes cancel exactly count as positive there, here cancelled={merger.cancelled} decides"
     equals = "of equal magnitudes at the threshold it keeps arbitrary ones, and int(density n) in all"
     trims = density is not None and density < 1
     each = {"density": density} if density is not None else None
-    return _Method(name, merger.scale, True, None, each, (cancelled, *([equals] if trims else [])))
+    return Method(name, merger.scale, True, None, each, (cancelled, *([equals] if trims else [])))
 
 
-def _of_coefficients(merger: Merger, table: Table, entries: Mapping[str, Entry]) -> list[str]:
-    """TIES's mean has the count of agreeing experts below the line here, the sum of their weights there."""
-    elects = isinstance(merger, Ties) or isinstance(getattr(merger, "inner", None), Ties)
-    if elects and any((table.weights(name) != 1).any() for name in entries):
-        return ["where experts agree it divides by the sum of their weights, we by their count: only ratios survive"]
-    return []
+def _of_coefficients(method: Method, table: Table, entries: Mapping[str, Entry]) -> list[str]:
+    return [RATIOS] if method.elects and any((table.weights(name) != 1).any() for name in entries) else []
 
 
 def _of_inputs(experts: Mapping[str, str], moved: Sequence[str]) -> list[str]:

@@ -16,7 +16,7 @@ coefficients     K * sigma by expert and block (sensmerge.coefficients.Table), o
 weights          task -> a number, the same in every tensor
 scaling          a rule: its name, or {rule, calibration: {task: file}, samples, ...} (see `Calibration`)
 
-Places and files are relative to the recipe's own file.
+Places and files are relative to the recipe's own file. A file with `merge_method` is mergekit's (mergekit_file.py).
 
 `rule`, `rule_seed`, `calibration`, `samples`, `range`, `alpha`, `distances` and `versions` are what a table's file
 tells beside it.
@@ -37,7 +37,7 @@ from sensmerge.calibration import Calibration
 from sensmerge.checkpoints.vocabulary import check_policy
 from sensmerge.coefficients import Fixed, Rule, Table
 from sensmerge.mergers import Merger
-from sensmerge.publish import strict
+from sensmerge.publish import mergekit_file, strict
 from sensmerge.publish.classes import build, chosen
 from sensmerge.publish.recipes import VERSION, Recipe
 
@@ -117,6 +117,8 @@ def _recipe(content: Any, folder: Path) -> Recipe:
         key := next((key for key in ("density", "densities") if key in content), None)
     ):
         raise ValueError(f"{key}: {_ONE_DENSITY}")
+    if isinstance(content, Mapping) and "merge_method" in content:
+        return _of_mergekit(content, folder)
     given = strict.parse(_File, content, "")
     if given.version != VERSION:
         raise ValueError(f"version: made by version {given.version} of merging, this is version {VERSION}")
@@ -143,6 +145,18 @@ def _recipe(content: Any, folder: Path) -> Recipe:
         calibration=made.calibration,
         settings=made.settings,
         dtype=given.dtype,
+    )
+
+
+def _of_mergekit(content: Mapping[str, Any], folder: Path) -> Recipe:
+    made = mergekit_file.read(content)
+    return Recipe(
+        merger=made.merger,
+        sources={member: _placed(member, place, folder) for member, place in made.sources.items()},
+        vocabulary=made.vocabulary,
+        dtype=made.dtype,
+        conditions=made.conditions,
+        differences=made.differences,
     )
 
 

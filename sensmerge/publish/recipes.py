@@ -13,6 +13,7 @@ from sensmerge.coefficients import Rule, Table
 from sensmerge.family.family import Family
 from sensmerge.family.members import Models
 from sensmerge.mergers import Merger
+from sensmerge.publish.mergekit_file import Conditions
 from sensmerge.store import describe
 
 VERSION = 1  # of what merging computes
@@ -23,7 +24,8 @@ class Recipe:
     """A file's content; what it does not tell is None, or empty. See sensmerge.publish.recipe_file for the keys.
 
     base, experts: sha256 of their files. sources: where members are. rule: what made the table or, where there is
-    none, makes it, from `calibration` (task -> file) as `settings` say.
+    none, makes it, from `calibration` (task -> file) as `settings` say. conditions: instead of both, mergekit's
+    weights; differences: what its configuration means otherwise there.
     """
 
     base: str | None = None
@@ -37,6 +39,8 @@ class Recipe:
     calibration: Mapping[str, Path] = field(default_factory=dict)
     settings: Calibration | None = None
     dtype: str | None = None
+    conditions: Conditions | None = None
+    differences: tuple[str, ...] = ()
 
     def check(self, family: Family) -> None:
         """Raise ValueError naming every member of the family that is not what the recipe was made of."""
