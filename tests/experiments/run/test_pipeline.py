@@ -27,7 +27,7 @@ from experiments.run.record import Record
 from experiments.run.spec import Member, RunSpec
 from sensmerge import models
 from sensmerge.calibration import Calibration
-from sensmerge.coefficients import Fixed, Sens, Shuffled, Uniform
+from sensmerge.coefficients import Sens, Shuffled, Uniform
 from sensmerge.engine.engine import Engine
 from sensmerge.mergers import Dare, Ties
 
@@ -232,12 +232,6 @@ def test_a_gpu_that_is_not_here_is_refused(
     with pytest.raises(ValueError, match=f"device={name} was asked for, but .*{said}"):
         models.resolve_device(name)
     assert models.resolve_device("auto").type == models.device_kind("auto") == ("cuda" if count else "cpu")
-
-
-def test_weights_of_other_experts_are_refused(spec: RunSpec) -> None:
-    with pytest.raises(ValueError, match=r"scaling: weights are given for \['maths'\], and needed for the experts"):
-        pipeline.run(dataclasses.replace(spec, scaling=Fixed({"maths": 1.0})))
-    assert not spec.output.runs.exists()
 
 
 def test_an_unwritable_place_is_refused(spec: RunSpec, tmp_path: Path) -> None:

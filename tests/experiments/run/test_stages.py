@@ -8,12 +8,12 @@ import shutil
 import pytest
 from pipeline_fixtures import root, spec  # noqa: F401
 
-from experiments.run import stages
+from experiments.run import pipeline, stages
 from experiments.run.prepare import prepare
 from experiments.run.progress import Progress
 from experiments.run.spec import RunSpec
 from sensmerge import memory, models
-from sensmerge.coefficients import Sens
+from sensmerge.coefficients import Fixed, Sens
 from sensmerge.publish.versions import versions
 from sensmerge.store import digest
 
@@ -55,3 +55,9 @@ def test_without_room_for_a_model_the_same_numbers_come_block_by_block(
     assert (got.sensitivities, got.distances) == (want.sensitivities, want.distances)
     assert (spec.output.cache / "spill").is_dir() == (room == 0)
     assert not list((spec.output.cache / "spill").glob("*"))
+
+
+def test_weights_of_other_experts_are_refused(spec: RunSpec) -> None:
+    with pytest.raises(ValueError, match=r"scaling: weights are given for \['maths'\], and needed for the experts"):
+        pipeline.run(dataclasses.replace(spec, scaling=Fixed({"maths": 1.0})))
+    assert not spec.output.runs.exists()
