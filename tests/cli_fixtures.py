@@ -9,6 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 MINIATURE = [
+    "device=cpu",
     "model.base.steps=2",
     "model.experts.general.steps=2",
     "model.experts.math.steps=2",
