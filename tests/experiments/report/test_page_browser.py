@@ -147,7 +147,7 @@ def test_two_runs_side_by_side(driver: Any) -> None:
 
 def test_runs_of_other_questions_are_not_compared(driver: Any, tmp_path: Path) -> None:
     """A family that is made anew for each seed asks other things under the same names."""
-    digests = {"subject": None, "base": "b" * 64, "experts": {}}
+    digests = {"subject": "s" * 64, "base": "b" * 64, "experts": {}}
     for seed in (0, 1):
         for scaling in ("uniform", "sens"):
             write_run(tmp_path / "runs", "ties", scaling, {"math": [1.0, 0.0]}, seed=seed,
