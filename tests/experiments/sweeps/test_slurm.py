@@ -166,7 +166,7 @@ def test_changed_code_is_refused_and_may_be_allowed(undisturbed: Project, copy: 
     refused = number(project, 0)
     project.sweep("merger=task_arithmetic", *words, "hydra.launcher.allow_changed_code=true")
     allowed = number(project, 0)
-    with (copy / "experiments" / "plan.py").open("a") as file:
+    with (copy / "experiments" / "planning" / "plan.py").open("a") as file:
         file.write("# another version\n")
     for one in (refused, allowed):
         control("release", one)
