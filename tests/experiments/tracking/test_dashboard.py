@@ -89,4 +89,4 @@ def test_without_the_package_it_says_how_to_get_it(
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb_workspaces", None)
     assert dashboard.main(["--entity", "e", "--project", "p"]) == 1
-    assert "[dashboard]" in capsys.readouterr().err
+    assert "[framework,dashboard]" in capsys.readouterr().err
