@@ -241,8 +241,8 @@ class Writer:
             self._write_index()
         if self._directory.exists():
             self._directory.rmdir()
-        (self.staging / JOURNAL).unlink()
         os.replace(self.staging, self._directory)
+        (self._directory / JOURNAL).unlink()  # last: without it a kill would leave a whole X.part that is nobody's
 
     def _write_index(self) -> None:
         names = {entry.name: self._shard_name(number) for number, group in enumerate(self._groups) for entry in group}
