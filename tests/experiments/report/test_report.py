@@ -14,6 +14,7 @@ import pytest
 from report_fixtures import COEFFICIENTS, write_run
 
 from evaluation.record import Metric
+from experiments import __main__ as command
 from experiments.analysis import records
 from experiments.report import markdown, report, tables
 
@@ -265,9 +266,9 @@ def test_other_items_cannot_be_paired(runs: Path) -> None:
 
 
 def test_no_study_no_runs_no_json(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert report.main(["--study", "dmeo", "--runs", str(runs), "--out", str(tmp_path)]) == 1
+    assert command.main(["report", "--study", "dmeo", "--runs", str(runs), "--out", str(tmp_path)]) == 1
     assert "no complete run of study 'dmeo'; studies found: demo, earlier" in capsys.readouterr().err
-    assert report.main(["--study", "demo", "--runs", str(tmp_path / "nowhere")]) == 1
+    assert command.main(["report", "--study", "demo", "--runs", str(tmp_path / "nowhere")]) == 1
     assert "--runs" in capsys.readouterr().err
     (runs / "tiny-base-0000/record.json").write_text("{")
     with pytest.raises(ValueError, match="not JSON"):
