@@ -203,12 +203,12 @@ def test_command_of_an_experiment_leaves_out_where_things_lie(runs: Path) -> Non
 def test_command_of_a_study_that_found_every_run_done(runs: Path) -> None:
     """The directory says what asked; where it does not, an experiment is called as its study is."""
     asked = "experiment=paper/main protocol=tiny"
-    for study, text, command in (("paper_tiny_main", asked, asked), ("demo_again", "", "experiment=demo_again")):
+    for study, text, words in (("paper_tiny_main", asked, asked), ("demo_again", "", "experiment=demo_again")):
         for directory in runs.iterdir():
             (directory / "studies").mkdir(exist_ok=True)
             (directory / "studies" / study).write_text(text)
         table = table_of(runs, study=study)
-        assert report.commands_of([table], study) == [f"python run.py -m {command}"]
+        assert report.commands_of([table], study) == [f"python run.py -m {words}"]
 
 
 def test_tracked_runs_say_where(tmp_path: Path) -> None:
