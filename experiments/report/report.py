@@ -19,11 +19,21 @@ from experiments.analysis import records
 from experiments.report import figure_list, latex, markdown, tables
 from experiments.run.record import Record
 
+PACK = "records.tar.xz"  # what `report archive` writes beside a report
+
 
 def main(arguments: list[str]) -> int:
     """The command line; 0."""
     given = _parser().parse_args(arguments)
-    sys.stdout.write(report(given.study, given.runs, given.out, by=given.by, figures=not given.no_figures))
+    pack = given.out / given.study / PACK
+    try:
+        text = report(given.study, given.runs, given.out, by=given.by, figures=not given.no_figures)
+    except (ValueError, FileNotFoundError) as error:
+        if not pack.is_file():
+            raise
+        again = f"python -m experiments report archive rebuild --study {given.study}"
+        raise ValueError(f"{error}; {pack} has the study's records, of which `{again}` makes its report") from None
+    sys.stdout.write(text)
     return 0
 
 
