@@ -23,10 +23,10 @@ T = TypeVar("T", bound="Merger | Rule")
 
 
 def known(kind: type[T]) -> dict[str, type[T]]:
-    """Name -> class of all that derive from `kind`; of mergers, those in any file of sensmerge/mergers."""
-    if kind is Merger:
-        for module in pkgutil.iter_modules(mergers.__path__):
-            importlib.import_module(f"{mergers.__name__}.{module.name}")
+    """Name -> class of all that derive from `kind`, in any file of sensmerge/mergers or sensmerge/coefficients."""
+    package = mergers if kind is Merger else coefficients
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{package.__name__}.{module.name}")
     return {made.__name__: made for made in _below(kind)}
 
 

@@ -1,0 +1,19 @@
+"""Rules from evidence (sensitivities, distances between predictions) to a weight for each expert and block."""
+
+from sensmerge.coefficients.controls import Fixed, Shuffled, Uniform
+from sensmerge.coefficients.rule import Evidence, Rule
+from sensmerge.coefficients.sens import Sens, cross_task_scale, profile
+from sensmerge.coefficients.table import Table
+
+__all__ = [
+    "VARIANTS", "Evidence", "Fixed", "Rule", "Sens", "Shuffled", "Table", "Uniform", "cross_task_scale", "profile",
+]  # fmt: skip
+
+# What both command lines call by a name that is no class's own; those are their names in small letters.
+VARIANTS: dict[str, Rule] = {
+    "task_specific": Sens(cross_task=False),
+    "cross_task": Sens(task_specific=False),
+    "cross_task_farther": Sens(task_specific=False, sign="farther"),
+    "sens_farther": Sens(sign="farther"),
+    "random": Shuffled(),
+}

@@ -1,0 +1,40 @@
+"""The contract of a coefficient rule: what it may look at, and what it makes of it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from sensmerge.coefficients.table import Table
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a rule may look at.
+
+    tasks: K names, sorted. names: every tensor of the checkpoint.
+    sensitivities: task -> tensor name -> S; None where no rule of the run asked for it.
+    distances: metric -> g [K][K], rows and columns as `tasks`; None likewise.
+    """
+
+    tasks: Sequence[str]
+    names: Sequence[str]
+    sensitivities: Mapping[str, Mapping[str, float]] | None = None
+    distances: Mapping[str, Sequence[Sequence[float]]] | None = None
+    seed: int = 0
+
+
+class Rule(ABC):
+    """Evidence -> Table. A frozen dataclass of its own options; `needs` says which evidence must be computed."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Subset of {"sensitivity", "alignment"}."""
+        return frozenset()
+
+    def check(self, tasks: Iterable[str]) -> None:  # noqa: B027, most rules are for any
+        """Raise ValueError if the rule is not for experts of these tasks."""
+
+    @abstractmethod
+    def table(self, evidence: Evidence) -> Table: ...

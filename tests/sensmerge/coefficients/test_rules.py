@@ -1,0 +1,68 @@
+"""What every rule keeps: a mean of 1, one table for one evidence, only the evidence it asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from evidence_fixtures import EVIDENCE, NAMES
+
+from sensmerge.coefficients import Evidence, Sens, Shuffled, Table, Uniform, cross_task_scale, profile
+
+RULES = [
+    Uniform(),
+    Sens(),
+    Sens(cross_task=False),
+    Sens(task_specific=False),
+    Sens(sign="farther", normalise="sum1", temperature=1.0),
+    Sens(normalise="raw", metric="kl", outside="mean"),
+    Sens(normalise="softmax", outside="own"),
+    Shuffled(),
+    Shuffled(of=Sens(temperature=0.03)),
+]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_every_block_averages_one(rule) -> None:
+    table = rule.table(EVIDENCE)
+    torch.testing.assert_close(table.blocks.mean(0), torch.ones(2, dtype=torch.float64))
+    assert table.blocks.shape == (2, 2)
+    assert (table.blocks >= 0).all()
+    again = Table.from_json(table.to_json())
+    for name in NAMES:
+        assert torch.equal(again.weights(name), table.weights(name))
+
+
+def test_shuffled_keeps_the_values_and_loses_their_places() -> None:
+    true = Sens().table(EVIDENCE).blocks
+    tables = [Shuffled().table(dataclasses.replace(EVIDENCE, seed=seed)).blocks for seed in range(20)]
+    for table in tables:
+        assert sorted(table.flatten().tolist()) == pytest.approx(sorted(true.flatten().tolist()))
+    assert any(not torch.equal(table, true) for table in tables)
+    assert torch.equal(Shuffled().table(EVIDENCE).blocks, Shuffled().table(EVIDENCE).blocks)
+
+
+def test_needs_say_what_is_used() -> None:
+    assert Uniform().needs == frozenset()
+    assert Sens(task_specific=False).needs == {"alignment"}
+    assert Sens(cross_task=False).needs == {"sensitivity"}
+    assert Shuffled().needs == {"alignment", "sensitivity"}
+    for rule in RULES:
+        bare = dataclasses.replace(
+            EVIDENCE,
+            sensitivities=EVIDENCE.sensitivities if "sensitivity" in rule.needs else None,
+            distances=EVIDENCE.distances if "alignment" in rule.needs else None,
+        )
+        rule.table(bare)
+
+
+def test_degenerate_evidence_is_an_error() -> None:
+    with pytest.raises(ValueError, match="identical"):
+        cross_task_scale(torch.zeros(2, 2, dtype=torch.float64), sign="closer", normalise="sum1")
+    with pytest.raises(ValueError, match="all zero"):
+        profile({"model.layers.0.w": 0.0}, 1)
+    with pytest.raises(ValueError, match="needs sensitivities"):
+        Sens().table(dataclasses.replace(EVIDENCE, sensitivities=None))
+    with pytest.raises(ValueError, match="no decoder blocks"):
+        Uniform().table(Evidence(["a"], ["embed.weight"]))
