@@ -28,7 +28,6 @@ log = logging.getLogger(__name__)
 Pairs = Sequence[tuple[str, str]]  # prompts with their answers
 Bar = Callable[[str], Callable[[Any], Any]]  # label -> what wraps an iterable of samples, or of blocks
 Result = TypeVar("Result")
-Result = TypeVar("Result")
 _Peaks = Callable[[memory.Weights, int], memory.Peaks]  # of a model whose numbers take that many bytes
 
 
@@ -118,6 +117,7 @@ def calibrate(
 
     Raises what the passes and the rule raise.
     """
+    settings = rule.calibrated(settings)
     with ExitStack() as stack:
         names = family.opened(stack)["base"].names
     sensitivities = distances = None

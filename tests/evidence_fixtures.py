@@ -22,5 +22,5 @@ EVIDENCE = Evidence(
             "model.norm.weight": 0.0,
         },
     },
-    distances={m: [[0.0, 2.0], [6.0, 0.0]] for m in ("l2", "l2sq", "kl", "cosine")},
+    distances={m: [[0.0, 2.0], [6.0, 0.0]] for m in ("l2", "l2_centred", "l2sq", "kl", "cosine")},
 )

@@ -16,7 +16,7 @@ PACKAGES = ("sensmerge", "evaluation", "experiments", "hydra_plugins")
 WALLS = {
     "sensmerge": {"sensmerge"},
     "sensmerge/mergers": {"sensmerge/sparsify", "sensmerge/seeds"},
-    "sensmerge/coefficients": {"sensmerge/seeds", "sensmerge/tensor_names"},
+    "sensmerge/coefficients": {"sensmerge/calibration", "sensmerge/seeds", "sensmerge/tensor_names"},
     "sensmerge/checkpoints": {"sensmerge/tensor_names", "sensmerge/store"},
     "sensmerge/family": {"sensmerge/checkpoints", "sensmerge/models", "sensmerge/store", "sensmerge/tensor_names"},
     "sensmerge/engine": {

@@ -62,12 +62,13 @@ class Table:
 
 @dataclass(frozen=True, config=_EXACT)
 class Range:
-    """Of K * sigma over experts and blocks."""
+    """Of K * sigma over experts and blocks. sd: its spread. first_block: that block's share of sum (K sigma - 1)^2."""
 
     min: float
     mean: float
     max: float
     sd: float
+    first_block: float | None = None
 
 
 @dataclass(frozen=True, config=_EXACT)

@@ -3,10 +3,12 @@
 from sensmerge.coefficients.controls import Fixed, Shuffled, Uniform
 from sensmerge.coefficients.rule import Evidence, Rule
 from sensmerge.coefficients.sens import Sens, cross_task_scale, profile
+from sensmerge.coefficients.sens_l2s import SensL2s
 from sensmerge.coefficients.table import Table
 
 __all__ = [
-    "VARIANTS", "Evidence", "Fixed", "Rule", "Sens", "Shuffled", "Table", "Uniform", "cross_task_scale", "profile",
+    "VARIANTS", "Evidence", "Fixed", "Rule", "Sens", "SensL2s", "Shuffled", "Table", "Uniform", "cross_task_scale",
+    "profile",
 ]  # fmt: skip
 
 # What both command lines call by a name that is no class's own; those are their names in small letters.
@@ -15,5 +17,7 @@ VARIANTS: dict[str, Rule] = {
     "cross_task": Sens(task_specific=False),
     "cross_task_farther": Sens(task_specific=False, sign="farther"),
     "sens_farther": Sens(sign="farther"),
+    "sens_words": Sens(normalise="sum1", temperature=1.0),
+    "sens_rcp": Sens(sign="farther", normalise="sum1", temperature=1.0, outside="own", loss="full"),
     "random": Shuffled(),
 }

@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass as validated
 
+from sensmerge.calibration import Calibration
 from sensmerge.coefficients.rule import Evidence, Rule
 from sensmerge.coefficients.sens import Sens
 from sensmerge.coefficients.table import Table
@@ -59,6 +60,9 @@ class Shuffled(Rule):
 
     def check(self, tasks: Iterable[str]) -> None:
         self.of.check(tasks)
+
+    def calibrated(self, settings: Calibration) -> Calibration:
+        return self.of.calibrated(settings)
 
     def table(self, evidence: Evidence) -> Table:
         true = self.of.table(evidence)

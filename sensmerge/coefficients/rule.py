@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from sensmerge.calibration import Calibration
 from sensmerge.coefficients.table import Table
 
 
@@ -35,6 +36,10 @@ class Rule(ABC):
 
     def check(self, tasks: Iterable[str]) -> None:  # noqa: B027, most rules are for any
         """Raise ValueError if the rule is not for experts of these tasks."""
+
+    def calibrated(self, settings: Calibration) -> Calibration:
+        """The settings that the evidence is computed under: the run's, but for what the rule's own definition says."""
+        return settings
 
     @abstractmethod
     def table(self, evidence: Evidence) -> Table: ...

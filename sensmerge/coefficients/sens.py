@@ -13,21 +13,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import field, replace
 from typing import Literal
 
 import torch
-from pydantic import Field
 from pydantic.dataclasses import dataclass as validated
 from torch import Tensor
 
+from sensmerge.calibration import Calibration
 from sensmerge.coefficients.rule import Evidence, Rule
+from sensmerge.coefficients.strength import Strength
 from sensmerge.coefficients.table import Table
 from sensmerge.tensor_names import block_of, count_blocks
 
 
 @validated(frozen=True, config={"extra": "forbid"})
-class Sens(Rule):
-    """Sens-Merging and its two ablations.
+class Sens(Strength, Rule):
+    """Sens-Merging and its two ablations. How strong: temperature or spread, see `Strength`.
 
     task_specific: use alpha; otherwise it is constant, 1 / sqrt(L), as a flat sensitivity profile would give.
     cross_task: use tau; otherwise it is constant, as experts at equal distances would give.
@@ -37,18 +39,21 @@ class Sens(Rule):
     normalise: of tau over the experts: "raw", "sum1", "mean1" (sum K), or "softmax" (of +-distance over its mean,
         times K).
     metric: which distance g measures (see alignment.METRICS).
-    temperature: T; large T gives uniform weights, small T one expert per block.
     outside: embeddings, final norm and head have no block: "uniform" (weight 1), "mean" (the expert's mean over the
         blocks), or "own" (each such tensor is a group of its own, beside the blocks).
+    loss: whose gradient alpha is made of, "answer" tokens or "full" sequence; None: as the calibration says.
     """
 
     task_specific: bool = True
     cross_task: bool = True
     sign: Literal["closer", "farther"] = "closer"
     normalise: Literal["raw", "sum1", "mean1", "softmax"] = "mean1"
-    metric: Literal["l2", "l2sq", "kl", "cosine"] = "l2"
-    temperature: float = Field(default=0.1, gt=0)
+    metric: Literal["l2", "l2_centred", "l2sq", "kl", "cosine"] = "l2"
     outside: Literal["uniform", "mean", "own"] = "uniform"
+    loss: Literal["answer", "full"] | None = field(default=None, metadata={"later": True})
+
+    def calibrated(self, settings: Calibration) -> Calibration:
+        return replace(settings, loss=self.loss) if self.loss else settings
 
     @property
     def needs(self) -> frozenset[str]:
@@ -60,7 +65,7 @@ class Sens(Rule):
         own = [name for name in evidence.names if block_of(name) is None] if self.outside == "own" else []
         alpha = self._alpha(evidence, n_blocks, own)
         tau = self._tau(evidence)
-        weights = len(tasks) * (alpha * tau[:, None] / self.temperature).softmax(0)
+        weights = self.weights(alpha * tau[:, None], n_blocks)
         blocks = weights[:, :n_blocks]
         default = blocks.mean(1) if self.outside == "mean" else torch.ones(len(tasks), dtype=torch.float64)
         return Table(tasks, blocks, default, {name: weights[:, n_blocks + at] for at, name in enumerate(own)})

@@ -63,9 +63,15 @@ class Table:
         return row.float()
 
     def summary(self) -> dict[str, float]:
-        """Smallest, mean and largest K * sigma over experts and blocks, and the spread (population sd)."""
+        """Smallest, mean and largest K * sigma over experts and blocks, and the spread (population sd).
+
+        first_block: the first block's share of sum (K sigma - 1)^2; 0 where all weights are 1. A share near 1 says that
+        the merge is its base merger's but for one block.
+        """
         b = self.blocks
         found = {"min": b.min(), "mean": b.mean(), "max": b.max(), "sd": b.std(correction=0)}
+        moved = (b - 1).square()
+        found["first_block"] = moved[:, 0].sum() / moved.sum() if moved.any() else moved.sum()
         return {label: value.item() for label, value in found.items()}
 
     def to_json(self) -> dict[str, Any]:

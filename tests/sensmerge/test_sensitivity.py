@@ -93,6 +93,7 @@ def full_logit_distances(models, sets) -> dict[str, list[list[float]]]:
     tasks = sorted(models)
     distance = {
         "l2": lambda a, b: math.sqrt(((a - b) ** 2).sum().item()),
+        "l2_centred": lambda a, b: math.sqrt(((a - b) ** 2).sum().item() - (a - b).sum().item() ** 2 / len(a)),
         "l2sq": lambda a, b: ((a - b) ** 2).sum().item(),
         "kl": lambda a, b: (b.softmax(0) * (b.log_softmax(0) - a.log_softmax(0))).sum().item(),
         "cosine": lambda a, b: 1 - F.cosine_similarity(a, b, dim=0).item(),
@@ -118,6 +119,15 @@ def test_alignment_equals_full_logits() -> None:
     want = full_logit_distances(models, sets)
     for metric in alignment.METRICS:
         torch.testing.assert_close(torch.tensor(got[metric]), torch.tensor(want[metric]), rtol=1e-4, atol=1e-6)
+
+
+def test_a_shift_common_to_all_tokens_is_no_distance_once_centred() -> None:
+    own = torch.tensor([[1.0, 2.0, 3.0]])
+    # 5 more on every token: L2 is 5 sqrt(3), no softmax sees it. 0, 3, 0 more: mean 1, so -1, 2, -1: sqrt(6).
+    assert alignment.METRICS["l2_centred"](own + 5, own).item() == pytest.approx(0, abs=1e-6)
+    assert alignment.METRICS["l2"](own + 5, own).item() == pytest.approx(5 * math.sqrt(3))
+    other = own + torch.tensor([[0.0, 3.0, 0.0]])
+    assert alignment.METRICS["l2_centred"](other, own).item() == pytest.approx(math.sqrt(6))
 
 
 def test_alignment_in_chunks_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

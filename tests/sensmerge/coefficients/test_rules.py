@@ -8,7 +8,7 @@ import pytest
 import torch
 from evidence_fixtures import EVIDENCE, NAMES
 
-from sensmerge.coefficients import Evidence, Sens, Shuffled, Table, Uniform, cross_task_scale, profile
+from sensmerge.coefficients import Evidence, Sens, SensL2s, Shuffled, Table, Uniform, cross_task_scale, profile
 
 RULES = [
     Uniform(),
@@ -18,6 +18,9 @@ RULES = [
     Sens(sign="farther", normalise="sum1", temperature=1.0),
     Sens(normalise="raw", metric="kl", outside="mean"),
     Sens(normalise="softmax", outside="own"),
+    Sens(spread=0.02, outside="own"),
+    SensL2s(),
+    SensL2s(a=0.9, spread=0.1, temperature=None),
     Shuffled(),
     Shuffled(of=Sens(temperature=0.03)),
 ]
