@@ -203,7 +203,16 @@ def test_calibration_follows_the_seed() -> None:
 # ---- the tables and figures of a paper
 
 PROTOCOLS = {"llama2_7b": "", "llama2_13b": "", "mistral_7b": "", "smollm2_135m": "smollm2_135m/", "tiny": ""}
-PAPER = {"main": 30, "ablation": 45, "temperature": 30, "calibration": 9, "profiles": 3, "alignment": 3, "lambda": 30}
+PAPER = {
+    "main": 30,
+    "ablation": 45,
+    "temperature": 30,
+    "calibration": 9,
+    "profiles": 3,
+    "alignment": 3,
+    "lambda": 30,
+    "random": 180,
+}
 
 
 @pytest.mark.parametrize("part", PAPER)

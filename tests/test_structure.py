@@ -46,7 +46,9 @@ WALLS = {
     },
     "experiments/sweeps": {"experiments", "experiments/run", "evaluation/batches", "sensmerge"},
     "experiments/analysis": {"experiments", "experiments/run/record", "evaluation"},
-    "experiments/report": {"experiments", "experiments/analysis", "experiments/run/record", "evaluation"},
+    "experiments/report": {
+        "experiments", "experiments/analysis", "experiments/run/record", "evaluation", "sensmerge/coefficients",
+    },
     "experiments/tracking": {
         "experiments", "experiments/analysis", "experiments/report", "experiments/run/recipe",
         "experiments/run/record", "sensmerge",

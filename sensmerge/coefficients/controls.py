@@ -49,10 +49,14 @@ class Shuffled(Rule):
     Blocks are permuted, and within each block the experts, at random from the seed. Every value of `of` is kept, and
     every block still averages 1, so mean and spread are those of the rule it controls for; only the information about
     which expert matters where is gone. Outside the blocks the weight is 1.
+
+    draw: another shuffle at the same seed, and so of the same coefficients. Twenty and more show where the rule stands
+    among them; one is one coin.
     """
 
     stochastic: ClassVar[bool] = True
     of: Rule = field(default_factory=Sens)
+    draw: Annotated[int, Field(ge=0)] = field(default=0, metadata={"later": True})
 
     @property
     def needs(self) -> frozenset[str]:
@@ -67,7 +71,7 @@ class Shuffled(Rule):
     def table(self, evidence: Evidence) -> Table:
         true = self.of.table(evidence)
         k, n_blocks = true.blocks.shape
-        draw = generator(evidence.seed, "shuffled coefficients")
+        draw = generator(evidence.seed, "shuffled coefficients", *([str(self.draw)] if self.draw else []))
         order = torch.randperm(n_blocks, generator=draw)
         columns = [true.blocks[torch.randperm(k, generator=draw), block] for block in order.tolist()]
         return Table(true.tasks, torch.stack(columns, 1), torch.ones(k, dtype=torch.float64), {})

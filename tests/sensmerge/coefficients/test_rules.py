@@ -9,6 +9,7 @@ import torch
 from evidence_fixtures import EVIDENCE, NAMES
 
 from sensmerge.coefficients import Evidence, Sens, SensL2s, Shuffled, Table, Uniform, cross_task_scale, profile
+from sensmerge.store import describe
 
 RULES = [
     Uniform(),
@@ -44,6 +45,13 @@ def test_shuffled_keeps_the_values_and_loses_their_places() -> None:
         assert sorted(table.flatten().tolist()) == pytest.approx(sorted(true.flatten().tolist()))
     assert any(not torch.equal(table, true) for table in tables)
     assert torch.equal(Shuffled().table(EVIDENCE).blocks, Shuffled().table(EVIDENCE).blocks)
+
+
+def test_draws_are_different_shuffles_and_the_first_is_the_old_one() -> None:
+    tables = [Shuffled(draw=draw).table(EVIDENCE).blocks for draw in range(20)]
+    assert torch.equal(tables[0], Shuffled().table(EVIDENCE).blocks)
+    assert len({tuple(table.flatten().tolist()) for table in tables}) > 4, "of 8: 2 orders of blocks, 2 x 2 of experts"
+    assert describe(Shuffled()) == {"class": "Shuffled", "of": describe(Sens())}, "as runs before there were draws"
 
 
 def test_needs_say_what_is_used() -> None:
