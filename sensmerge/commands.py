@@ -108,10 +108,10 @@ def export(given: Namespace) -> str:
     members = Models(hub.locate(base), {t: hub.locate(at) for t, at in experts.items()}, policy)
     if recipe.conditions:
         raise ValueError(f"{given.recipe} is mergekit's already")
-    if recipe.table is None and recipe.rule and recipe.rule.needs:
+    if recipe.table is None and recipe.rule and (recipe.rule.needs or recipe.rule.weighs):
         raise ValueError(
-            f"{given.recipe}: scaling: its coefficients take a pass over data; compute them by `python -m sensmerge "
-            "coefficients`, or merge and export the checkpoint's merge.json"
+            f"{given.recipe}: scaling: its coefficients take a pass over data or weights; compute them by `python -m "
+            "sensmerge coefficients`, or merge and export the checkpoint's merge.json"
         )
     made = api.export_mergekit(members, merger, recipe.table or recipe.rule, approximate=given.approximate)
     if recipe.dtype:

@@ -23,8 +23,8 @@ WALLS = {
         "sensmerge/checkpoints", "sensmerge/family", "sensmerge/mergers", "sensmerge/sparsify", "sensmerge/store",
     },
     "sensmerge/blockwise": {
-        "sensmerge/alignment", "sensmerge/calibration", "sensmerge/checkpoints", "sensmerge/models",
-        "sensmerge/sensitivity", "sensmerge/tensor_names",
+        "sensmerge/activations", "sensmerge/alignment", "sensmerge/calibration", "sensmerge/checkpoints",
+        "sensmerge/models", "sensmerge/sensitivity", "sensmerge/tensor_names",
     },
     "sensmerge/publish": {
         "sensmerge/calibration", "sensmerge/checkpoints", "sensmerge/coefficients", "sensmerge/family",

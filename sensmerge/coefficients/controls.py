@@ -62,6 +62,10 @@ class Shuffled(Rule):
     def needs(self) -> frozenset[str]:
         return self.of.needs
 
+    @property
+    def weighs(self) -> bool:
+        return self.of.weighs
+
     def check(self, tasks: Iterable[str]) -> None:
         self.of.check(tasks)
 

@@ -15,8 +15,8 @@ from sensmerge.calibration import Sample
 from sensmerge.sensitivity import sample_loss, sensitivities
 
 
-def naive(model, items, loss: str) -> dict[str, float]:
-    """All gradients of one sample alive at once, every scalar's |theta * grad| added in fp64."""
+def naive(model, items, loss: str, *, squared: bool = False) -> dict[str, float]:
+    """All gradients of one sample alive at once, every scalar's |theta * grad|, or grad^2, added in fp64."""
     totals = {name: 0.0 for name, _ in model.named_parameters()}
     model.requires_grad_(True)
     for item in items:
@@ -27,17 +27,18 @@ def naive(model, items, loss: str) -> dict[str, float]:
         picked = [log_p[t - 1, item.ids[t]] for t in range(start, len(item.ids))]
         (-torch.stack(picked).mean()).backward()
         for name, p in model.named_parameters():
-            totals[name] += (p.detach() * p.grad).abs().double().sum().item()
+            each = p.grad**2 if squared else (p.detach() * p.grad).abs()
+            totals[name] += each.double().sum().item()
     model.requires_grad_(False)
     return totals
 
 
 @pytest.mark.parametrize("loss", ["answer", "full"])
-@pytest.mark.parametrize("tied", [True, False])
-def test_hooks_equal_full_backpropagation(tied: bool, loss: str) -> None:
+@pytest.mark.parametrize(("tied", "squared"), [(True, False), (False, False), (True, True)])
+def test_hooks_equal_full_backpropagation(tied: bool, squared: bool, loss: str) -> None:
     model = llama(1, tied=tied)
-    got = sensitivities(model, samples(), loss=loss)  # type: ignore[arg-type]
-    want = naive(model, samples(), loss)
+    got = sensitivities(model, samples(), loss=loss, squared=squared)  # type: ignore[arg-type]
+    want = naive(model, samples(), loss, squared=squared)
     assert got.keys() == want.keys()
     worst = max(abs(got[name] - want[name]) / want[name] for name in want)
     assert worst < 1e-6, worst

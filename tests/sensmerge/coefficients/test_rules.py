@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
 from evidence_fixtures import EVIDENCE, NAMES
 
-from sensmerge.coefficients import Evidence, Sens, SensL2s, Shuffled, Table, Uniform, cross_task_scale, profile
+from sensmerge.coefficients import (
+    Acm,
+    Evidence,
+    Fisher,
+    Fixed,
+    Lines,
+    Metagpt,
+    Rule,
+    Sens,
+    SensL2s,
+    Shuffled,
+    Table,
+    Uniform,
+    cross_task_scale,
+    profile,
+)
 from sensmerge.store import describe
 
-RULES = [
+MEAN_ONE = [  # over the experts, in every block
     Uniform(),
     Sens(),
     Sens(cross_task=False),
@@ -22,15 +38,31 @@ RULES = [
     Sens(spread=0.02, outside="own"),
     SensL2s(),
     SensL2s(a=0.9, spread=0.1, temperature=None),
+    Metagpt(),
+    Fisher(),
+    Fisher(form="proportional"),
     Shuffled(),
+    Shuffled(of=Metagpt(), draw=3),
     Shuffled(of=Sens(temperature=0.03)),
+]
+RULES = [
+    *MEAN_ONE,
+    Fixed({"code": 0.7, "math": 1.2}),
+    Lines(),
+    Lines(alpha=0.2, beta=0.0),
+    Acm(),
+    Acm(form="code", t=-1.8),
 ]
 
 
+@pytest.mark.parametrize("rule", MEAN_ONE, ids=str)
+def test_every_block_averages_one(rule: Rule) -> None:
+    torch.testing.assert_close(rule.table(EVIDENCE).blocks.mean(0), torch.ones(2, dtype=torch.float64))
+
+
 @pytest.mark.parametrize("rule", RULES, ids=str)
-def test_every_block_averages_one(rule) -> None:
+def test_every_table_is_whole_and_survives_a_file(rule: Rule) -> None:
     table = rule.table(EVIDENCE)
-    torch.testing.assert_close(table.blocks.mean(0), torch.ones(2, dtype=torch.float64))
     assert table.blocks.shape == (2, 2)
     assert (table.blocks >= 0).all()
     again = Table.from_json(table.to_json())
@@ -64,8 +96,36 @@ def test_needs_say_what_is_used() -> None:
             EVIDENCE,
             sensitivities=EVIDENCE.sensitivities if "sensitivity" in rule.needs else None,
             distances=EVIDENCE.distances if "alignment" in rule.needs else None,
+            fisher=EVIDENCE.fisher if "fisher" in rule.needs else None,
+            information=EVIDENCE.information if "information" in rule.needs else None,
+            magnitudes=EVIDENCE.magnitudes if rule.weighs else None,
         )
         rule.table(bare)
+        if rule.needs or rule.weighs:
+            with pytest.raises(ValueError, match="and the evidence holds none"):
+                rule.table(Evidence(EVIDENCE.tasks, EVIDENCE.names))
+
+
+BY_EVIDENCE = [rule for rule in RULES if not isinstance(rule, (Shuffled, Fixed, SensL2s))]  # not by name or place
+
+
+@pytest.mark.parametrize("rule", BY_EVIDENCE, ids=str)
+def test_the_order_of_the_experts_is_that_of_their_names(rule: Rule) -> None:
+    """The same evidence under names that sort the other way gives the same weights to the same expert."""
+    names = {"code": "z", "math": "a"}
+
+    def renamed(part: Any) -> Any:
+        return part and {names[task]: value for task, value in part.items()}
+
+    distances = {metric: [row[::-1] for row in reversed(g)] for metric, g in (EVIDENCE.distances or {}).items()}
+    other = rule.table(
+        Evidence(
+            ["a", "z"], EVIDENCE.names, renamed(EVIDENCE.sensitivities), distances, renamed(EVIDENCE.fisher),
+            renamed(EVIDENCE.information), renamed(EVIDENCE.magnitudes),
+        )
+    )  # fmt: skip
+    for name in EVIDENCE.names:
+        torch.testing.assert_close(other.weights(name).flip(0), rule.table(EVIDENCE).weights(name))
 
 
 def test_degenerate_evidence_is_an_error() -> None:
