@@ -7,7 +7,6 @@ Reads records alone, and no weights.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import tarfile
@@ -17,6 +16,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from experiments import command_line
 from sensmerge.coefficients import VARIANTS, Evidence, Rule, Sens, SensL2s, Table
 
 PACK = "records.tar.xz"
@@ -125,10 +125,9 @@ def text(results: Path) -> str:
     return "\n".join([f"| reading | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|", *lines])
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments report readings", description=(__doc__ or "").partition("\n")[0]
-    )
-    parser.add_argument("--results", type=Path, default=Path("results"), help="default: %(default)s")
+def main(arguments: list[str]) -> int:
+    """The command line; 0."""
+    parser = command_line.parser("report readings", __doc__, "--results results")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="where packs of records are")
     sys.stdout.write(text(parser.parse_args(arguments).results) + "\n")
     return 0
