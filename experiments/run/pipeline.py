@@ -204,7 +204,7 @@ def _record(
 def _coefficients(calibrated: stages.Calibrated) -> record.Coefficients:
     content = calibrated.to_json()
     table, summary = record.Table(**content["table"]), record.Range(**content["range"])
-    return record.Coefficients(table, summary, content["alpha"], content["distances"])
+    return record.Coefficients(table, summary, content["alpha"], content["distances"], content.get("evidence"))
 
 
 def _measured(clock: Clock, asked: Counter[tuple[str, bool]]) -> record.Measured:
