@@ -13,7 +13,10 @@ from pathlib import Path
 
 from sensmerge import __version__
 
-_MERGERS = "average, task_arithmetic, ties, dare, dare_ties, breadcrumbs, della, slerp, or a class of yours"
+_MERGERS = (
+    "average, task_arithmetic, ties, dare, dare_ties, breadcrumbs, della, slerp, of LoRA experts robustmerge, "
+    "lora_average, lora_ties, lora_dare, or a class of yours"
+)
 _RULES = "sens, task_specific, cross_task, uniform, random, sens_farther, cross_task_farther, or a class of yours"
 _RECIPE = (
     "a recipe of yours or mergekit's, JSON or YAML (docs/library.md), a table of `coefficients`, a run's recipe.json, "
@@ -101,6 +104,9 @@ def _merge(verb: argparse.ArgumentParser) -> None:
     )
     verb.add_argument("--device", default="auto", help="default: %(default)s")
     verb.add_argument("--threads", type=int, help="default: as many as torch uses")
+    verb.add_argument(
+        "--adapter", action="store_true", help="of LoRA experts: write the merged adapter, in PEFT's format, alone"
+    )
     verb.add_argument("--title", help="of the model card; default: the name of the directory")
     verb.add_argument("--out", type=Path, required=True, help="the checkpoint's directory; must not exist, or be empty")
 

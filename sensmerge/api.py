@@ -6,6 +6,8 @@ has all of it by name (docs/library.md).
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -15,9 +17,11 @@ from typing import Any
 import torch
 
 from sensmerge import merge, models
+from sensmerge.adapters import joined, peft_format
+from sensmerge.adapters.factors import FactorMerger
 from sensmerge.calibrate import Bar, Calibrated, Pairs, calibrate, draw_samples, no_bar, read_pairs
 from sensmerge.calibration import Calibration
-from sensmerge.checkpoints import hub
+from sensmerge.checkpoints import hub, staging
 from sensmerge.checkpoints.open import is_adapter
 from sensmerge.checkpoints.vocabulary import Policy
 from sensmerge.coefficients import Evidence, Rule, Sens, Table, Uniform
@@ -141,6 +145,40 @@ def write_merged(
     return out
 
 
+def write_adapter(
+    family: Family, out: str | Path, merger: Merger, table: Table, *, seed: int = 0, dtype: str | None = None
+) -> Path:
+    """Merge LoRA experts into a new adapter at `out`, in PEFT's format, with merge.json beside it.
+
+    merger: one of sensmerge/adapters, without a rank. dtype: of what is written; None is float32.
+
+    Raises FileExistsError where `out` holds something, ValueError for another merger, for experts that are no adapters
+    or whose factors do not fit together.
+    """
+    out = Path(out)
+    staging.check_output(out)
+    if not isinstance(merger, FactorMerger) or merger.rank is not None:
+        raise ValueError(
+            f"{type(merger).__name__} makes whole weights: an adapter is written by mergers of factors (robustmerge, "
+            "lora_average, lora_ties, lora_dare) with rank=null"
+        )
+    kept = recipes.published(family, recipes.made_of(family, merger, table, seed, dtype=dtype))
+    place, _, _ = recipes.whereabouts(family.members, paths=False).get("base", "").partition("@")
+
+    part = staging.staging_of(out.resolve())
+    with ExitStack() as stack:
+        made = joined.adapter(merger, *family.readers(stack), table, seed)
+    part.mkdir(parents=True, exist_ok=True)
+    try:
+        peft_format.write(part, made, base=place or None, dtype=getattr(torch, dtype or "float32"))
+        (part / "merge.json").write_text(json.dumps(kept, indent=2, sort_keys=True), encoding="utf-8")
+        os.replace(part, out)
+    except BaseException:
+        shutil.rmtree(part)
+        raise
+    return out
+
+
 def load_merged(
     family: Family,
     merger: Merger,
@@ -188,5 +226,6 @@ def _merge(
     stack: ExitStack, family: Family, merger: Merger, table: Table, seed: int, device: str, threads: int | None
 ) -> merge.Merge:
     base, experts = family.readers(stack)
+    experts, merger, table = joined.as_one_expert(merger, base, experts, table, seed)
     engine = stack.enter_context(Engine(models.resolve_device(device), threads))
     return merge.Merge(base, experts, merger, table, engine, seed)

@@ -80,6 +80,9 @@ def merge(given: Namespace) -> str:
     recipe.check(family)
     merger.check(len(family.tasks))
     seed = recipe.seed if given.seed is None else given.seed
+    if given.adapter:
+        table = recipe.table or _computed(family, recipe, seed, given.device)
+        return f"{api.write_adapter(family, given.out, merger, table, seed=seed, dtype=given.dtype or recipe.dtype)}\n"
     api.write_merged(
         family, given.out, merger, recipe.table or _computed(family, recipe, seed, given.device),
         seed=seed, device=given.device, threads=given.threads, title=given.title, rule=recipe.rule,

@@ -16,6 +16,9 @@ PACKAGES = ("sensmerge", "evaluation", "experiments", "hydra_plugins")
 WALLS = {
     "sensmerge": {"sensmerge"},
     "sensmerge/mergers": {"sensmerge/sparsify", "sensmerge/seeds"},
+    "sensmerge/adapters": {
+        "sensmerge/checkpoints", "sensmerge/coefficients", "sensmerge/mergers", "sensmerge/seeds", "sensmerge/sparsify",
+    },
     "sensmerge/checkpoints": {"sensmerge/tensor_names", "sensmerge/store"},
     "sensmerge/family": {"sensmerge/checkpoints", "sensmerge/models", "sensmerge/store", "sensmerge/tensor_names"},
     "sensmerge/engine": {
@@ -26,8 +29,8 @@ WALLS = {
         "sensmerge/sensitivity", "sensmerge/tensor_names",
     },
     "sensmerge/publish": {
-        "sensmerge/calibration", "sensmerge/checkpoints", "sensmerge/coefficients", "sensmerge/family",
-        "sensmerge/mergers", "sensmerge/store", "sensmerge/tensor_names",
+        "sensmerge/adapters", "sensmerge/calibration", "sensmerge/checkpoints", "sensmerge/coefficients",
+        "sensmerge/family", "sensmerge/mergers", "sensmerge/store", "sensmerge/tensor_names",
     },
     "evaluation": {"evaluation/sandbox"},
     "evaluation/sandbox": set(),

@@ -13,6 +13,7 @@ from evaluation.benchmarks.bits_per_byte import BitsPerByte
 from experiments.run import preflight
 from experiments.run.spec import Member, RunSpec
 from sensmerge import calibrate, calibration, merge, models
+from sensmerge.adapters import joined
 from sensmerge.family.family import Family, ready
 from sensmerge.store import Store, nearest
 
@@ -60,6 +61,7 @@ def verify(spec: RunSpec, family: Prepared) -> None:
     spec.merger.check(len(family.tasks))
     with ExitStack() as stack:
         base, experts = family.readers(stack)
+        joined.check(spec.merger, experts)
         merge.check_compatible(base, experts)
         merge.check_architectures(family.shells, {"base": base, **experts})
         if spec.output.checkpoint and (free := shutil.disk_usage(nearest(spec.output.runs)).free) < base.nbytes:

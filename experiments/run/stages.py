@@ -20,6 +20,7 @@ from experiments.run.prepare import Prepared, say
 from experiments.run.progress import Progress
 from experiments.run.spec import Member, RunSpec
 from sensmerge import merge, models
+from sensmerge.adapters import joined
 from sensmerge.calibrate import Calibrated
 from sensmerge.engine import thresholds
 from sensmerge.engine.engine import Engine
@@ -76,10 +77,10 @@ def merge_recipe(spec: RunSpec, family: Prepared, calibrated: Calibrated) -> Sub
 
     def opened(stack: ExitStack) -> merge.Merge:
         base, experts = family.readers(stack)
+        experts, made, table = joined.as_one_expert(merger, base, experts, calibrated.table, spec.seed)
         engine = stack.enter_context(Engine(models.resolve_device(spec.device), spec.threads))
-        return merge.Merge(
-            base, experts, merger, calibrated.table, engine, spec.seed, thresholds.known(family.store, family, merger)
-        )
+        known = thresholds.known(family.store, family, merger)
+        return merge.Merge(base, experts, made, table, engine, spec.seed, known)
 
     return Subject(digest(recipe), "base", opened, recipe)
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar, cast, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError
 
-from sensmerge import coefficients, mergers
+from sensmerge import adapters, coefficients, mergers
 from sensmerge.coefficients import Rule
 from sensmerge.mergers import Merger
 from sensmerge.publish.strict import did_you_mean, dotted, mapping, sentence
@@ -23,10 +23,11 @@ T = TypeVar("T", bound="Merger | Rule")
 
 
 def known(kind: type[T]) -> dict[str, type[T]]:
-    """Name -> class of all that derive from `kind`; of mergers, those in any file of sensmerge/mergers."""
+    """Name -> class of all that derive from `kind`; of mergers, those in any file of the folders that hold mergers."""
     if kind is Merger:
-        for module in pkgutil.iter_modules(mergers.__path__):
-            importlib.import_module(f"{mergers.__name__}.{module.name}")
+        for folder in (mergers, adapters):
+            for module in pkgutil.iter_modules(folder.__path__):
+                importlib.import_module(f"{folder.__name__}.{module.name}")
     return {made.__name__: made for made in _below(kind)}
 
 
@@ -36,7 +37,7 @@ def _below(kind: type[Any]) -> list[type[Any]]:
 
 def named(name: str, kind: type[T], where: str = "") -> T:
     """The merger or rule that command lines call `name`, as it is by default. ValueError where there is none."""
-    variants: Mapping[str, Any] = mergers.VARIANTS if kind is Merger else coefficients.VARIANTS
+    variants: Mapping[str, Any] = {**mergers.VARIANTS, **adapters.VARIANTS} if kind is Merger else coefficients.VARIANTS
     classes: dict[str, Any] = {re.sub(r"(?<!^)(?=[A-Z])", "_", own).lower(): made for own, made in known(kind).items()}
     names = sorted({**classes, **variants})
     if name not in names:
