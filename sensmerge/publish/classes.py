@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import inspect
 import json
 import pkgutil
 import re
@@ -28,7 +29,7 @@ def known(kind: type[T]) -> dict[str, type[T]]:
         for folder in (mergers, adapters):
             for module in pkgutil.iter_modules(folder.__path__):
                 importlib.import_module(f"{folder.__name__}.{module.name}")
-    return {made.__name__: made for made in _below(kind)}
+    return {made.__name__: made for made in _below(kind) if not inspect.isabstract(made)}
 
 
 def _below(kind: type[Any]) -> list[type[Any]]:
