@@ -32,6 +32,7 @@ def parser() -> argparse.ArgumentParser:
     _coefficients(verbs.add_parser("coefficients", help="compute coefficients from calibration data, into a JSON file"))
     _merge(verbs.add_parser("merge", help="merge into a Hugging Face checkpoint, from a table, a recipe, or uniformly"))
     _export(verbs.add_parser("export", help="write the merge as a configuration of mergekit"))
+    _onebit(verbs.add_parser("onebit", help="store experts as one bit a number and a scale a tensor"))
     show = verbs.add_parser("inspect", help="print a file's coefficients by block, and what it was made of")
     show.add_argument("recipe", type=Path, help=_RECIPE)
     _push(verbs.add_parser("push", help="upload a written checkpoint to the Hugging Face hub, private unless told"))
@@ -118,6 +119,13 @@ def _export(verb: argparse.ArgumentParser) -> None:
         "--approximate", action="store_true", help="also what mergekit does otherwise, with that said in the file"
     )
     verb.add_argument("--out", type=Path, required=True, help="the YAML file to write; must not exist")
+
+
+def _onebit(verb: argparse.ArgumentParser) -> None:
+    _models(verb, recipe=False)
+    verb.add_argument(
+        "--out", type=Path, required=True, help="gets a directory for each task, which is an expert's place anywhere"
+    )
 
 
 def _push(verb: argparse.ArgumentParser) -> None:

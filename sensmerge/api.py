@@ -7,6 +7,7 @@ has all of it by name (docs/library.md).
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -21,8 +22,8 @@ from sensmerge.adapters import joined, peft_format
 from sensmerge.adapters.factors import FactorMerger
 from sensmerge.calibrate import Bar, Calibrated, Pairs, calibrate, draw_samples, no_bar, read_pairs
 from sensmerge.calibration import Calibration
-from sensmerge.checkpoints import hub, staging
-from sensmerge.checkpoints.open import is_adapter
+from sensmerge.checkpoints import hub, onebit, staging
+from sensmerge.checkpoints.open import is_adapter, on_base
 from sensmerge.checkpoints.vocabulary import Policy
 from sensmerge.coefficients import Evidence, Rule, Sens, Table, Uniform
 from sensmerge.engine.engine import Engine
@@ -179,6 +180,35 @@ def write_adapter(
     return out
 
 
+def write_onebit(family: Family, out: str | Path) -> dict[str, tuple[int, int]]:
+    """Store each expert as signs and scales, in `out`/<task>/onebit.safetensors, which is an expert wherever one is
+    asked for; task -> bytes of its file, and of the same tensors' task vectors in bf16.
+
+    Raises FileExistsError where `out` is, ValueError for experts whose rows for tokens are not the base's.
+    """
+    out = Path(out)
+    staging.check_output(out)
+    if family.layout:
+        raise ValueError(f"experts have other tokens than the base ({'; '.join(family.layout.said())}): resize them")
+    part = staging.staging_of(out.resolve())
+    sizes = {}
+    try:
+        with ExitStack() as stack:
+            base, experts = family.readers(stack)
+            for task, expert in experts.items():
+                (part / task).mkdir(parents=True)
+                size = onebit.write(part / task, base, expert)
+                with onebit.OneBit(part / task, base) as made:
+                    sizes[task] = (size, 2 * sum(math.prod(base.entries[name].shape) for name in made.changed))
+        if out.is_dir():
+            out.rmdir()
+        os.replace(part, out)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    return sizes
+
+
 def load_merged(
     family: Family,
     merger: Merger,
@@ -210,6 +240,8 @@ def export_mergekit(
     """
     layout = line_up(members)
     known = recipes.whereabouts(members, paths=True)
+    if coarse := [task for task, path in members.experts.items() if on_base(path) and not is_adapter(path)]:
+        raise ValueError(f"experts {coarse} are one-bit task vectors, which mergekit does not read: export whole ones")
     adapters = {task for task, path in members.experts.items() if is_adapter(path)}
     experts = {task: f"{known['base']}+{known[task]}" if task in adapters else known[task] for task in members.experts}
     with ExitStack() as stack:

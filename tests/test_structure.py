@@ -21,6 +21,7 @@ WALLS = {
     },
     "sensmerge/checkpoints": {"sensmerge/tensor_names", "sensmerge/store"},
     "sensmerge/family": {"sensmerge/checkpoints", "sensmerge/models", "sensmerge/store", "sensmerge/tensor_names"},
+    "sensmerge/onebit": {"sensmerge/checkpoints", "sensmerge/mergers"},
     "sensmerge/engine": {
         "sensmerge/checkpoints", "sensmerge/family", "sensmerge/mergers", "sensmerge/sparsify", "sensmerge/store",
     },
@@ -30,7 +31,7 @@ WALLS = {
     },
     "sensmerge/publish": {
         "sensmerge/adapters", "sensmerge/calibration", "sensmerge/checkpoints", "sensmerge/coefficients",
-        "sensmerge/family", "sensmerge/mergers", "sensmerge/store", "sensmerge/tensor_names",
+        "sensmerge/family", "sensmerge/mergers", "sensmerge/onebit", "sensmerge/store", "sensmerge/tensor_names",
     },
     "evaluation": {"evaluation/sandbox"},
     "evaluation/sandbox": set(),
