@@ -28,6 +28,8 @@ def notes(table: Table, commands: Sequence[str]) -> list[str]:
     found = [f"Items: {items}." + (f" Chance level: {', '.join(chances)}." if chances else "")]
     if any(b.higher_is_better for b in table.benchmarks):
         found.append("Accuracies in percent.")
+    if table.generated:
+        found.append("tokens: mean length of the answers to the benchmark on its left, an end token not counted.")
     if lower := [f"{b.name} in {b.metric}" for b in table.benchmarks if not b.higher_is_better]:
         found.append(f"↓ lower is better: {', '.join(lower)}.")
     found.append(_means(table))
