@@ -19,6 +19,7 @@ WALLS = {
     "sensmerge/adapters": {
         "sensmerge/checkpoints", "sensmerge/coefficients", "sensmerge/mergers", "sensmerge/seeds", "sensmerge/sparsify",
     },
+    "sensmerge/coefficients": {"sensmerge/calibration", "sensmerge/seeds", "sensmerge/tensor_names"},
     "sensmerge/checkpoints": {"sensmerge/tensor_names", "sensmerge/store"},
     "sensmerge/family": {"sensmerge/checkpoints", "sensmerge/models", "sensmerge/store", "sensmerge/tensor_names"},
     "sensmerge/onebit": {"sensmerge/checkpoints", "sensmerge/mergers"},
@@ -26,8 +27,8 @@ WALLS = {
         "sensmerge/checkpoints", "sensmerge/family", "sensmerge/mergers", "sensmerge/sparsify", "sensmerge/store",
     },
     "sensmerge/blockwise": {
-        "sensmerge/alignment", "sensmerge/calibration", "sensmerge/checkpoints", "sensmerge/models",
-        "sensmerge/sensitivity", "sensmerge/tensor_names",
+        "sensmerge/activations", "sensmerge/alignment", "sensmerge/calibration", "sensmerge/checkpoints",
+        "sensmerge/models", "sensmerge/sensitivity", "sensmerge/tensor_names",
     },
     "sensmerge/publish": {
         "sensmerge/adapters", "sensmerge/calibration", "sensmerge/checkpoints", "sensmerge/coefficients",
@@ -49,7 +50,9 @@ WALLS = {
     },
     "experiments/sweeps": {"experiments", "experiments/run", "evaluation/batches", "sensmerge"},
     "experiments/analysis": {"experiments", "experiments/run/record", "evaluation"},
-    "experiments/report": {"experiments", "experiments/analysis", "experiments/run/record", "evaluation"},
+    "experiments/report": {
+        "experiments", "experiments/analysis", "experiments/run/record", "evaluation", "sensmerge/coefficients",
+    },
     "experiments/tracking": {
         "experiments", "experiments/analysis", "experiments/report", "experiments/run/recipe",
         "experiments/run/record", "sensmerge",
