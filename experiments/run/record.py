@@ -20,6 +20,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from evaluation.record import Metric, Outcome, Result
+from experiments.run.routing import Routing
 from sensmerge.store import write_json
 
 RECORD_JSON = "record.json"
@@ -166,6 +167,7 @@ class Record:
     versions: dict[str, str]
     measured: Measured
     vocabulary: dict[str, Any] | None = field(default_factory=dict)  # empty: not told
+    routing: Routing | None = None
     directory: Path = Field(default=Path(), exclude=True)
 
     @staticmethod
