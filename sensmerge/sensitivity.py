@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sensmerge.calibration import Sample
+from sensmerge.engine import device_loops
 
 
 def sample_loss(logits: Tensor, sample: Sample, loss: Literal["answer", "full"]) -> Tensor:
@@ -74,6 +75,8 @@ def require_finite(value: Tensor) -> None:
 
 def importance(theta: Tensor, gradient: Tensor, dim: int | None = None) -> Tensor:
     """sum |theta * gradient| over `dim`, or over all: products in fp32, the sum in fp64."""
+    if dim is None and device_loops.reads([theta, gradient]):
+        return device_loops.importance(theta, gradient)
     return (theta.detach().float() * gradient.float()).abs_().sum(dim, dtype=torch.float64)
 
 
