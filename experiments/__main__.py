@@ -27,7 +27,7 @@ COMMANDS = {  # command -> the module whose main(arguments) it is, and what it d
     "bench multirun": ("experiments.bench.multirun", "what a sweep costs beyond its merges and evaluations"),
     "bench page": ("experiments.bench.page", "how soon the report page shows its first table"),
     "bench parity": ("experiments.bench.parity", "merged weights beside mergekit's, tensor by tensor"),
-    "bench gpu": ("experiments.bench.gpu", "loading, merging, sensitivities, generation on a GPU, beside its limits"),
+    "bench gpu": ("experiments.bench.gpu", "a GPU at each step of a run, beside its own limits"),
     "bench checkpoints": ("experiments.bench.random_checkpoints", "random weights in published shapes, for benches"),
     "job": ("experiments.sweeps.job", ""),  # what launchers start; not listed
 }

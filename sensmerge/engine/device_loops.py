@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sensmerge.engine.kernel_args import EVERYTHING, Cut, Setting, check_finite, mask_of
-from sensmerge.mergers import Steps, TaskArithmetic
+from sensmerge.mergers import Average, Steps
 
 log = logging.getLogger(__name__)
 BLOCK = 2048  # numbers a program; with 8 warps, 8 numbers a thread, a load of 16 bytes in bf16
@@ -25,25 +25,36 @@ COPIES = 16  # tables that programs of one histogram share
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 _MOST = 2**31 - BLOCK  # numbers of a tensor: positions are counted in int32
 _MOST_EXPERTS = 16  # all of whose task vectors a program holds in registers
-_LINEAR, _VOTE, _DISJOINT = 0, 1, 2  # as the kernels number them
+_VOTE, _MODES = 1, {"sum": 0, "disjoint": 2, "mean": 3}  # as the kernels number them
 _OPTIONS: dict[str, Any] = {"num_warps": 8, "enable_fp_fusion": False}
 
 
-@lru_cache
 def serves(device: torch.device) -> bool:
     """Whether the kernels work on this device, tried once; a warning says why not. False of CPUs, which have loops of
     their own."""
     if device.type != "cuda":
         return False
+    index = device.index if device.index is not None or not torch.cuda.is_available() else torch.cuda.current_device()
+    return _tried(torch.device("cuda", index or 0))
+
+
+@lru_cache
+def _tried(device: torch.device) -> bool:
     try:
-        base, out = torch.zeros(4, device=device), torch.empty(4, device=device)
-        merge(base, [base + 2], [Setting(TaskArithmetic(scale=0.5), torch.ones(1), out)], device)
-        reason = "" if out.tolist() == [1.0] * 4 else f"its kernels give {out.tolist()} for ones"
+        found = _trial(device)
+        reason = "" if found == [2.0, 2.0**-149] else f"its kernels give {found} for [2, 2^-149]"
     except Exception as error:  # whatever a compiler, a driver or a missing package raises
-        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+        reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
     if reason:
         log.warning("merging on %s by each merger's definition, which is slower, for Triton fails: %s", device, reason)
     return not reason
+
+
+def _trial(device: torch.device) -> list[float]:
+    """Means of 6 and of 3 * 2^-149, fp32's smallest number, over three experts."""
+    base, first = torch.zeros(2, device=device), torch.tensor([6.0, 3 * 2.0**-149], device=device)
+    merge(base, [first, base, base], [Setting(Average(), torch.ones(3), out := torch.empty_like(base))], device)
+    return out.tolist()
 
 
 def fits(base: Tensor, experts: Sequence[Tensor], setting: Setting) -> bool:
@@ -187,7 +198,7 @@ class _Run:
         arguments = (_flat(self._made), numbers, self._found, inputs.n)
         if disjoint and majority:
             inputs.launch("merge", everyone, *arguments, _VOTE, bool(masked[0]), majority)
-        inputs.launch("merge", everyone, *arguments, _DISJOINT if disjoint else _LINEAR, bool(masked[0]), majority)
+        inputs.launch("merge", everyone, *arguments, _MODES[steps.combine], bool(masked[0]), majority)
 
     def read(self) -> Tensor:
         """[3 + 2 K'] int64, K' being the experts whose cuts were not known."""
@@ -214,6 +225,5 @@ def _numbers(steps: Steps, setting: Setting, mask: tuple[Any, Any, Any]) -> Any:
     numbers[:-1, 1], numbers[:-1, 2] = keys & np.uint64(0xFFFFFFFF), keys >> np.uint64(32)
     for number, cut in setting.cuts.items():
         numbers[number, 3:] = cut.threshold, cut.last & 0xFFFFFFFF
-    divisor = len(keys) if steps.combine == "mean" else 1
-    numbers[-1, 0], numbers[-1, 1:4] = below, np.array([steps.scale, divisor, rescale], np.float32).view(np.uint32)
+    numbers[-1, 0], numbers[-1, 1:3] = below, np.array([steps.scale, rescale], np.float32).view(np.uint32)
     return numbers.view(np.int32)

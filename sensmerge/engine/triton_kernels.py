@@ -6,7 +6,7 @@ so that nothing but NaN's bits can differ from the CPU's. Magnitudes are bits of
 
 numbers [K + 1, 5] int32 is all that differs between settings, so that none makes Triton compile again. Row k, of expert
 k: bits of its weight, its key's lower and upper half, the threshold and the last position that trimming keeps (see
-kernel_args.Cut). Row K: words below the first are dropped; bits of scale, divisor and of DARE's factor; unused.
+kernel_args.Cut). Row K: words below the first are dropped; bits of the scale, and of DARE's factor; two unused.
 found [3] int64: the largest magnitudes of an input task vector and of a result; the sum of the signs of the sums.
 """
 
@@ -23,6 +23,7 @@ COLUMNS = tl.constexpr(5)  # of `numbers`
 LINEAR = tl.constexpr(0)  # what `merge` does: see kernels.merge
 VOTE = tl.constexpr(1)
 DISJOINT = tl.constexpr(2)
+MEAN = tl.constexpr(3)  # LINEAR, divided by K
 
 
 @triton.jit
@@ -46,6 +47,13 @@ def _size(value):
 
 
 @triton.jit
+def _divided(value, by):
+    # Rounded twice, which of a quotient of two fp32 gives fp32's own. `/` of fp32 is approximate on a GPU, and Triton
+    # 3.5's div_rn takes the smallest numbers for zero.
+    return (value.to(tl.float64) / by.to(tl.float64)).to(tl.float32)
+
+
+@triton.jit
 def _random_words(start, row, block: tl.constexpr):
     """Words start .. start + block - 1 of an expert's key (seeds.random_words), uint32 [block]."""
     counter = start // 4 + tl.arange(0, block // 4)
@@ -64,7 +72,7 @@ def _task_vector(base, expert, start, i, inside, row, shared, masked: tl.constex
     size = _size(tau)
     if masked:
         below = tl.load(shared).to(tl.uint32, bitcast=True)
-        tau = tl.where(_random_words(start, row, block) >= below, tau * _fp32(shared + 3), 0.0)
+        tau = tl.where(_random_words(start, row, block) >= below, tau * _fp32(shared + 2), 0.0)
     return tau, size
 
 
@@ -93,7 +101,7 @@ def merge(
         row = numbers + k * COLUMNS
         tau, size = _task_vector(origin, experts[k], start, i, inside, row, shared, masked, block)
         peak = tl.maximum(peak, size)
-        if mode != LINEAR:
+        if mode == VOTE or mode == DISJOINT:  # noqa: SIM109  (Triton has no `in`)
             size = _size(tau)
             threshold = tl.load(row + 3)
             keep = (size > threshold) | ((size == threshold) & (i <= tl.load(row + 4)))
@@ -116,8 +124,10 @@ def merge(
                 agrees = rows[k] * sign > 0
                 total = total + tl.where(agrees, rows[k], 0.0)
                 count = count + tl.where(agrees, 1.0, 0.0)
-            total = tl.div_rn(total, tl.maximum(count, 1.0))
-        value = origin + _fp32(shared + 1) * tl.div_rn(total, tl.zeros([block], tl.float32) + _fp32(shared + 2))
+            total = _divided(total, tl.maximum(count, 1.0))
+        elif mode == MEAN:
+            total = _divided(total, tl.full([block], len(experts), tl.float32))
+        value = origin + _fp32(shared + 1) * total
         _keep_largest(found + 1, tl.max(_size(value), 0).to(tl.int64))
         if out.dtype.element_ty == tl.int16:
             word = value.to(tl.uint32, bitcast=True)
