@@ -224,6 +224,6 @@ def _numbers(steps: Steps, setting: Setting, mask: tuple[Any, Any, Any]) -> Any:
     numbers[:-1, 0] = setting.weights.cpu().numpy().view(np.uint32)
     numbers[:-1, 1], numbers[:-1, 2] = keys & np.uint64(0xFFFFFFFF), keys >> np.uint64(32)
     for number, cut in setting.cuts.items():
-        numbers[number, 3:] = cut.threshold, cut.last & 0xFFFFFFFF
+        numbers[number, 3:] = cut.threshold, min(cut.last, 2**31 - 1) & 0xFFFFFFFF
     numbers[-1, 0], numbers[-1, 1:3] = below, np.array([steps.scale, rescale], np.float32).view(np.uint32)
     return numbers.view(np.int32)

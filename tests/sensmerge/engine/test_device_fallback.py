@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 
 import pytest
 import torch
 
 from sensmerge.engine import device_loops
+from sensmerge.engine.kernel_args import Setting
+from sensmerge.mergers import Steps
 
 CARD = torch.device("cuda", 0)
 
@@ -45,3 +48,10 @@ def test_kernels_that_compute_something_else_are_not_used(
 def test_a_cpu_has_loops_of_its_own() -> None:
     assert not device_loops.serves(torch.device("cpu"))
     assert not device_loops.reads([torch.ones(3)])
+
+
+def test_all_that_a_setting_says_is_known_to_the_kernels() -> None:
+    """What is added to either has to reach triton_kernels.py, too, or `device_loops.fits` has to refuse it."""
+    names = [[field.name for field in dataclasses.fields(kind)] for kind in (Setting, Steps)]
+    assert names[0] == ["merger", "weights", "out", "keys", "cuts"]
+    assert names[1] == ["combine", "scale", "density", "drop", "cancelled"]

@@ -5,16 +5,21 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import weights as tensors_of
 from gpu_fixtures import MERGING, agree, apart
 
-from sensmerge import sensitivity
+from sensmerge import merge, models, sensitivity
+from sensmerge.checkpoints.reader import Reader
+from sensmerge.coefficients import Evidence, Uniform
 from sensmerge.engine import device_loops
 from sensmerge.engine.engine import Engine
 from sensmerge.engine.kernel_args import Cut, NotFinite, Setting
@@ -67,7 +72,7 @@ def inputs(n: int, types: tuple[torch.dtype, ...]) -> tuple[torch.Tensor, list[t
     return base, experts
 
 
-def merged(base: torch.Tensor, experts: list[torch.Tensor], *settings: Setting) -> None:
+def by_kernels(base: torch.Tensor, experts: list[torch.Tensor], *settings: Setting) -> None:
     device_loops.merge(base, experts, settings, DEVICE)
 
 
@@ -86,7 +91,7 @@ def compare(n: int, types: tuple[torch.dtype, ...], merger: Merger, weights: tor
     base, experts = inputs(n, types)
     want, got = (Setting(merger, weights, torch.empty(n, dtype=types[4]), KEYS) for _ in range(2))
     by_loops(base, experts, want)
-    merged(base, experts, got)
+    by_kernels(base, experts, got)
     assert torch.equal(bits(got.out), bits(want.out)), merger
     assert got.cuts == want.cuts, merger
 
@@ -116,7 +121,7 @@ def test_settings_share_cuts_and_take_those_that_are_known() -> None:
     some = {1: want.cuts[1]}
     first, second = (replace(want, out=torch.empty(n, dtype=B), cuts=shared) for _ in range(2))
     third, other = (replace(first, out=torch.empty(n, dtype=B), cuts=cuts) for cuts in (some, {1: Cut(0, -1)}))
-    merged(base, experts, first, second, third, other)
+    by_kernels(base, experts, first, second, third, other)
     for setting in (first, second, third):
         assert setting.cuts == want.cuts
         assert torch.equal(bits(setting.out), bits(want.out))
@@ -147,7 +152,7 @@ def test_outs_of_any_kind() -> None:
     matrix, memory = [tensor.view(12, 5) for tensor in (base, *experts)], torch.full((80,), 7.0, dtype=B, device=DEVICE)
     across, place = torch.empty(5, 12, dtype=B, device=DEVICE).T, Place()
     for out in (memory[10:70].view(12, 5), across, place):
-        merged(matrix[0], matrix[1:], replace(want, out=out))
+        by_kernels(matrix[0], matrix[1:], replace(want, out=out))
     for made in (memory[10:70], across.reshape(-1), place.taken):
         assert torch.equal(bits(made), bits(want.out))
     assert (memory[:10] == 7).all()
@@ -160,12 +165,12 @@ def test_what_is_not_finite_is_refused(types: tuple[torch.dtype, ...]) -> None:
         base, experts = inputs(40, types)
         experts[1][7] = value
         with pytest.raises(NotFinite):
-            merged(base, experts, Setting(merger, WEIGHTS, torch.empty(40, dtype=types[4])))
+            by_kernels(base, experts, Setting(merger, WEIGHTS, torch.empty(40, dtype=types[4])))
     base, large = torch.zeros(2, dtype=types[0]), [torch.full((2,), 60000.0, dtype=dtype) for dtype in types[1:4]]
     fits, too_large = (Setting(TaskArithmetic(scale=s), ONES / 3, torch.empty(2, dtype=types[4])) for s in (1, 1e34))
-    merged(base, large, fits)
+    by_kernels(base, large, fits)
     with pytest.raises(NotFinite):
-        merged(base, large, too_large)
+        by_kernels(base, large, too_large)
 
 
 def test_the_engine_takes_kernels_for_steps_and_definitions_for_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,6 +200,31 @@ def test_product_and_sum(monkeypatch: pytest.MonkeyPatch) -> None:
         exact = (theta.double() * gradient.double()).abs().sum().item()
         assert sensitivity.importance(theta.to(DEVICE), gradient.to(DEVICE)).item() == pytest.approx(exact, rel=1e-6)
     assert not device_loops.reads([torch.ones(4, 4).T[1:], torch.ones(3, 4)]), "read as they lie"
+
+
+@pytest.mark.slow
+def test_a_checkpoint_and_a_resident_model(
+    family: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every tensor of a model, written and merged in place, equal to what the CPU's loops write."""
+    tasks = ["code", "general", "math"]
+    monkeypatch.setattr(device_loops, "serves", lambda device: on_kernels)
+    for merger in (TaskArithmetic(), Ties(density=0.3), Dare(drop=0.5, inner=Ties(density=1.0))):
+        made = []
+        for on_kernels in (False, True):
+            with ExitStack() as stack:
+                base, *experts = (stack.enter_context(Reader(family[name])) for name in ("base", *tasks))
+                engine = stack.enter_context(Engine(DEVICE if on_kernels else "cpu"))
+                table = Uniform().table(Evidence(tasks, base.names))
+                merged = merge.Merge(base, dict(zip(tasks, experts, strict=True)), merger, table, engine)
+                merge.write(tmp_path / f"{on_kernels}", merged, card="", recipe={})
+                made.append(tensors_of(tmp_path / f"{on_kernels}"))
+                model = models.load(family["base"], device=DEVICE if on_kernels else "cpu")
+                merge.load_into(model, merged)
+                for name, tensor in made[0].items():
+                    assert torch.equal(bits(model.state_dict()[name]), bits(tensor)), (merger, name)
+            shutil.rmtree(tmp_path / f"{on_kernels}")
+        assert all(torch.equal(bits(tensor), bits(made[1][name])) for name, tensor in made[0].items())
 
 
 @pytest.mark.slow
