@@ -2,6 +2,9 @@
 
 S = sum over samples x, sum over the tensor's parameters p, |theta_p * dL(x) / dtheta_p|, the estimate of how much the
 loss changes when a parameter is set to zero (Sens-Merging, arXiv 2502.12420; absolute value per scalar and sample).
+
+Of the same gradients, squared: F = sum over samples, sum over parameters, (dL(x) / dtheta_p)^2, the diagonal of the
+empirical Fisher information, with the true labels, summed over the tensor (arXiv 2111.09832).
 """
 
 from __future__ import annotations
@@ -31,9 +34,10 @@ def sensitivities(
     samples: Sequence[Sample],
     *,
     loss: Literal["answer", "full"] = "answer",
+    squared: bool = False,
     progress: Callable[[Sequence[Sample]], Iterable[Sample]] = iter,
 ) -> dict[str, float]:
-    """Tensor name -> S over `samples`, in the model's own dtype with fp64 sums.
+    """Tensor name -> S over `samples`, in the model's own dtype with fp64 sums; `squared`: F instead.
 
     One backward per sample, and within it one gradient alive at a time: a hook reduces each to a number the moment it
     is complete and frees it, so memory is that of the forward plus one tensor. A tied tensor counts once, under its
@@ -47,7 +51,9 @@ def sensitivities(
     sums = Sums([name for name, _ in model.named_parameters()], model.device)
     training = model.training
     model.eval().requires_grad_(True)
-    handles = [p.register_post_accumulate_grad_hook(sums.hook(name)) for name, p in model.named_parameters()]
+    handles = [
+        p.register_post_accumulate_grad_hook(sums.hook(name, squared=squared)) for name, p in model.named_parameters()
+    ]
     try:
         unread: Tensor | None = None
         for sample in progress(samples):
@@ -73,11 +79,12 @@ def require_finite(value: Tensor) -> None:
         raise ValueError(f"loss is {found} on a calibration sample: does the expert hold non-finite weights?")
 
 
-def importance(theta: Tensor, gradient: Tensor, dim: int | None = None) -> Tensor:
-    """sum |theta * gradient| over `dim`, or over all: products in fp32, the sum in fp64."""
-    if dim is None and device_loops.reads([theta, gradient]):
-        return device_loops.importance(theta, gradient)
-    return (theta.detach().float() * gradient.float()).abs_().sum(dim, dtype=torch.float64)
+def importance(theta: Tensor, gradient: Tensor, dim: int | None = None, *, squared: bool = False) -> Tensor:
+    """sum |theta * gradient| over `dim`, or over all, or of gradient^2: products in fp32, the sum in fp64."""
+    if dim is None and device_loops.reads(factors := [gradient if squared else theta, gradient]):
+        return device_loops.importance(*factors)
+    g = gradient.float()
+    return (g.square() if squared else (theta.detach().float() * g).abs_()).sum(dim, dtype=torch.float64)
 
 
 class Sums:
@@ -91,12 +98,12 @@ class Sums:
         """value: one fp64 number on the device."""
         self._places[name].add_(value)
 
-    def hook(self, name: str) -> Callable[[Tensor], None]:
-        """For a parameter whose gradient is complete: adds its share of S and frees the gradient."""
+    def hook(self, name: str, *, squared: bool = False) -> Callable[[Tensor], None]:
+        """For a parameter whose gradient is complete: adds its share of S or F and frees the gradient."""
 
         def reduce(parameter: Tensor) -> None:
             assert parameter.grad is not None
-            self.add(name, importance(parameter, parameter.grad))
+            self.add(name, importance(parameter, parameter.grad, squared=squared))
             parameter.grad = None
 
         return reduce
