@@ -78,6 +78,7 @@ ALLOWED = {
     "matplotlib": {"experiments/report/figures.py"},
     "numba": {"sensmerge/engine/kernels.py", "sensmerge/engine/intrinsics.py"},
     "llvmlite": {"sensmerge/engine/intrinsics.py"},
+    "triton": {"sensmerge/engine/triton_kernels.py"},
 }
 
 
