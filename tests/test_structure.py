@@ -17,7 +17,10 @@ WALLS = {
     "sensmerge": {"sensmerge"},
     "sensmerge/mergers": {"sensmerge/sparsify", "sensmerge/seeds"},
     "sensmerge/checkpoints": {"sensmerge/tensor_names", "sensmerge/store"},
-    "sensmerge/family": {"sensmerge/checkpoints", "sensmerge/models", "sensmerge/store", "sensmerge/tensor_names"},
+    "sensmerge/device": {"sensmerge/checkpoints"},
+    "sensmerge/family": {
+        "sensmerge/checkpoints", "sensmerge/device", "sensmerge/models", "sensmerge/store", "sensmerge/tensor_names",
+    },
     "sensmerge/engine": {
         "sensmerge/checkpoints", "sensmerge/family", "sensmerge/mergers", "sensmerge/sparsify", "sensmerge/store",
     },

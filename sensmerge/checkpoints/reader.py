@@ -43,6 +43,15 @@ class Entry:
         return self.dtype.itemsize * torch.Size(self.shape).numel()
 
 
+@dataclass(frozen=True)
+class Span:
+    """Where a tensor's bytes lie: `nbytes` of file `path` from byte `offset` on."""
+
+    path: Path
+    offset: int
+    nbytes: int
+
+
 class Source(ABC):
     """A model as a mapping from tensor name to tensor, on the CPU, read when asked for. A context manager.
 
@@ -70,6 +79,10 @@ class Source(ABC):
     @abstractmethod
     def tensor(self, name: str) -> Tensor:
         """Contiguous, and not to be written to: it may be a view of a file. KeyError names the source."""
+
+    def span(self, name: str) -> Span | None:
+        """Where the bytes of what `tensor` gives lie in a file, as they are; None for what has to be made of others."""
+        return None
 
     def prefetch(self, name: str) -> None:
         """Ask for a tensor's bytes ahead of its use; may do nothing."""
@@ -126,6 +139,12 @@ class Reader(Source):
 
             self._handles[shard] = safe_open(shard, framework="pt")
         return self._handles[shard].get_tensor(name)
+
+    def span(self, name: str) -> Span:
+        """The tensor's bytes in its shard. KeyError names the checkpoint."""
+        if name not in self.entries:
+            raise KeyError(f"no tensor {name!r} in {self.path}")
+        return Span(self._shard[name], self.entries[name].offset, self.entries[name].nbytes)
 
     def prefetch(self, name: str) -> None:
         """Ask the system to read a tensor's bytes ahead of its use; costs nothing where they are in memory already."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,12 @@ import torch
 
 from sensmerge import models
 from sensmerge.checkpoints.reader import Source
+from sensmerge.device import lanes
 from sensmerge.family import model_files
 from sensmerge.family.members import Layout, Models, digests, line_up, opened
 from sensmerge.store import Store
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,15 @@ class Family:
             return models.load(shell, dtype=dtype, device=device)
         with ExitStack() as stack:
             return models.load_source(self.opened(stack)[member], shell, dtype=dtype, device=device)
+
+    def to_fill(self, *, dtype: str, device: torch.device) -> Any:
+        """The base's causal LM, resident, for a merge that sets every tensor of it: on an accelerator none is read."""
+        if lanes.lane(device) is not None:
+            try:
+                return models.blank(self.shells["base"], dtype=dtype, device=device)
+            except ValueError as error:
+                log.info("  the base is loaded first: %s", error)
+        return self.load("base", dtype=dtype, device=device)
 
 
 def ready(members: Models, cache: Path) -> Family:
