@@ -46,10 +46,12 @@ def files_open() -> int:
 
 
 class Pretended(Lane):
-    """A CPU taken for an accelerator with so many bytes free, of which what was made of it is taken by nobody."""
+    """A CPU taken for an accelerator that has so many bytes free, whatever is made there. size, count, threads: of its
+    ring."""
 
-    def __init__(self, free: int) -> None:
+    def __init__(self, free: int = 2**40, size: int = 100, count: int = 4, threads: int = 2) -> None:
         self._free = free
+        self.size, self.count, self.threads = size, count, threads
 
     def free(self) -> int:
         return self._free
@@ -60,7 +62,7 @@ def accelerated(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Called with bytes: from then on the CPU is read to and written from as an accelerator with those free is."""
 
     def pretend(free: int) -> None:
-        monkeypatch.setattr(lanes, "_make", lambda device: Pretended(free) if device.type == "cpu" else None)
+        monkeypatch.setattr(lanes, "_make", lambda device: Pretended(free, 1000) if device.type == "cpu" else None)
 
     pretend(2**40)
     return pretend

@@ -17,6 +17,7 @@ from experiments.run.prepare import draw_samples
 from experiments.run.spec import RunSpec
 from sensmerge import memory, models
 from sensmerge.checkpoints.reader import Entry
+from sensmerge.device.resident import GIB, fits
 from sensmerge.memory import Fit, Peaks, Weights
 from sensmerge.mergers import Merger
 from sensmerge.store import nearest
@@ -128,9 +129,24 @@ class Workload:
             )
         if spec.references:
             said.append(f"references: {len(self.members)} more models are evaluated, once for all runs of the family")
+        if resident := self._resident():
+            said.append(resident)
         if spec.record_path.is_file():
             said.append(f"complete already: {spec.directory} has its record, nothing would be done again")
         return said
+
+    def _resident(self) -> str | None:
+        """What becomes of base and experts on a GPU between the points of a sweep in one process."""
+        if self.machine.device == "cpu" or not isinstance(self.spec.merger, Merger):
+            return None
+        need = sum(self._passed(member) for member in self.members.values())
+        if self.machine.device_memory is None:
+            return f"base and experts would stay on the GPU between points of a local sweep: {need / GIB:.1f} GiB"
+        left = max(0, self.machine.device_memory - self.weights.parameters * self._size(self._evaluation_dtype))
+        room = f"{need / GIB:.1f} GiB of {left / GIB:.1f} GiB free beside the model"
+        if not fits(need, left):
+            return f"base and experts are read again for every point of a sweep: they would take {room}"
+        return f"base and experts resident: {room}, between points of a local sweep (not in the figures above)"
 
     # ---- calibration
 

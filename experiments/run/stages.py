@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import sensmerge.calibrate
@@ -21,6 +22,7 @@ from experiments.run.progress import Progress
 from experiments.run.spec import Member, RunSpec
 from sensmerge import merge, models
 from sensmerge.calibrate import Calibrated
+from sensmerge.device import resident
 from sensmerge.engine import thresholds
 from sensmerge.engine.engine import Engine
 from sensmerge.family.members import tokenizer_digest
@@ -75,8 +77,9 @@ def merge_recipe(spec: RunSpec, family: Prepared, calibrated: Calibrated) -> Sub
     recipe = recipes.made_of(family, merger, calibrated.table, spec.seed, version=_VERSIONS["merge"])
 
     def opened(stack: ExitStack) -> merge.Merge:
-        base, experts = family.readers(stack)
-        engine = stack.enter_context(Engine(models.resolve_device(spec.device), spec.threads))
+        device = models.resolve_device(spec.device)
+        base, experts = family.readers(stack, device)
+        engine = stack.enter_context(Engine(device, spec.threads))
         return merge.Merge(
             base, experts, merger, calibrated.table, engine, spec.seed, thresholds.known(family.store, family, merger)
         )
@@ -104,7 +107,8 @@ def evaluate(spec: RunSpec, family: Prepared, subject: Subject, progress: Progre
             nonlocal harness
             harness = harness or _harness(spec, family, subject, progress)
             progress.stage(name)
-            return benchmark.run(harness, family.data).to_json()
+            # An item that does not fit by itself; what does not fit with others is halved before.
+            return resident.relieved(name, partial(benchmark.run, harness, family.data)).to_json()
 
         value, computed = family.store.compute("evaluation", key, stage)
         results[name] = result = Result.from_json(value)
@@ -133,8 +137,11 @@ def _circumstances(spec: RunSpec, stage: str) -> dict[str, Any]:
 def _harness(spec: RunSpec, family: Prepared, subject: Subject, progress: Progress) -> Harness:
     start = time.perf_counter()
     device = models.resolve_device(spec.device)
-    model = family.load(subject.member, dtype=spec.evaluation.dtype_on(device.type), device=device)
-    if subject.merge is not None:
+    dtype = spec.evaluation.dtype_on(device.type)
+    if subject.merge is None:
+        model = family.load(subject.member, dtype=dtype, device=device)
+    else:
+        model = family.to_fill(dtype=dtype, device=device)
         with ExitStack() as stack:
             merged = subject.merge(stack)
             merge.load_into(model, merged, progress.bar("merge"))

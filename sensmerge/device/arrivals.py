@@ -11,20 +11,12 @@ from torch import Tensor
 from sensmerge.checkpoints.reader import Source
 from sensmerge.device.lanes import Lane, Mark
 from sensmerge.device.resident import Held
-from sensmerge.device.ring import COUNT, SIZE, THREADS, Load, Ring
+from sensmerge.device.ring import Load, Ring
 
 _AHEAD = 512 * 2**20  # bytes that wait on the device, at most; less where little is free there
 
 
-def arriving(
-    wants: Sequence[tuple[Source, str]],
-    lane: Lane,
-    *,
-    size: int = SIZE,
-    count: int = COUNT,
-    threads: int = THREADS,
-    ahead: int = _AHEAD,
-) -> Generator[Tensor, None, None]:
+def arriving(wants: Sequence[tuple[Source, str]], lane: Lane, *, ahead: int = _AHEAD) -> Generator[Tensor, None, None]:
     """The tensors `wants` names on the lane's device, as stored; each is the caller's once it is yielded.
 
     A tensor that lies in a file comes through a ring (ring.py), one that has to be computed is made on the CPU at its
@@ -36,7 +28,8 @@ def arriving(
     kept = [source.tensors.get(name) if isinstance(source, Held) else None for source, name in wants]
     spans = [source.span(name) if there is None else None for (source, name), there in zip(wants, kept, strict=True)]
     entries = [source.entries[name] for (source, name), span in zip(wants, spans, strict=True) if span is not None]
-    with Ring([s for s in spans if s], room=lane.room, size=size, count=count, threads=threads) as ring:
+    files = [span for span in spans if span is not None]
+    with Ring(files, room=lane.room, size=lane.size, count=lane.count, threads=lane.threads) as ring:
         forms = [(entry.shape, entry.dtype) for entry in entries]
         pouring = _Pouring(ring, lane, forms, min(ahead, lane.free() // 16))
         for index, (source, name) in enumerate(wants):

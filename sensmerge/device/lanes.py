@@ -9,6 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from sensmerge.device.ring import COUNT, SIZE, THREADS
+
 
 class Mark(Protocol):
     """A point in a lane's copies."""
@@ -20,9 +22,13 @@ class Mark(Protocol):
 
 class Lane:
     """Copies of one direction, one after the other. This one's device is the CPU, where each is made at once: what
-    tests run, for a CPU reads its files by map."""
+    tests run, for a CPU reads its files by map.
+
+    size, count, threads: of the ring that reads for it, see ring.py; size also of the buffers that it is written from.
+    """
 
     device = torch.device("cpu")
+    size, count, threads = SIZE, COUNT, THREADS
 
     def room(self, nbytes: int) -> Tensor:
         """A buffer [nbytes] uint8 on the CPU, that copies are fastest with."""

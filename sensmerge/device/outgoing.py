@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from sensmerge.device.lanes import Lane, Mark
-from sensmerge.device.ring import SIZE
 
 COUNT = 8  # buffers, at most
 THREADS = 4  # writers
@@ -48,10 +47,11 @@ class Outgoing:
     thread, which `done` is called in.
 
     On leaving, threads have ended; what was put and not written by then, after an error, is dropped.
-    size: bytes of a buffer, a multiple of 8. count, threads: of buffers and writers.
+    count, threads: of buffers, whose size is the lane's and a multiple of 8 bytes, and of writers.
     """
 
-    def __init__(self, lane: Lane, *, size: int = SIZE, count: int = COUNT, threads: int = THREADS) -> None:
+    def __init__(self, lane: Lane, *, count: int = COUNT, threads: int = THREADS) -> None:
+        size = lane.size
         if size < 8 or size % 8 or min(count, threads) < 1:
             raise ValueError(f"{count} buffers of {size} bytes and {threads} threads: one each, a multiple of 8 bytes")
         self._lane, self._size = lane, size

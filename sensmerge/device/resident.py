@@ -6,9 +6,10 @@ They are known by their digests. Nothing stays outside `across_points`, where a 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from sensmerge.checkpoints.reader import Source, Span
 from sensmerge.device import lanes
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 GIB = 2**30
 
 
@@ -141,3 +143,13 @@ def give_up(where: str) -> bool:
         "  out of device memory (%s): base and experts stay there no longer, they are read tensor by tensor", where
     )
     return True
+
+
+def relieved(what: str, work: Callable[[], T]) -> T:
+    """work(), and where the device runs out of memory while checkpoints stay there, once more without them."""
+    try:
+        return work()
+    except torch.OutOfMemoryError:
+        if not give_up(what):
+            raise
+    return work()  # here, where nothing refers to what the first attempt held
