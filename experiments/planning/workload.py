@@ -17,6 +17,8 @@ from experiments.run.prepare import draw_samples
 from experiments.run.spec import RunSpec
 from sensmerge import memory, models
 from sensmerge.checkpoints.reader import Entry
+from sensmerge.device.arrivals import AHEAD
+from sensmerge.device.outgoing import BUFFERS as LEAVING
 from sensmerge.device.resident import GIB, fits
 from sensmerge.memory import Fit, Peaks, Weights
 from sensmerge.mergers import Merger
@@ -241,7 +243,10 @@ class Workload:
         sizes = [member.computed for member in members]
         made += sum(sizes) + 2 * max(sizes)
         scratch = costs.merge_scratch(merger, self.weights, len(members) - 1, here.device, here.threads)
-        host, device = (model + scratch, 0) if here.device == "cpu" else (model, model + scratch)
+        host, device = model + scratch, 0
+        if here.device != "cpu":  # base and experts of a tensor are there as stored, and the next ones arrive
+            there = (len(members) + 1) * self.weights.largest * self._size("auto")
+            host, device = model + min(write, LEAVING), model + scratch + there + min(AHEAD, once)
         read = once * times + sum(adapters)
         seconds = read / here.reading if here.reading else None
         note = f"{times} pass{'es' * (times > 1)} over {len(members)} checkpoints"

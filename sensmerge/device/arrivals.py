@@ -13,10 +13,10 @@ from sensmerge.device.lanes import Lane, Mark
 from sensmerge.device.resident import Held
 from sensmerge.device.ring import Load, Ring
 
-_AHEAD = 512 * 2**20  # bytes that wait on the device, at most; less where little is free there
+AHEAD = 512 * 2**20  # bytes that wait on the device, at most; less where little is free there
 
 
-def arriving(wants: Sequence[tuple[Source, str]], lane: Lane, *, ahead: int = _AHEAD) -> Generator[Tensor, None, None]:
+def arriving(wants: Sequence[tuple[Source, str]], lane: Lane, *, ahead: int = AHEAD) -> Generator[Tensor, None, None]:
     """The tensors `wants` names on the lane's device, as stored; each is the caller's once it is yielded.
 
     A tensor that lies in a file comes through a ring (ring.py), one that has to be computed is made on the CPU at its

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from sensmerge.device.lanes import Lane, Mark
+from sensmerge.device.ring import SIZE
 
 COUNT = 8  # buffers, at most
+BUFFERS = COUNT * SIZE  # bytes of all of them
 THREADS = 4  # writers
 
 
