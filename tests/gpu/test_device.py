@@ -135,7 +135,7 @@ class Wide(Merger):
 
 
 def test_a_gpu_that_runs_out_of_memory_reads_tensor_by_tensor(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Three checkpoints of 60 MiB fit, with an eighth left; merging wants 96 MiB, which are there until all have come."""
+    """Three checkpoints of 60 MiB fit, an eighth is left; merging wants 96 MiB, which are there until all have come."""
     wide: dict[str, Any] = {"hidden_size": 512, "intermediate_size": 2048, "vocab_size": 512, "num_hidden_layers": 8}
     for number, name in enumerate(("base", "code", "math")):
         llama(number, dtype=torch.bfloat16, **wide).save_pretrained(tmp_path / name)
