@@ -12,6 +12,7 @@ COMMANDS = {  # command -> the module whose main(arguments) it is, and what it d
     "report page": ("experiments.report.page", "one HTML page of several studies, down to single answers"),
     "report best": ("experiments.report.best", "each merger's best rule settings in a study"),
     "report archive": ("experiments.report.archive", "a study's records in one file; reports from such files"),
+    "report readings": ("experiments.report.readings", "what published readings do to coefficients: docs/method.md"),
     "report recipe": ("experiments.run.recipe", "recipe.json of runs that are older than that file"),
     "track": ("experiments.tracking.sync", "mirror finished runs to W&B again, from disk"),
     "track dashboard": ("experiments.tracking.dashboard", "save a W&B workspace for the runs"),
