@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
+from itertools import islice
 from typing import Any, TypeVar
 
 from tqdm import tqdm
@@ -29,6 +30,7 @@ from evaluation.lm_eval_rows import Task, quiet, with_rows
 Batch = TypeVar("Batch", bound=tuple[Any, ...])
 Bars = Callable[[str, Iterable[Any], int], Iterable[Any]]
 _STOP_EVERY = 4  # steps between searches for stop strings: decoding each step costs as much as a small model's forward
+_KEPT_PROMPTS = 8  # a few show what a model is asked; all of them would be megabytes
 _CONTEXT_TOKENS = 8  # prompt tokens decoded in front of an answer, so that its first space survives
 
 
@@ -38,7 +40,7 @@ class Harness:
     batch_size: sequences a forward pass, or "auto" (evaluation/batches.py); part of a result's settings, for
     floating-point sums depend on it.
     max_length: tokens of context; None takes the model's own. progress: (label, batches, items in all) -> the batches,
-    for somebody who wants to know how far it is; None: a bar at a terminal.
+    each with its answers and tokens (read and written), to tell how far it is; None: a bar at a terminal.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Harness:
         self._model = model
         self.batches = Batches(batch_size, model)
         self._bar = progress or _bar
+        self.prompts: dict[str, str] = {}  # item -> what it was asked, of the first of every call of `generate`
         self.max_length: int = self._lm.max_length
 
     def settings(self) -> dict[str, Any]:
@@ -126,6 +129,7 @@ class Harness:
         Whatever the model's generation config says of sampling, penalties or lengths does not apply.
         Raises ValueError for a prompt that leaves no room for `max_new_tokens`, unless `clip` drops its head.
         """
+        self.prompts |= islice(dict(zip(ids or (), prompts, strict=False)).items(), _KEPT_PROMPTS)
         room = self.max_length - max_new_tokens
         encoded = [self._lm.tok_encode(prompt) or [self._lm.prefix_token_id] for prompt in prompts]
         long = next((index for index, tokens in enumerate(encoded) if len(tokens) > room), None)
@@ -144,7 +148,10 @@ class Harness:
             lambda batch: self._continue([kept[i] for i in batch], until, max_new_tokens, sampling, batch[0]),
             lambda footprint, batch: footprint.generating(len(batch), len(kept[batch[0]]), max_new_tokens),
         )
-        for batch, texts in self._bar("generating", made, len(order)):
+        counted = (
+            (batch, texts, sum(len(kept[place]) for place in batch) + sum(map(len, texts))) for batch, texts in made
+        )
+        for batch, texts, _ in self._bar("generating", counted, len(order)):
             for place, answer in zip(batch, texts, strict=True):
                 index = order[place]
                 clipped = len(encoded[index]) > room

@@ -32,7 +32,10 @@ class Metric:
 
 @dataclass(frozen=True)
 class Result:
-    """A benchmark's metrics on one model; `primary` names the one that tables show, and that `groups` holds by part."""
+    """A benchmark's metrics on one model; `primary` names the one that tables show, and that `groups` holds by part.
+
+    prompts: item -> its prompt as the model read it, of the first items of a benchmark that generates text.
+    """
 
     benchmark: str
     primary: str
@@ -41,6 +44,7 @@ class Result:
     outcomes: list[Outcome]
     settings: dict[str, Any] = field(default_factory=dict)  # shots, versions, limits: what a reader needs to compare
     groups: dict[str, Metric] = field(default_factory=dict)
+    prompts: dict[str, str] = field(default_factory=dict)
 
     @property
     def headline(self) -> Metric:

@@ -23,6 +23,7 @@ from evaluation.record import Metric, Outcome, Result
 from sensmerge.store import write_json
 
 RECORD_JSON = "record.json"
+PROMPTS_JSON = "prompts.json"  # benchmark -> item -> prompt, of the first items; runs that are older than it have none
 SCHEMA: Literal[1] = 1
 _SETTING = ("model", "suite", "evaluation", "device", "suite_data")
 _PLACES = ("output", "tracking", "launcher", "hydra")  # groups of overrides that say where, and move no number

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -104,11 +105,15 @@ def evaluate(spec: RunSpec, family: Prepared, subject: Subject, progress: Progre
             nonlocal harness
             harness = harness or _harness(spec, family, subject, progress)
             progress.stage(name)
-            return benchmark.run(harness, family.data).to_json()
+            harness.prompts.clear()
+            result = benchmark.run(harness, family.data)
+            return dataclasses.replace(result, prompts=dict(harness.prompts)).to_json()
 
         value, computed = family.store.compute("evaluation", key, stage)
         results[name] = result = Result.from_json(value)
         score = f"{result.headline.score:.3f} ± {result.headline.stderr:.3f} (n={result.headline.n})"
+        told = {part: value for part, value in value.items() if part in ("primary", "higher_is_better", "metrics")}
+        progress.event("score", **told, benchmark=name)
         say(f"{name} {score}", start, family.store.path("evaluation", key), reused=not computed)
     return results
 

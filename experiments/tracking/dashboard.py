@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.analysis import records
-from experiments.tracking.upload import logged_in
+from experiments.tracking.settings import logged_in
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace

@@ -11,7 +11,7 @@ from report_fixtures import COEFFICIENTS, write_run
 from wandb_fixtures import apart, folders, read  # noqa: F401
 
 from experiments.tracking import sync, upload
-from experiments.tracking.upload import Tracking
+from experiments.tracking.settings import Tracking
 
 ROOT = Path(__file__).resolve().parents[3]
 

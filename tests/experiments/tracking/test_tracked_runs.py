@@ -17,7 +17,7 @@ from wandb_fixtures import apart, folders, read  # noqa: F401
 from experiments.run import pipeline
 from experiments.run.spec import Output, RunSpec
 from experiments.tracking import upload
-from experiments.tracking.upload import Tracking
+from experiments.tracking.settings import Tracking
 from sensmerge.store import digest
 
 ROOT = Path(__file__).resolve().parents[3]

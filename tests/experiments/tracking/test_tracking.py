@@ -17,7 +17,7 @@ from experiments.analysis import records
 from experiments.run import recipe
 from experiments.run.record import Record
 from experiments.tracking import upload
-from experiments.tracking.upload import Tracking
+from experiments.tracking.settings import Tracking
 from sensmerge.store import digest
 
 MEASURED = {
