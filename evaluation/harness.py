@@ -68,7 +68,7 @@ class Harness:
         self._model = model
         self.batches = Batches(batch_size, model)
         self._bar = progress or _bar
-        self.prompts: dict[str, str] = {}  # item -> what it was asked, of the first of every call of `generate`
+        self.prompts: dict[str, str] = {}  # item -> what it was asked, of the first of every call
         self.max_length: int = self._lm.max_length
 
     def settings(self) -> dict[str, Any]:
@@ -90,6 +90,7 @@ class Harness:
         ids: what errors call the items. clip: drop the head of a context that is too long, instead of raising.
         Raises ValueError for a pair that does not fit, has an empty continuation, or gets NaN from the model.
         """
+        self._keep_prompts(ids, [context for context, _ in pairs])
         encoded, clipped = [], []
         for index, (context, continuation) in enumerate(pairs):
             head, tail = self._split(context, continuation)
@@ -129,7 +130,7 @@ class Harness:
         Whatever the model's generation config says of sampling, penalties or lengths does not apply.
         Raises ValueError for a prompt that leaves no room for `max_new_tokens`, unless `clip` drops its head.
         """
-        self.prompts |= islice(dict(zip(ids or (), prompts, strict=False)).items(), _KEPT_PROMPTS)
+        self._keep_prompts(ids, prompts)
         room = self.max_length - max_new_tokens
         encoded = [self._lm.tok_encode(prompt) or [self._lm.prefix_token_id] for prompt in prompts]
         long = next((index for index, tokens in enumerate(encoded) if len(tokens) > room), None)
@@ -207,6 +208,9 @@ class Harness:
                 fewshot_as_multiturn=chat,
             )
         return {name: model.samples(name, logged) for name, logged in found["samples"].items()}
+
+    def _keep_prompts(self, ids: Sequence[str] | None, prompts: Sequence[str]) -> None:
+        self.prompts |= islice(dict(zip(ids or (), prompts, strict=False)).items(), _KEPT_PROMPTS)
 
     def _split(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         if context:

@@ -34,7 +34,7 @@ class Metric:
 class Result:
     """A benchmark's metrics on one model; `primary` names the one that tables show, and that `groups` holds by part.
 
-    prompts: item -> its prompt as the model read it, of the first items of a benchmark that generates text.
+    prompts: item -> its prompt as the model read it, of the first items.
     """
 
     benchmark: str
@@ -51,7 +51,8 @@ class Result:
         return self.metrics[self.primary]
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """Without `prompts` where there are none."""
+        return {name: value for name, value in asdict(self).items() if name != "prompts" or value}
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> Result:

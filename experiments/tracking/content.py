@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -146,13 +146,18 @@ def state(directory: Path, control: Record | None) -> str:
 
 
 def scores(benchmark: str, metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """metrics: name -> score, stderr, n."""
+    """metrics: name -> score, stderr, n. What is no number, such as the error of a single item, is left out."""
     found = {}
     for name, short in names.keys(metrics).items():
-        place = f"{names.key(benchmark)}/{short}"
-        found[place] = metrics[name]["score"]
-        found |= {f"{place}/{part}": metrics[name][part] for part in ("stderr", "n")}
-    return found
+        key = f"{names.key(benchmark)}/{short}"
+        found[key] = metrics[name]["score"]
+        found |= {f"{key}/{part}": metrics[name][part] for part in ("stderr", "n")}
+    return {key: value for key, value in found.items() if math.isfinite(value)}
+
+
+def place(benchmark: str, metric: str, metrics: Iterable[str]) -> str:
+    """Key of one of a benchmark's metrics."""
+    return f"{names.key(benchmark)}/{names.keys(metrics)[metric]}"
 
 
 def range_of(coefficients: Mapping[str, Any]) -> dict[str, float]:
@@ -212,9 +217,9 @@ def _summary(record: Record) -> Iterator[tuple[str, Any]]:
     for benchmark, result in record.to_json()["results"].items():
         yield from scores(benchmark, result["metrics"]).items()
         groups = scores("", result.get("groups") or {})
-        primary = names.keys(result["metrics"])[result["primary"]]
+        above = place(benchmark, result["primary"], result["metrics"])
         for name, value in groups.items():
-            yield f"{names.key(benchmark)}/{primary}/{name.partition('/')[2]}", value
+            yield f"{above}/{name.partition('/')[2]}", value
     for stage, seconds in record.measured.seconds.items():
         yield f"seconds/{names.key(stage)}", seconds
     yield "peak_memory_mb", record.measured.peak_memory_mb

@@ -89,6 +89,7 @@ class _Follower:
 
     def _start(self) -> subprocess.Popen[str]:
         paths = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
+        inherited = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}  # it dies with us
         self._process = subprocess.Popen(
             [sys.executable, "-m", "experiments.tracking.follower"],
             stdin=subprocess.PIPE,
@@ -96,7 +97,7 @@ class _Follower:
             stderr=subprocess.DEVNULL,
             text=True,
             start_new_session=True,  # Ctrl-C is the run's; this one has to write down that it came
-            env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+            env={**inherited, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
         )
         self._reader = threading.Thread(target=self._listen, args=(self._process,), daemon=True)
         self._reader.start()

@@ -19,6 +19,7 @@ from experiments.tracking.settings import Tracking
 from sensmerge.store import digest, write_json
 
 _COLUMNS = ["model", "suite", "merger", "scaling", "seed", "run", "benchmark", "item", "metric", "value"]
+_WORDS = ("model", "suite", "merger", "scaling", "runs")  # columns of the CSV that hold text
 _TEXTS = ["output", "gold", "note"]
 MOST_ROWS = 200_000  # of a table that W&B shows; a larger one is cut into several
 
@@ -53,9 +54,7 @@ def table(found: Sequence[tables.Table]) -> Table:
     differences to the uniform control with intervals and p values (Holm's too), range of the coefficients."""
     lines = list(csv.reader(io.StringIO(report.as_csv(found))))
     columns = {name: names.key(name) for name in lines[0]}
-    values = [[_number(value) for value in line] for line in lines[1:]]
-    text = {at for at in range(len(columns)) if any(isinstance(line[at], str) for line in values)}
-    rows = [[value if at not in text or value is None else str(value) for at, value in enumerate(r)] for r in values]
+    rows = [[_value(name, text) for name, text in zip(columns, line, strict=True)] for line in lines[1:]]
     return Table(list(columns.values()), rows)
 
 
@@ -74,17 +73,15 @@ def _distinct(found: Sequence[tables.Table]) -> list[Record]:
     return list({record.id: record for one in found for record in one.records}.values())
 
 
-def _number(text: str) -> Any:
-    """
-    >>> _number("0.5"), _number(""), _number("sens")
-    (0.5, None, 'sens')
+def _value(column: str, text: str) -> str | float | None:
+    """A field of the CSV; an id is text although some consist of digits.
+
+    >>> _value("quiz", "0.5"), _value("quiz", ""), _value("runs", "12e456789012")
+    (0.5, None, '12e456789012')
     """
     if not text:
         return None
-    try:
-        return float(text)
-    except ValueError:
-        return text
+    return text if column in _WORDS or column.endswith("_test") else float(text)
 
 
 def _state(found: Sequence[tables.Table]) -> str:
@@ -96,7 +93,7 @@ def _sent(study: str, found: Sequence[tables.Table], tracking: Tracking, mode: A
 
     place = tracking.place()
     home.parent.mkdir(parents=True, exist_ok=True)
-    older = list(home.glob(f"offline-run-*-{identity(study)}"))
+    older = upload.folders(home, identity(study))
     run = wandb.init(
         mode=mode,
         project=place["project"],

@@ -129,8 +129,6 @@ def _parser() -> argparse.ArgumentParser:
         default="auto",
         help="auto: online if this machine is logged in",
     )
-    parser.add_argument(
-        "--again", action="store_true", help="also what W&B has already; without its system metrics"
-    )
+    parser.add_argument("--again", action="store_true", help="also what W&B has already; without its system metrics")
     parser.add_argument("--dry-run", action="store_true", help="say what would be sent, and where to")
     return parser

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from experiments.analysis import records
@@ -41,7 +42,8 @@ def differences(record: Record, control: Record) -> dict[str, Any]:
             (found[short],) = compared([Pairing(((record, control),), (name,))])
     except (ValueError, FileNotFoundError):
         return {}
-    return {key: value for name, one in found.items() for key, value in _keys(f"delta_uniform/{name}", one)}
+    every = [pair for name, one in found.items() for pair in _keys(f"delta_uniform/{name}", one)]
+    return {key: value for key, value in every if math.isfinite(value)}
 
 
 def _keys(place: str, one: Difference) -> list[tuple[str, float]]:

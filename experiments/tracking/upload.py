@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -101,6 +102,12 @@ def settings(tracking: Tracking, **more: Any) -> Any:
     )
 
 
+def folders(home: Path, number: str) -> list[Path]:
+    """Offline folders of a W&B id; W&B numbers those that began in one second."""
+    name = re.compile(rf"offline-run-[0-9_]+-{re.escape(number)}(-\d{{1,2}})?")
+    return [path for path in home.glob("offline-run-*") if name.fullmatch(path.name)]
+
+
 def log_media(run: Any, media: content.Media, step: int | None, values: dict[str, Any]) -> None:
     """One row of history."""
     import wandb
@@ -185,7 +192,7 @@ class _Sending:
         if "sweep" in self._wanted and header.job_type == "merge":  # the agent of a sweep says which run it waits for
             sweep = {name: os.environ[variable] for name, variable in _SWEEP.items() if variable in os.environ}
         self._id = self._wanted["sweep"] if sweep else header.id
-        for folder in self._home.glob(f"offline-run-*-{self._id}"):
+        for folder in folders(self._home, self._id):
             if folder.name not in self._folders and not self._replaces(folder):
                 shutil.rmtree(folder)
         place, tracking = self._tracking.place(), self._tracking
@@ -264,7 +271,7 @@ class _Sending:
             self._directory / WANDB_JSON,
             {**self._wanted, "id": self._id, "sent": self._curves.step, "folders": kept},
         )
-        for folder in self._home.glob(f"offline-run-*-{self._id}"):
+        for folder in folders(self._home, self._id):
             if folder.name not in kept:
                 shutil.rmtree(folder)
         where = str(made) if self._mode == "offline" else run.url or self._wanted["project"]
