@@ -105,9 +105,11 @@ class _Follower:
 
     def _listen(self, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
-        for line in process.stdout:
-            said = json.loads(line)
-            self._give_up(said["run"], said["why"])
+        with process.stdout:
+            for line in process.stdout:
+                said = json.loads(line)
+                self._give_up(said["run"], said["why"])
+        process.wait()
 
     def _give_up(self, run: str, why: str) -> None:
         if not self._failed:

@@ -133,7 +133,7 @@ def _fill(run: Any, study: str, found: Sequence[tables.Table]) -> None:
                 shown[f"study/{names.key(path.stem)}"] = wandb.Image(str(path))
         run.log(shown)
     artifact = wandb.Artifact(f"outcomes-{names.key(study)}", type="outcomes")
-    rows = list(outcomes(found))
+    rows: list[Any] = list(outcomes(found))
     for number, start in enumerate(range(0, len(rows), MOST_ROWS)):
         part = wandb.Table(columns=[*_COLUMNS, *_TEXTS], data=rows[start : start + MOST_ROWS])
         artifact.add(part, "outcomes" if len(rows) <= MOST_ROWS else f"outcomes_{number}")

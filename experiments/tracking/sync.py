@@ -103,7 +103,7 @@ def _tracking(directory: Path, record: Record | None, given: argparse.Namespace)
     configured = record.config.get("tracking") if record else _begun(directory).get("tracking")
     before = upload.last(directory) or configured or {}
     asked = {"project": given.project, "entity": given.entity}
-    fields = {part: asked.get(part) or Tracking().said(part) or before.get(part) for part in _PLACE}
+    fields: dict[str, Any] = {part: asked.get(part) or Tracking().said(part) or before.get(part) for part in _PLACE}
     return Tracking(mode=given.mode, directory=given.runs, weights=bool(before.get("weights")), **fields)
 
 

@@ -30,7 +30,7 @@ PLAIN = {name: value for name, value in os.environ.items() if "SERVICE" not in n
 
 @pytest.fixture
 def tracked(spec: RunSpec) -> RunSpec:
-    tracking = Tracking(mode="offline", directory=spec.output.runs)
+    tracking = Tracking(mode="offline", directory=spec.output.runs, timeout=300)  # other tests may take the cores
     return dataclasses.replace(spec, tracking=tracking, study="demo", references=False)
 
 

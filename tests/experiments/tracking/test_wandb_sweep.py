@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ def test_the_agent_starts_a_run_of_its_sweep(tmp_path: Path, monkeypatch: pytest
     assert (ROOT / sweep["program"]).is_file()
     for name, value in {"SWEEP_ID": "sweep1", "MODE": "offline", "DIR": str(tmp_path)}.items():
         monkeypatch.setenv(f"WANDB_{name}", value)
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)  # as in an active environment
     for name in ("WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH"):
         monkeypatch.setenv(name, "replaced by the agent")
     monkeypatch.chdir(ROOT)
