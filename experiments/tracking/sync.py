@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments import locks
+from experiments import command_line, locks
 from experiments.analysis import records
 from experiments.run import events
 from experiments.run.record import RECORD_JSON, Record
@@ -27,17 +27,12 @@ def main(arguments: list[str]) -> int:
     """The command line: a line per run; 0, or 1 if a run could not be sent or there was none."""
     given = _parser().parse_args(arguments)
     if problems := Tracking(mode=given.mode).problems():
-        sys.stderr.write(f"{problems[0]}\n")
-        return 1
+        raise ValueError(problems[0])
     failed = 0
-    try:
-        for directory, found in _chosen(given.runs, given.study):
-            failed += _told(directory.name, lambda directory=directory, found=found: _send(directory, found, given))
-        if given.study is not None:
-            failed += _told(f"study {given.study}", lambda: _send_study(given))
-    except (ValueError, FileNotFoundError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
+    for directory, found in _chosen(given.runs, given.study):
+        failed += _told(directory.name, lambda directory=directory, found=found: _send(directory, found, given))
+    if given.study is not None:
+        failed += _told(f"study {given.study}", lambda: _send_study(given))
     return 1 if failed else 0
 
 
@@ -114,11 +109,7 @@ def _begun(directory: Path) -> Mapping[str, Any]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments track",
-        description=(__doc__ or "").partition(":")[0],
-        epilog="example: python -m experiments track --study quickstart --mode online; beside it: track dashboard",
-    )
+    parser = command_line.parser("track", __doc__, "--study quickstart --mode online; beside it: track dashboard")
     parser.add_argument("--study", help="only this study's runs, those they are compared with, and a run of its table")
     parser.add_argument("--runs", type=Path, default=Path("results/runs"), help="directory of run directories")
     parser.add_argument("--project", help="default: WANDB_PROJECT, where a run was sent last, or its tracking.project")

@@ -10,6 +10,7 @@ import pytest
 from report_fixtures import COEFFICIENTS, write_run
 from wandb_fixtures import apart, folders, read  # noqa: F401
 
+from experiments import __main__ as command
 from experiments import locks
 from experiments.run.events import Events
 from experiments.tracking import sync, upload
@@ -127,7 +128,7 @@ def test_one_bad_record_is_named_and_the_others_are_sent(runs: Path, capsys: pyt
 def test_nothing_to_do_or_nowhere_to_go(
     words: list[str], said: str, runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert sync.main(["--runs", str(runs), *words]) == 1
+    assert command.main(["track", "--runs", str(runs), *words]) == 1
     assert said in capsys.readouterr().err
 
 
