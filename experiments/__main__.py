@@ -28,6 +28,7 @@ COMMANDS = {  # command -> the module whose main(arguments) it is, and what it d
     "bench page": ("experiments.bench.page", "how soon the report page shows its first table"),
     "bench parity": ("experiments.bench.parity", "merged weights beside mergekit's, tensor by tensor"),
     "bench checkpoints": ("experiments.bench.random_checkpoints", "random weights in published shapes, for benches"),
+    "follow": ("experiments.tracking.follower", ""),  # what tracked runs start; not listed
     "job": ("experiments.sweeps.job", ""),  # what launchers start; not listed
 }
 

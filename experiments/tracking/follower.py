@@ -1,7 +1,7 @@
-"""The process that live.py starts: reads on standard input which runs to send, and says on standard output what failed.
+"""What tracked runs start beside them: reads on standard input which runs to send to W&B, and says what failed.
 
-A line is {"directory", "follow", "tracking"}. Runs are sent one after another, in the order they came; those that came
-when the input has ended are sent all the same.
+A line is {"directory", "follow", "tracking"}; of a failure {"run", "why"}. Runs are sent one after another, in the
+order they came; those that came when the input has ended are sent all the same.
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from experiments import command_line
 from experiments.tracking import upload
 from experiments.tracking.settings import Tracking
 
 _NICE = 10  # the run comes first
 
 
-def main() -> int:
-    """0, or 1 after the first run that could not be sent: the others would wait for the same server."""
+def main(arguments: list[str]) -> int:
+    """The command line: 0, or 1 after the first run that was not sent, for others would wait for the same server."""
+    command_line.parser("follow", __doc__, "< REQUESTS").parse_args(arguments)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as SLURM sends it to all: the end of the run is still to be told
     os.nice(_NICE)
     owner = os.getppid()
@@ -56,7 +58,3 @@ def _say(what: dict[str, str]) -> None:
         sys.stdout.flush()
     except OSError:  # whoever started this is gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-if __name__ == "__main__":
-    sys.exit(main())

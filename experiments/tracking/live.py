@@ -91,7 +91,7 @@ class _Follower:
         paths = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
         inherited = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}  # it dies with us
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "experiments.tracking.follower"],
+            [sys.executable, "-m", "experiments", "follow"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

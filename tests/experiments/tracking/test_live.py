@@ -156,7 +156,7 @@ def test_a_run_asked_for_again_is_left_alone_and_a_lost_note_doubles_nothing(tra
 def test_untracked_a_run_starts_no_process_and_leaves_its_events_all_the_same(
     tracked: RunSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a process was started"))
+    monkeypatch.setattr(live._Follower, "ask", lambda *_, **__: pytest.fail("its process was asked for something"))
     one = dataclasses.replace(tracked, tracking=Tracking(mode="disabled"))
     record = pipeline.run(one)
     pipeline.run(one)
