@@ -2,7 +2,7 @@
 
 Every event has its number (`step`, rising over all segments), the time (`time`, seconds since 1970) and its kind:
 
-start         segment (1, 2, ...: a resumed run has several), run: id, title, study, seed, labels, member, config
+start         segment (1, 2, ... of a resumed run), run: id, title, study, seed, labels, member, overrides, config
 progress      stage, done, total, seconds (of the stage), tokens (of the stage, where it counts any), host_mb, device_mb
 stage         name, seconds
 coefficients  table, range, alpha, distances, as a record has them

@@ -206,7 +206,8 @@ def _record(
 def _facts(spec: RunSpec, config: Mapping[str, Any] | None) -> dict[str, Any]:
     """What there is to say of a run before it has a record."""
     named = {"id": spec.run_id, "title": spec.title, "study": spec.study, "seed": spec.seed, "member": _member(spec)}
-    return {**named, "labels": _labels(spec), "config": dict(config or spec.identity())}
+    said = {"labels": _labels(spec), "overrides": list(spec.overrides)}
+    return {**named, **said, "config": dict(config or spec.identity())}
 
 
 def _labels(spec: RunSpec) -> dict[str, str]:

@@ -102,6 +102,7 @@ def header(run: Mapping[str, Any], studies: Sequence[str]) -> Header:
             "seed": run["seed"],
             "study": run["study"],
             "run": run["id"],
+            "overrides": run["overrides"],
         },
     )
 
@@ -109,7 +110,8 @@ def header(run: Mapping[str, Any], studies: Sequence[str]) -> Header:
 def facts(record: Record) -> dict[str, Any]:
     """What the start of a segment says of a run, from its record."""
     named = {"id": record.id, "title": record.title, "study": record.study, "seed": record.seed}
-    return {**named, "labels": record.labels, "member": record.member, "config": record.config or record.identity}
+    said = {"labels": record.labels, "member": record.member, "overrides": record.overrides}
+    return {**named, **said, "config": record.config or record.identity}
 
 
 def studies(directory: Path) -> list[str]:
@@ -127,7 +129,7 @@ def final(record: Record, control: Record | None) -> Final:
     columns = ["benchmark", "item", "metric", "value", "prompt", "output", "gold", "note"]
     return Final(
         provenance={
-            **{part: content[part] for part in ("versions", "digests", "overrides")},
+            **{part: content[part] for part in ("versions", "digests")},
             **{part: measured[part] for part in ("git", "machine", "finished")},
         },
         summary={**dict(_summary(record)), **(uniform.differences(record, control) if control else {})},

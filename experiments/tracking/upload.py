@@ -255,8 +255,8 @@ class _Sending:
         run.summary.update(shown.summary)
         if self._state is None:
             media = [shown.rest] if self._curves.coefficients else [shown.coefficients, shown.rest]
-            for one in filter(None, media):
-                log_media(run, one, None, {})
+            for step, one in enumerate(filter(None, media), start=self._curves.step + 1):
+                log_media(run, one, step, {})
             if shown.recipe is not None:
                 _artifact(run, f"recipe-{record.id}", "recipe", [self._directory / RECIPE_JSON])
         if self._wanted["weights"] and shown.weights is not None:

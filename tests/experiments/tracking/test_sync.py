@@ -90,7 +90,7 @@ def test_a_run_that_was_killed_is_sent_as_killed_and_one_that_goes_on_is_left_al
     directory = runs / "tiny-ties-sens-s9-0009"
     directory.mkdir()
     config = {"tracking": {"project": "own"}, "merger": {"density": 0.5}}
-    named = {"id": "0009", "title": "tiny-ties-sens-s9", "study": "other", "seed": 9, "member": None}
+    named = {"id": "0009", "title": "tiny-ties-sens-s9", "study": "other", "seed": 9, "member": None, "overrides": []}
     begun = Events(directory, {**named, "labels": {"model": "tiny", "merger": "ties"}, "config": config})
     begun.write("stage", name="calibrate", seconds=2.5)
     (directory / "studies").mkdir()
