@@ -17,12 +17,11 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
-from itertools import islice
 from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from evaluation.answers import Generation, LogLikelihood, Sample, Sampling, TaskModel
+from evaluation.answers import FirstPrompts, Generation, LogLikelihood, Sample, Sampling, TaskModel
 from evaluation.batches import Batches, Size
 from evaluation.likelihood import Request, log_likelihoods
 from evaluation.lm_eval_rows import Task, quiet, with_rows
@@ -30,7 +29,6 @@ from evaluation.lm_eval_rows import Task, quiet, with_rows
 Batch = TypeVar("Batch", bound=tuple[Any, ...])
 Bars = Callable[[str, Iterable[Any], int], Iterable[Any]]
 _STOP_EVERY = 4  # steps between searches for stop strings: decoding each step costs as much as a small model's forward
-_KEPT_PROMPTS = 8  # a few show what a model is asked; all of them would be megabytes
 _CONTEXT_TOKENS = 8  # prompt tokens decoded in front of an answer, so that its first space survives
 
 
@@ -68,7 +66,7 @@ class Harness:
         self._model = model
         self.batches = Batches(batch_size, model)
         self._bar = progress or _bar
-        self.prompts: dict[str, str] = {}  # item -> what it was asked, of the first of every call
+        self.prompts = FirstPrompts()
         self.max_length: int = self._lm.max_length
 
     def settings(self) -> dict[str, Any]:
@@ -90,7 +88,7 @@ class Harness:
         ids: what errors call the items. clip: drop the head of a context that is too long, instead of raising.
         Raises ValueError for a pair that does not fit, has an empty continuation, or gets NaN from the model.
         """
-        self._keep_prompts(ids, [context for context, _ in pairs])
+        self.prompts.keep(ids, [context for context, _ in pairs])
         encoded, clipped = [], []
         for index, (context, continuation) in enumerate(pairs):
             head, tail = self._split(context, continuation)
@@ -130,7 +128,7 @@ class Harness:
         Whatever the model's generation config says of sampling, penalties or lengths does not apply.
         Raises ValueError for a prompt that leaves no room for `max_new_tokens`, unless `clip` drops its head.
         """
-        self._keep_prompts(ids, prompts)
+        self.prompts.keep(ids, prompts)
         room = self.max_length - max_new_tokens
         encoded = [self._lm.tok_encode(prompt) or [self._lm.prefix_token_id] for prompt in prompts]
         long = next((index for index, tokens in enumerate(encoded) if len(tokens) > room), None)
@@ -209,9 +207,6 @@ class Harness:
             )
         return {name: model.samples(name, logged) for name, logged in found["samples"].items()}
 
-    def _keep_prompts(self, ids: Sequence[str] | None, prompts: Sequence[str]) -> None:
-        self.prompts |= islice(dict(zip(ids or (), prompts, strict=False)).items(), _KEPT_PROMPTS)
-
     def _split(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         if context:
             return self._lm._encode_pair(context, continuation)
@@ -283,7 +278,13 @@ class Harness:
         head, whole = decode(before), decode(before + answer)
         text = whole[len(head) :] if whole.startswith(head) else decode(answer)  # else: a character cut in two
         at = min((position for stop in until if (position := text.find(stop)) >= 0), default=None)
-        return Generation(text[:at], truncated=not ended and at is None, clipped=clipped)
+        # Generation looks for stop strings every few steps only: what came after one was not asked for.
+        low, high = (0, len(answer)) if at is not None else (len(answer), len(answer))
+        while low < high:
+            middle = (low + high) // 2
+            stopped = any(stop in decode(before + answer[:middle])[len(head) :] for stop in until)
+            low, high = (low, middle) if stopped else (middle + 1, high)
+        return Generation(text[:at], truncated=not ended and at is None, clipped=clipped, tokens=low)
 
 
 def _bar(label: str, batches: Iterable[Batch], items: int) -> Iterator[Batch]:

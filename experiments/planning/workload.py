@@ -81,9 +81,9 @@ class Workload:
         """In the order they run. ValueError for calibration data that the run itself would refuse."""
         merger, stages = self.spec.merger, []
         if isinstance(merger, Merger):
-            if "sensitivity" in self.spec.scaling.needs:
+            if {"sensitivity", "fisher"} & self.spec.scaling.needs:
                 stages.append(self._sensitivity())
-            if "alignment" in self.spec.scaling.needs:
+            if {"alignment", "information"} & self.spec.scaling.needs:  # of activations less: a bound
                 stages.append(self._alignment())
             stages.append(self._merge(merger))
         stages.append(self._evaluation())
@@ -237,10 +237,13 @@ class Workload:
         return sum(entry.nbytes for entry in (member.merged or self._entries).values())
 
     def _evaluation(self) -> Stage:
-        size = self.weights.parameters * self._size(self._evaluation_dtype)
+        resident = 1 + self.spec.routed  # the router looks at the base's hidden states
+        size = resident * self.weights.parameters * self._size(self._evaluation_dtype)
         device = 0 if self.machine.device == "cpu" else size
         flops = 2 * self.weights.matmul * sum(self._tokens or ())
-        return Stage("evaluation", size, device, flops=flops, note="weights alone: batches come on top")
+        note = "weights alone: batches come on top"
+        note += ", and the base for the router; merged again at every change of task" if self.spec.routed else ""
+        return Stage("evaluation", size, device, flops=flops, note=note)
 
     @property
     def _tokens(self) -> tuple[int, int] | None:

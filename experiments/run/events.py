@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 EVENTS_JSONL = "events.jsonl"
+PROMPTS_JSON = "prompts.json"  # benchmark -> item -> prompt, of the first items; runs that are older than it have none
 _LONGEST_ERROR = 500  # characters
 
 

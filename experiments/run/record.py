@@ -20,10 +20,10 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from evaluation.record import Metric, Outcome, Result
+from experiments.run.routing import Routing
 from sensmerge.store import write_json
 
 RECORD_JSON = "record.json"
-PROMPTS_JSON = "prompts.json"  # benchmark -> item -> prompt, of the first items; runs that are older than it have none
 SCHEMA: Literal[1] = 1
 _SETTING = ("model", "suite", "evaluation", "device", "suite_data")
 _PLACES = ("output", "tracking", "launcher", "hydra")  # groups of overrides that say where, and move no number
@@ -63,22 +63,27 @@ class Table:
 
 @dataclass(frozen=True, config=_EXACT)
 class Range:
-    """Of K * sigma over experts and blocks."""
+    """Of K * sigma over experts and blocks. sd: its spread. first_block: that block's share of sum (K sigma - 1)^2."""
 
     min: float
     mean: float
     max: float
     sd: float
+    first_block: float | None = None
 
 
 @dataclass(frozen=True, config=_EXACT)
 class Coefficients:
-    """alpha: task -> [L]; distances: metric -> [K][K]. None where the rule asked for no such evidence."""
+    """alpha: task -> [L]; distances: metric -> [K][K]. None where the rule asked for no such evidence.
+
+    evidence: of other kinds, by kind and task (sensmerge/calibrate.py); None where there is none.
+    """
 
     table: Table
     range: Range
     alpha: dict[str, list[float]] | None
     distances: dict[str, list[list[float]]] | None
+    evidence: dict[str, dict[str, Any]] | None = None
 
     @property
     def profiles(self) -> list[list[float]] | None:
@@ -162,6 +167,7 @@ class Record:
     versions: dict[str, str]
     measured: Measured
     vocabulary: dict[str, Any] | None = field(default_factory=dict)  # empty: not told
+    routing: Routing | None = None
     directory: Path = Field(default=Path(), exclude=True)
 
     @staticmethod
@@ -213,6 +219,11 @@ class Record:
         """The rule whose coefficients the random control gives to wrong places; None if this is not that control."""
         scaling = self.identity.get("scaling") or {}
         return scaling.get("of") if scaling.get("class") == "Shuffled" else None
+
+    @property
+    def draw(self) -> int:
+        """Which of several shuffles the random control is; 0 for what draws none."""
+        return self.parameters.get("scaling.draw", 0)
 
     @property
     def temperature(self) -> float | None:

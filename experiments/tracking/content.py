@@ -16,7 +16,8 @@ from typing import Any
 
 from experiments.report import figures
 from experiments.run import recipe
-from experiments.run.record import PROMPTS_JSON, RECORD_JSON, Record
+from experiments.run.events import PROMPTS_JSON
+from experiments.run.record import RECORD_JSON, Record
 from experiments.tracking import names, uniform
 from sensmerge.store import digest
 
@@ -222,6 +223,8 @@ def _summary(record: Record) -> Iterator[tuple[str, Any]]:
         above = place(benchmark, result["primary"], result["metrics"])
         for name, value in groups.items():
             yield f"{above}/{name.partition('/')[2]}", value
+        if "tokens" in result.get("settings", {}):
+            yield f"{names.key(benchmark)}/tokens", result["settings"]["tokens"]
     for stage, seconds in record.measured.seconds.items():
         yield f"seconds/{names.key(stage)}", seconds
     yield "peak_memory_mb", record.measured.peak_memory_mb
