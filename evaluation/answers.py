@@ -93,7 +93,7 @@ def tally(generations: Sequence[Generation]) -> dict[str, float]:
 
 
 class FirstPrompts(dict[str, str]):
-    """Item -> its prompt, of the first items of every call: a few show what is asked, all of them would be megabytes."""
+    """Item -> its prompt, of the first items of every call; of all they would be megabytes."""
 
     def keep(self, ids: Sequence[str] | None, prompts: Sequence[str]) -> None:
         self |= islice(dict(zip(ids or (), prompts, strict=False)).items(), KEPT_PROMPTS)
