@@ -23,6 +23,7 @@ from sensmerge.blockwise import passes as blockwise
 from sensmerge.calibration import Calibration, Sample
 from sensmerge.checkpoints.reader import Source
 from sensmerge.coefficients import Evidence, Rule, Table
+from sensmerge.device.resident import release, relieved
 from sensmerge.family.family import Family
 
 log = logging.getLogger(__name__)
@@ -241,10 +242,13 @@ class _Passes:
         with ExitStack() as stack:
             sources = self.family.opened(stack)
             fit = self._fit(sources, task, peaks, device, blocks=self.stream is True)
+            if fit.mode == "streamed" and self.stream is not True and release():  # merges read them again
+                fit = self._fit(sources, task, peaks, device, blocks=False)
             reason = "as asked" if self.stream else "the whole model does not fit the memory that is free"
             if self.stream is False or fit.mode == "resident":
                 try:
-                    return resident(self.family.load(task, dtype=self.settings.dtype, device=device))
+                    how: Any = {"dtype": self.settings.dtype, "device": device}
+                    return relieved(f"the pass of {task}", lambda: resident(self.family.load(task, **how)))
                 except torch.OutOfMemoryError:
                     if self.stream is False:
                         raise

@@ -21,7 +21,10 @@ WALLS = {
     },
     "sensmerge/coefficients": {"sensmerge/calibration", "sensmerge/seeds", "sensmerge/tensor_names"},
     "sensmerge/checkpoints": {"sensmerge/tensor_names", "sensmerge/store"},
-    "sensmerge/family": {"sensmerge/checkpoints", "sensmerge/models", "sensmerge/store", "sensmerge/tensor_names"},
+    "sensmerge/device": {"sensmerge/checkpoints"},
+    "sensmerge/family": {
+        "sensmerge/checkpoints", "sensmerge/device", "sensmerge/models", "sensmerge/store", "sensmerge/tensor_names",
+    },
     "sensmerge/onebit": {"sensmerge/checkpoints", "sensmerge/mergers"},
     "sensmerge/engine": {
         "sensmerge/checkpoints", "sensmerge/family", "sensmerge/mergers", "sensmerge/sparsify", "sensmerge/store",
