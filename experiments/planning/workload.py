@@ -258,10 +258,13 @@ class Workload:
         return sum(entry.nbytes for entry in (member.merged or self._entries).values())
 
     def _evaluation(self) -> Stage:
-        size = self.weights.parameters * self._size(self._evaluation_dtype)
+        resident = 1 + self.spec.routed  # the router looks at the base's hidden states
+        size = resident * self.weights.parameters * self._size(self._evaluation_dtype)
         device = 0 if self.machine.device == "cpu" else size
         flops = 2 * self.weights.matmul * sum(self._tokens or ())
-        return Stage("evaluation", size, device, flops=flops, note="weights alone: batches come on top")
+        note = "weights alone: batches come on top"
+        note += ", and the base for the router; merged again at every change of task" if self.spec.routed else ""
+        return Stage("evaluation", size, device, flops=flops, note=note)
 
     @property
     def _tokens(self) -> tuple[int, int] | None:

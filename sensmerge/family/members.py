@@ -16,7 +16,7 @@ from typing import Any
 
 from sensmerge import models
 from sensmerge.checkpoints import reader, vocabulary
-from sensmerge.checkpoints.open import is_adapter, open_source
+from sensmerge.checkpoints.open import on_base, open_source
 from sensmerge.checkpoints.reader import Source
 from sensmerge.checkpoints.vocabulary import Policy, Report, Vocabulary
 from sensmerge.store import Store, digest
@@ -30,8 +30,9 @@ _WHENCE = ("is_local", "local_files_only", "name_or_path")  # in tokenizer_confi
 class Models:
     """Directories of a base and its experts by task, on disk.
 
-    The base is a whole model; an expert is one too, or a LoRA adapter on the base. vocabulary: what becomes of tokens
-    that an expert keeps elsewhere than the base (see checkpoints/vocabulary.py); None: all are known to agree.
+    The base is a whole model; an expert is one too, or a LoRA adapter or one-bit task vector on the base. vocabulary:
+    what becomes of tokens that an expert keeps elsewhere than the base (see checkpoints/vocabulary.py); None: all are
+    known to agree.
     """
 
     base: Path
@@ -128,7 +129,7 @@ def digests(members: Models, layout: Layout | None, store: Store) -> dict[str, s
         base, *others = each.map(lambda path: checkpoint_digest(path, store, files), paths)
     found = {"base": base}
     for (task, path), own in zip(members.experts.items(), others, strict=True):
-        found[task] = digest({"adapter": own, "base": base}) if is_adapter(path) else own
+        found[task] = digest({"adapter": own, "base": base}) if on_base(path) else own
     if layout is None:
         return found
     rows: dict[str, Any] = {"base": base, "policy": layout.policy, "tokens": layout.tokens}
