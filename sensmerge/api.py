@@ -259,7 +259,9 @@ def _merge(
     stack: ExitStack, family: Family, merger: Merger, table: Table, seed: int, device: str, threads: int | None
 ) -> merge.Merge:
     place = models.resolve_device(device)
-    base, experts = family.readers(stack, place)
-    experts, merger, table = joined.as_one_expert(merger, base, experts, table, seed)
+    base, own = family.readers(stack)
+    experts, merger, table = joined.as_one_expert(merger, base, own, table, seed)
+    if experts is own:
+        base, experts = family.staying(base, own, place)
     engine = stack.enter_context(Engine(place, threads))
     return merge.Merge(base, experts, merger, table, engine, seed)

@@ -250,7 +250,7 @@ class Bench:
                 family = self._family(Path(cache))
                 how = Calibration(samples=self.sizes.samples, dtype="bfloat16")
                 table = calibrate(family, items, Sens(), how, device=str(self.device)).table
-                model = family.load("base", dtype="auto", device=self.device)
+                model = family.to_fill(dtype="auto", device=self.device)
                 base, experts = family.readers(stack)
                 engine = stack.enter_context(Engine(device=self.device))
                 merge.load_into(model, merge.Merge(base, experts, CASES["ties"].merger, table, engine))

@@ -87,8 +87,10 @@ def merge_recipe(spec: RunSpec, family: Prepared, calibrated: Calibrated) -> Sub
 
     def opened(stack: ExitStack, merger: Merger = merger) -> merge.Merge:
         device = models.resolve_device(spec.device)
-        base, experts = family.readers(stack, device)
-        experts, made, table = joined.as_one_expert(merger, base, experts, calibrated.table, spec.seed)
+        base, own = family.readers(stack)
+        experts, made, table = joined.as_one_expert(merger, base, own, calibrated.table, spec.seed)
+        if experts is own:
+            base, experts = family.staying(base, own, device)
         engine = stack.enter_context(Engine(device, spec.threads))
         known = thresholds.known(family.store, family, merger)
         return merge.Merge(base, experts, made, table, engine, spec.seed, known)
