@@ -11,6 +11,7 @@ from typing import Any
 
 from evaluation.sandbox.confine import relieve
 from evaluation.sandbox.peer import LENT, GoneError, Peer, told
+from evaluation.sandbox.values import NotPlainError
 
 GONE = "gone"  # the program's process ended, or hung up: its end says why
 
@@ -40,9 +41,11 @@ def run(job: dict[str, Any], channel: int) -> None:
     """Raises what the program or a test raises."""
     peer = Peer(channel, LENT)
     defined = peer.ask("names", job["names"])  # first of all: a program that does not run to its end says so here
+    if not isinstance(defined, dict):
+        raise NotPlainError("the program's names are no table")
     module = type(sys)("__main__")
     sys.modules["__main__"] = module
     exec(compile(job["setup"], "<setup>", "exec"), module.__dict__)
-    module.__dict__.update(defined)
+    module.__dict__.update((name, defined[name]) for name in job["names"] if name in defined)
     # Lines are counted on from the program's, as if the two were one text.
     exec(compile("\n" * (job["first_line"] - 1) + job["tests"], "<program>", "exec"), module.__dict__)

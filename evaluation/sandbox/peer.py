@@ -33,7 +33,6 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "str": str,
     "getitem": operator.getitem,
     "setitem": operator.setitem,
-    "contains": operator.contains,
 }
 LENT = frozenset({"call", "iter", "next", "len", "bool"})  # what a program may do with an object of a test
 DETAIL_CHARS = 200
@@ -93,7 +92,7 @@ class Remote:
         self._remote_peer.ask("setitem", self, key, value)
 
     def __contains__(self, value: Any) -> bool:
-        return self._remote_peer.ask("contains", self, value)
+        return any(one == value for one in self)  # looked for here: the program is not asked whether it has `value`
 
 
 class Peer:
@@ -110,7 +109,8 @@ class Peer:
     def ask(self, operation: str, *arguments: Any) -> Any:
         """Have the other end do it; its value, or its exception. Arguments that it changed are changed here too."""
         encoder = Encoder(self._export)
-        self._send({"ask": operation, "arguments": [encoder.value(one) for one in arguments], "nodes": encoder.nodes})
+        values = [encoder.value(one) for one in arguments]
+        self._send(_packed({"ask": operation, "arguments": values, "nodes": encoder.nodes}))
         while "ask" in (answer := self._receive()):
             self._answer(answer)
         decoder = Decoder(answer.get("nodes"), self._resolve, encoder.objects)
@@ -129,7 +129,7 @@ class Peer:
         """Answer until the other end closes the channel. error: what the first question is answered with."""
         if error:
             self._receive()
-            self._send({"error": error, "nodes": []})
+            self._send(_packed({"error": error, "nodes": []}))
         while True:
             self._answer(self._receive())
 
@@ -146,10 +146,11 @@ class Peer:
             with relieve():
                 error = told(raised)
         try:
-            message = self._reply(value, error, decoder, known)
+            content = _packed(self._reply(value, error, decoder, known))
         except Exception as raised:  # too deep, too large
-            message = {"error": told(raised), "nodes": []}
-        self._send(message)
+            with relieve():
+                content = _packed({"error": told(raised), "nodes": []})
+        self._send(content)
 
     def _reply(self, value: Any, error: list | None, decoder: Decoder | None, known: dict[int, int]) -> dict:
         encoder, changed = Encoder(self._export, known), {}
@@ -193,11 +194,7 @@ class Peer:
             raise NotPlainError("a handle without a number")
         return Remote(self, number, label)
 
-    def _send(self, message: dict) -> None:
-        content = json.dumps(message, separators=(",", ":")).encode()
-        if len(content) > MOST_BYTES:
-            raise NotPlainError(f"a message of {len(content)} bytes, at most {MOST_BYTES} are taken")
-        content = struct.pack("<I", len(content)) + content
+    def _send(self, content: bytes) -> None:
         view = memoryview(content)
         try:
             while view:
@@ -229,6 +226,13 @@ class Peer:
             parts.append(part)
             size -= len(part)
         return b"".join(parts)
+
+
+def _packed(message: dict) -> bytes:
+    content = json.dumps(message, separators=(",", ":")).encode()
+    if len(content) > MOST_BYTES:
+        raise NotPlainError(f"a message of {len(content)} bytes, at most {MOST_BYTES} are taken")
+    return struct.pack("<I", len(content)) + content
 
 
 def _reference(value: Any) -> bool:

@@ -39,6 +39,7 @@ def main() -> None:
     if "--uid" in sys.argv:
         namespaces.become(int(sys.argv[sys.argv.index("--uid") + 1]))
     confine.die_with_parent(parent)
+    namespaces.give_up_capabilities()
     confine.prctl(confine.PR_SET_DUMPABLE, 0)  # inherited: no process of this user may trace or read the others
     control, theirs = socket.socketpair()
     own = os.getpid()
