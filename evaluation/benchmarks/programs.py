@@ -97,7 +97,6 @@ def completion_problem(row: Mapping[str, Any], index: int) -> Problem:
     """A row in HumanEval's form: the completion continues the prompt's source text."""
     if missing := [field for field in FIELDS if field not in row]:
         raise ValueError(f"problem {row.get('task_id', index)} lacks {', '.join(missing)}")
-
     setup = helpers(row["prompt"], row["entry_point"])
 
     def assemble(text: str) -> Program:

@@ -153,8 +153,8 @@ class _Worker:
     def __init__(self, layer: Layer, cwd: Path, limits: Limits, hook: bool) -> None:
         self._seconds = limits.seconds
         self._limits = {**asdict(limits), "hook": hook, "filter": filtered()}
-        self._errors = tempfile.TemporaryFile(dir=cwd)  # noqa: SIM115 - closed with the worker
         command = layer.command(interpreter())
+        self._errors = tempfile.TemporaryFile(dir=cwd)  # noqa: SIM115 - closed with the worker
         self._process = subprocess.Popen(
             command,
             # Nothing of our environment. A fixed hash seed, because a program that prints a set should not pass on
