@@ -54,6 +54,8 @@ def main(arguments: list[str]) -> int:
 def _listing(program: str, verb: str) -> str:
     names = [name for name, (_, text) in COMMANDS.items() if text and name.startswith(verb)]
     lines = [f"  {name:<18} {COMMANDS[name][1]}\n" for name in names]
+    if not verb:  # a screen is 24 lines
+        return f"usage: {program} COMMAND ...   (COMMAND --help: how)\n{''.join(lines)}"
     return f"usage: {program} COMMAND ...\n{''.join(lines)}example: {PROGRAM} {names[0]} --help\n"
 
 
