@@ -11,7 +11,7 @@ from evaluation.sandbox.trial import ATTEMPTS, best, tried
 
 
 def main(arguments: list[str]) -> int:
-    """Try the layers and print what each stops; 1 where programs would run without walls, or --layer does not work."""
+    """Try the layers and print what each stops; 1 without namespaces for programs, or where --layer does not work."""
     wanted = _parser().parse_args(arguments).layer
     chosen = best()
     for layer in LAYERS:
@@ -23,8 +23,8 @@ def main(arguments: list[str]) -> int:
         sys.stdout.write("No filter of system calls: this machine or its kernel has none.\n")
     if not chosen.isolates:
         sys.stdout.write(
-            f"Programs run in the layer {chosen.name}, which has no walls. `apt-get install bubblewrap`, and allow "
-            "user namespaces (in containers: a seccomp and AppArmor profile that lets them be made).\n"
+            f"Programs run in the layer {chosen.name}, which has no namespaces. `apt-get install bubblewrap`, "
+            "and allow user namespaces (in containers: a seccomp and AppArmor profile that lets them be made).\n"
         )
     return int(not chosen.isolates)
 

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from evaluation.sandbox import seccomp
+from evaluation.sandbox import landlock, seccomp
 
 FORBIDDEN = (
     "ctypes.", "os.chmod", "os.chown", "os.exec", "os.fork", "os.kill", "os.link", "os.mkdir", "os.posix_spawn",
@@ -57,8 +57,13 @@ def limit(limits: dict[str, Any]) -> None:
     _lower(resource.RLIMIT_AS, limits["memory"], limits["memory"] + HEADROOM)
 
 
-def forbid(limits: dict[str, Any], *, judge: bool = False) -> None:
-    """The filter and the hook, where `limits` asks for them ("filter", "hook"). judge: may receive descriptors."""
+def forbid(limits: dict[str, Any], rules: int | None, *, judge: bool = False) -> None:
+    """The rules about files, and the filter and the hook where `limits` asks for them ("filter", "hook").
+
+    rules: a descriptor of landlock.py. judge: may receive descriptors.
+    """
+    if rules is not None:
+        landlock.restrict(rules)
     if limits["filter"]:
         seccomp.install(os.getpid(), judge=judge)
     for name in [name for name in sys.modules if name.partition(".")[0] in ("ctypes", "_ctypes")]:

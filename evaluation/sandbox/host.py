@@ -20,11 +20,11 @@ _SECONDS = 5.0  # for what a program has left behind to die
 _CHUNK = 1 << 16
 
 
-def serve(control: socket.socket, parent: int) -> None:
+def serve(control: socket.socket, rules: int | None, parent: int) -> None:
     """Jobs come in, each a length and JSON, and are answered with the judge's end of a channel to the program; a byte
     brings what became of the process, as a line of JSON. Runs until `control` is closed.
 
-    parent: the pid of the process that must not end before this one.
+    rules: of landlock.py, for programs. parent: the pid of the process that must not end before this one.
     """
     confine.die_with_parent(parent)
     confine.prctl(confine.PR_SET_CHILD_SUBREAPER, 1)
@@ -40,7 +40,7 @@ def serve(control: socket.socket, parent: int) -> None:
         child = os.fork()
         if child == 0:
             os.dup2(programs.fileno(), CHANNEL)
-            run(job["source"], job["limits"], own)  # never returns
+            run(job["source"], job["limits"], rules, own)  # never returns
         programs.close()
         socket.send_fds(control, [b"c"], [judges.fileno()])
         judges.close()
@@ -72,15 +72,15 @@ def ended(control: socket.socket) -> dict[str, Any]:
     return json.loads(line)
 
 
-def run(source: str, limits: dict[str, Any], parent: int) -> None:
+def run(source: str, limits: dict[str, Any], rules: int | None, parent: int) -> None:
     """In the child: execute the program, then answer for it until the judge hangs up."""
     leave = os._exit  # bound now: the program may replace it
     try:
-        os.closerange(CHANNEL + 1, 1 << 16)
         os.setsid()
         confine.die_with_parent(parent)
         confine.limit(limits)
-        confine.forbid(limits)
+        confine.forbid(limits, rules)
+        os.closerange(CHANNEL + 1, 1 << 16)
         module = type(sys)("__main__")  # a real module: dataclasses and pickle look their names up in sys.modules
         sys.modules["__main__"] = module
         sys.argv = ["program"]

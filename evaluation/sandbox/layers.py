@@ -44,6 +44,14 @@ def filtered() -> bool:
     return seccomp.available()
 
 
+@functools.cache
+def landlocked() -> bool:
+    """Whether the kernel can hold a process to some files (landlock.py)."""
+    from evaluation.sandbox import landlock
+
+    return landlock.version() > 0
+
+
 def interpreter() -> str:
     """The executable itself: beside the link to it in an environment lie packages that no program is shown."""
     return os.path.realpath(sys.executable)
@@ -93,12 +101,23 @@ def _namespaces(python: str) -> list[str]:
 def _user(python: str) -> list[str]:
     if os.geteuid() != 0:
         raise RuntimeError("only root can give a program a user of its own")
-    return _worker(python, "--uid", str(_FIRST_USER + os.getpid()))
+    return _worker(python, *_readable(python), "--uid", str(_FIRST_USER + os.getpid()))
+
+
+def _limits(python: str) -> list[str]:
+    return _worker(python, *_readable(python))
+
+
+def _readable(python: str) -> list[str]:
+    """For layers without a root of their own: the same files, where the kernel can hold a process to them."""
+    return ["--readable", json.dumps(layout(python)[0])] if landlocked() else []
 
 
 LAYERS = (
     Layer("bubblewrap", True, "namespaces made by bwrap: no network, no home, a read-only root", _bubblewrap),
     Layer("namespaces", True, "the same namespaces, made by the worker itself", _namespaces),
-    Layer("uid", False, "a user without files; what everybody may read can be read", _user),
-    Layer("limits", False, "resource limits, the filter of system calls, an audit hook; no walls", _worker),
+    Layer("uid", False, "no namespaces, but a user without files; Landlock where the kernel has it", _user),
+    Layer(
+        "limits", False, "no namespaces: limits, the filter of system calls, Landlock where the kernel has it", _limits
+    ),
 )

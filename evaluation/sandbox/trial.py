@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evaluation.sandbox.execution import Limits, Program, run, unavailable
-from evaluation.sandbox.layers import LAYERS, Layer, filtered
+from evaluation.sandbox.layers import LAYERS, Layer, filtered, landlocked
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +96,9 @@ def owed(layer: Layer) -> set[str]:
     by_filter = {"connect", "unix", "signal", "fork"} if filtered() else set()
     if layer.isolates:
         return (ATTEMPTS.keys() - {"fork"}) | by_filter
-    return {"environment"} | by_filter | ({"private", "delete", "signal"} if layer.name == "uid" else set())
+    by_rules = {"private", "public", "write", "delete"} if landlocked() else set()
+    by_user = {"private", "delete", "signal"} if layer.name == "uid" else set()
+    return {"environment"} | by_filter | by_rules | by_user
 
 
 @functools.cache
@@ -152,7 +154,9 @@ def best() -> Layer:
 
 def recorded() -> str:
     """The layer as results record it."""
-    return best().name + ("" if filtered() else ", without a filter of system calls")
+    layer = best()
+    rules = " with landlock" if landlocked() and not layer.isolates else ""
+    return layer.name + rules + ("" if filtered() else ", without a filter of system calls")
 
 
 @contextlib.contextmanager

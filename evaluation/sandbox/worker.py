@@ -17,7 +17,7 @@ from typing import Any
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 sys.path.insert(0, _ROOT)
-from evaluation.sandbox import confine, host, judge, namespaces  # noqa: E402 - nothing heavy: all of it is forked
+from evaluation.sandbox import confine, host, judge, landlock, namespaces  # noqa: E402 - nothing heavy: all of it is forked
 
 sys.path.remove(_ROOT)  # programs find the standard library only
 _END_SECONDS = 8.0  # for the host to end a program, which takes moments
@@ -36,6 +36,9 @@ def main() -> None:
     if "--namespaces" in sys.argv:
         namespaces.enter(json.loads(sys.argv[sys.argv.index("--namespaces") + 1]))
         parent = os.getppid()
+    rules = None
+    if "--readable" in sys.argv:
+        rules = landlock.rules(json.loads(sys.argv[sys.argv.index("--readable") + 1]))
     if "--uid" in sys.argv:
         namespaces.become(int(sys.argv[sys.argv.index("--uid") + 1]))
     confine.die_with_parent(parent)
@@ -46,7 +49,7 @@ def main() -> None:
     if os.fork() == 0:
         control.close()
         try:
-            host.serve(theirs, own)
+            host.serve(theirs, rules, own)
         finally:
             os._exit(0)
     theirs.close()
@@ -57,7 +60,7 @@ def main() -> None:
         job = json.loads(line)
         if not confined:  # tests come from a data set, which is no reason to trust them with more than a program
             confine.limit({**job["limits"], "cpu_seconds": None})
-            confine.forbid(job["limits"], judge=True)
+            confine.forbid(job["limits"], rules, judge=True)
             confined = True
         status, detail = work(job, control)
         _reply({"status": status, "detail": detail})

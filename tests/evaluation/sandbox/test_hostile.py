@@ -18,7 +18,7 @@ from hostile_machine import BREAKOUTS, GOT_THROUGH, HEAD, HEAD_MARK, RESOURCES
 from hostile_machine import NEIGHBOUR as REACHES
 from hostile_verdicts import BUILTIN_NAMES, FALSE_PASSES, NEIGHBOUR, TESTS, TOLERANT
 
-from evaluation.sandbox import execution
+from evaluation.sandbox import execution, layers, trial
 from evaluation.sandbox.execution import Limits, Program, Verdict, run
 from evaluation.sandbox.layers import LAYERS, Layer
 from evaluation.sandbox.trial import best, tried
@@ -177,18 +177,35 @@ def test_nothing_gets_through_walls(walled: Layer, bait: Bait, hook: bool, adopt
     assert bait.seen() == []
 
 
+@pytest.fixture(params=[True, False], ids=["landlock", "no-landlock"])
+def rules(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    if request.param and not layers.landlocked():
+        pytest.skip("this kernel has no Landlock")
+    for module in (layers, trial):
+        monkeypatch.setattr(module, "landlocked", lambda: request.param)
+    return request.param
+
+
+def told(layer: str, *, rules: bool, hook: bool) -> set[str]:
+    heading = "limits and uid" if rules else f"{layer}, no Landlock" + ("" if hook else ", the hook got round")
+    assert page_lists(heading)
+    return page_lists(heading)
+
+
 @pytest.mark.slow
 @each_hook
-def test_the_weak_layer_lets_through_what_the_page_says(bait: Bait, hook: bool, adopting: None) -> None:
+def test_the_weak_layer_lets_through_what_the_page_says(bait: Bait, rules: bool, hook: bool, adopting: None) -> None:
     got = set(reaching(BREAKOUTS | RESOURCES, BY_NAME["limits"], bait, hook=hook))
-    told = page_lists("limits" if hook else "limits, the hook got round")
-    assert got - told == set()
+    assert got - told("limits", rules=rules, hook=hook) == set()
     assert any(name.startswith("read") for name in got)  # not a wall: if it were one, the page should say so
+    assert not rules or bait.seen() == []
 
 
 @pytest.mark.slow
 @each_hook
-def test_a_user_of_its_own(bait: Bait, hook: bool, adopting: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_of_its_own(
+    bait: Bait, rules: bool, hook: bool, adopting: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if os.geteuid() or not OTHER_PYTHON.exists():
         pytest.skip("needs root, and a Python that every user can read")
     monkeypatch.setattr(execution, "interpreter", lambda: os.path.realpath(OTHER_PYTHON))
@@ -196,4 +213,5 @@ def test_a_user_of_its_own(bait: Bait, hook: bool, adopting: None, monkeypatch: 
     if fault := tried.__wrapped__(layer).fault:
         pytest.skip(f"no layer uid here: {fault}")
     got = set(reaching(BREAKOUTS | RESOURCES, layer, bait, hook=hook))
-    assert got - page_lists("uid" if hook else "uid, the hook got round") == set()
+    assert got - told("uid", rules=rules, hook=hook) == set()
+    assert not rules or bait.seen() == []
