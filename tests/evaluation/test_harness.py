@@ -9,6 +9,7 @@ import pytest
 import torch
 from evaluation_fixtures import model, tokenizer
 
+from evaluation import answers
 from evaluation.harness import Harness
 from evaluation.lm_eval_rows import stock_configs
 
@@ -66,6 +67,9 @@ def test_batched_generation_is_one_by_one_generation() -> None:
         found = [stop for stop in until if stop in text]
         assert answer.text == min((text.split(stop)[0] for stop in found), key=len, default=text)
         assert answer.truncated == (tokenizer().eos_token_id not in alone and not found)
+        written = alone[: alone.index(tokenizer().eos_token_id)] if tokenizer().eos_token_id in alone else alone
+        heard = (n for n in range(len(written)) if any(stop in tokenizer().decode(written[:n]) for stop in until))
+        assert answer.tokens == next(heard, len(written))
 
 
 def scripted(text: str, monkeypatch: pytest.MonkeyPatch) -> Harness:
@@ -98,11 +102,13 @@ def test_stops_ends_and_truncation(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (ended.text, ended.truncated) == ("    return 1\n\nclass Thing", False)
     assert cut.truncated
     assert "    return 1\n\nclass".startswith(cut.text)
+    count = {text: len(tokenizer()(text)["input_ids"]) for text in ("    return 1\n\n", "    return 1\n\nclass Thing")}
+    assert [one.tokens for one in (stopped, ended, cut)] == [*count.values(), 6]
 
 
 def test_a_model_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     (answer,) = scripted("", monkeypatch).generate(["Q: Where"], until=[], max_new_tokens=5)
-    assert (answer.text, answer.truncated) == ("", False)
+    assert (answer.text, answer.truncated, answer.tokens) == ("", False, 0)
 
 
 def test_the_first_space_of_an_answer_survives(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,3 +172,32 @@ def test_the_callers_tokenizer_is_left_alone() -> None:
 def test_missing_stock_task() -> None:
     with pytest.raises(FileNotFoundError, match="no_such"):
         stock_configs("no_such/*.yaml")
+
+
+def test_the_first_prompts_are_kept_by_item(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "KEPT_PROMPTS", 2)
+    asked = harness()
+    prompts = ["w1", "w1", "w2", "w3"]
+    asked.generate(prompts, until=[], max_new_tokens=1, ids=["a", "a", "b", "c"])
+    assert asked.prompts == {"a": "w1", "b": "w2"}, "an item asked twice counts once"
+    asked.prompts.clear()
+    asked.loglikelihood([("w1", " w2"), ("w1", " w3"), ("w4", " w5")], ids=["q", "q", "r"])
+    assert asked.prompts == {"q": "w1", "r": "w4"}
+    asked.generate(["w5"], until=[], max_new_tokens=1)
+    assert asked.prompts == {"q": "w1", "r": "w4"}, "nobody said which item it is of"
+
+
+def test_progress_is_told_the_tokens_read_and_written() -> None:
+    told: list[int] = []
+
+    def watched(label: str, batches: Any, total: int) -> Any:
+        for batch in batches:
+            told.append(batch[2])
+            yield batch
+
+    asked, words = harness(progress=watched, batch_size=1), tokenizer()
+    asked.loglikelihood([(PROMPTS[0], " Paris")])
+    assert told == [len(words(PROMPTS[0] + " Paris")["input_ids"]) - 1], "the last token is scored, and never read"
+    asked.generate([PROMPTS[3]], until=[], max_new_tokens=2)
+    read = len(words(PROMPTS[3])["input_ids"])
+    assert told[1] in (read + 1, read + 2), "it may end early"
