@@ -6,10 +6,13 @@ import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import IO, Any, Protocol
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass as validated
+
+KEPT_PROMPTS = 8
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,13 @@ def tally(generations: Sequence[Generation]) -> dict[str, float]:
         "clipped": sum(answer.clipped for answer in generations),
         **lengths([answer.tokens for answer in generations]),
     }
+
+
+class FirstPrompts(dict[str, str]):
+    """Item -> its prompt, of the first items of every call; of all they would be megabytes."""
+
+    def keep(self, ids: Sequence[str] | None, prompts: Sequence[str]) -> None:
+        self |= islice(dict(zip(ids or (), prompts, strict=False)).items(), KEPT_PROMPTS)
 
 
 class Answerer(Protocol):

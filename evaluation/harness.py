@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from evaluation.answers import Generation, LogLikelihood, Sample, Sampling, TaskModel
+from evaluation.answers import FirstPrompts, Generation, LogLikelihood, Sample, Sampling, TaskModel
 from evaluation.batches import Batches, Size
 from evaluation.likelihood import Request, log_likelihoods
 from evaluation.lm_eval_rows import Task, quiet, with_rows
@@ -38,7 +38,7 @@ class Harness:
     batch_size: sequences a forward pass, or "auto" (evaluation/batches.py); part of a result's settings, for
     floating-point sums depend on it.
     max_length: tokens of context; None takes the model's own. progress: (label, batches, items in all) -> the batches,
-    for somebody who wants to know how far it is; None: a bar at a terminal.
+    each with its answers and tokens (read and written), to tell how far it is; None: a bar at a terminal.
     """
 
     def __init__(
@@ -66,6 +66,7 @@ class Harness:
         self._model = model
         self.batches = Batches(batch_size, model)
         self._bar = progress or _bar
+        self.prompts = FirstPrompts()
         self.max_length: int = self._lm.max_length
 
     def settings(self) -> dict[str, Any]:
@@ -87,6 +88,7 @@ class Harness:
         ids: what errors call the items. clip: drop the head of a context that is too long, instead of raising.
         Raises ValueError for a pair that does not fit, has an empty continuation, or gets NaN from the model.
         """
+        self.prompts.keep(ids, [context for context, _ in pairs])
         encoded, clipped = [], []
         for index, (context, continuation) in enumerate(pairs):
             head, tail = self._split(context, continuation)
@@ -126,6 +128,7 @@ class Harness:
         Whatever the model's generation config says of sampling, penalties or lengths does not apply.
         Raises ValueError for a prompt that leaves no room for `max_new_tokens`, unless `clip` drops its head.
         """
+        self.prompts.keep(ids, prompts)
         room = self.max_length - max_new_tokens
         encoded = [self._lm.tok_encode(prompt) or [self._lm.prefix_token_id] for prompt in prompts]
         long = next((index for index, tokens in enumerate(encoded) if len(tokens) > room), None)
@@ -144,7 +147,10 @@ class Harness:
             lambda batch: self._continue([kept[i] for i in batch], until, max_new_tokens, sampling, batch[0]),
             lambda footprint, batch: footprint.generating(len(batch), len(kept[batch[0]]), max_new_tokens),
         )
-        for batch, texts in self._bar("generating", made, len(order)):
+        counted = (
+            (batch, texts, sum(len(kept[place]) for place in batch) + sum(map(len, texts))) for batch, texts in made
+        )
+        for batch, texts, _ in self._bar("generating", counted, len(order)):
             for place, answer in zip(batch, texts, strict=True):
                 index = order[place]
                 clipped = len(encoded[index]) > room

@@ -54,7 +54,8 @@ def log_likelihoods(
         lambda batch: _picked(model, [rows[i] for i in batch]),
         lambda footprint, batch: footprint.scoring(len(batch), len(order[batch[0]]), sum(spans[i] for i in batch)),
     )
-    for batch, answers in progress(made, len(rows)):
+    counted = ((batch, answers, sum(len(order[index]) for index in batch)) for batch, answers in made)
+    for batch, answers, _ in progress(counted, len(rows)):
         for index, of_sequence in zip(batch, answers, strict=True):
             for number, answer in zip(sequences[order[index]], of_sequence, strict=True):
                 results[number] = answer

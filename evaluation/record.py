@@ -32,7 +32,10 @@ class Metric:
 
 @dataclass(frozen=True)
 class Result:
-    """A benchmark's metrics on one model; `primary` names the one that tables show, and that `groups` holds by part."""
+    """A benchmark's metrics on one model; `primary` names the one that tables show, and that `groups` holds by part.
+
+    prompts: item -> its prompt as the model read it, of the first items.
+    """
 
     benchmark: str
     primary: str
@@ -41,13 +44,15 @@ class Result:
     outcomes: list[Outcome]
     settings: dict[str, Any] = field(default_factory=dict)  # shots, versions, limits: what a reader needs to compare
     groups: dict[str, Metric] = field(default_factory=dict)
+    prompts: dict[str, str] = field(default_factory=dict)
 
     @property
     def headline(self) -> Metric:
         return self.metrics[self.primary]
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """Without `prompts` where there are none."""
+        return {name: value for name, value in asdict(self).items() if name != "prompts" or value}
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> Result:

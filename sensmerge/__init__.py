@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     )
     from sensmerge.calibration import Calibration
     from sensmerge.coefficients import Fixed, Sens, Shuffled, Table, Uniform
+    from sensmerge.device.resident import across_points
     from sensmerge.mergers import Average, Breadcrumbs, Dare, Della, Slerp, TaskArithmetic, Ties
     from sensmerge.onebit import OneBitMerge
     from sensmerge.publish.recipes import Recipe
@@ -49,6 +50,7 @@ __all__ = [
     "TaskArithmetic",
     "Ties",
     "Uniform",
+    "across_points",
     "compute_coefficients",
     "export_mergekit",
     "load_merged",
@@ -64,6 +66,7 @@ _HOMES = {
     "sensmerge.mergers": ("Average", "Breadcrumbs", "Dare", "Della", "Slerp", "TaskArithmetic", "Ties"),
     "sensmerge.coefficients": ("Fixed", "Sens", "Shuffled", "Table", "Uniform"),
     "sensmerge.calibration": ("Calibration",),
+    "sensmerge.device.resident": ("across_points",),
     "sensmerge.publish.recipes": ("Recipe",),
 }
 

@@ -222,9 +222,10 @@ def load_merged(
     """The merged model and its tokenizer, transformers' own, in memory; nothing is written.
 
     dtype: "auto" is the base's. What is merged is rounded to the base's dtype in any case, as a checkpoint would be.
+    Within `across_points()` several merges on a GPU read base and experts once, where they fit beside the model.
     """
     place = models.resolve_device(device)
-    model = family.load("base", dtype=dtype, device=place)
+    model = family.to_fill(dtype=dtype, device=place)
     with ExitStack() as stack:
         merge.load_into(model, _merge(stack, family, merger, table, seed, device, threads))
     return model, models.load_tokenizer(family.shells["base"])
@@ -257,7 +258,8 @@ def export_mergekit(
 def _merge(
     stack: ExitStack, family: Family, merger: Merger, table: Table, seed: int, device: str, threads: int | None
 ) -> merge.Merge:
-    base, experts = family.readers(stack)
+    place = models.resolve_device(device)
+    base, experts = family.readers(stack, place)
     experts, merger, table = joined.as_one_expert(merger, base, experts, table, seed)
-    engine = stack.enter_context(Engine(models.resolve_device(device), threads))
+    engine = stack.enter_context(Engine(place, threads))
     return merge.Merge(base, experts, merger, table, engine, seed)

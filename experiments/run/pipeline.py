@@ -7,11 +7,8 @@ import logging
 import math
 import sys
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -20,13 +17,13 @@ from filelock import FileLock, Timeout
 from evaluation.record import Result
 from experiments import provenance
 from experiments.locks import held
-from experiments.run import preflight, recipe, record, routed, stages
+from experiments.run import events, preflight, recipe, record, routed, stages, traces
 from experiments.run.prepare import Prepared, prepare, verify
 from experiments.run.progress import Progress
 from experiments.run.record import Record, Scores
 from experiments.run.routing import Routing
 from experiments.run.spec import Member, RunSpec
-from experiments.tracking import upload
+from experiments.tracking import live
 from sensmerge import memory
 from sensmerge.publish.versions import versions
 from sensmerge.store import write_json
@@ -57,7 +54,7 @@ def run(spec: RunSpec, config: Mapping[str, Any] | None = None) -> Record:
     elsewhere = []
     for reference in references:
         if reference.run_id not in unfinished:
-            upload.keep(reference.directory, spec.tracking)
+            live.keep(reference.directory, spec.tracking)
         elif held(reference.directory):
             log.info("%s is being run by another process; going on meanwhile", reference.title)
             elsewhere.append(reference)
@@ -124,14 +121,16 @@ def _run_locked(spec: RunSpec, config: Mapping[str, Any] | None, family: Prepare
                 with Progress(spec.directory) as progress:
                     subject = stages.merge_recipe(spec, family, stages.calibrate(spec, family, progress))
                     stages.write_checkpoint(spec, family, subject, _on_card(done.results), progress)
+            live.keep(spec.directory, spec.tracking)
         else:
             with (
-                _log_file(spec.directory / "run.log"),
-                _failure_report(spec.directory / "error.txt"),
-                Progress(spec.directory) as progress,
+                traces.log_file(spec.directory / "run.log"),
+                traces.failure_report(spec.directory / "error.txt"),
+                events.segment(spec.directory, _facts(spec, config)) as happened,
+                live.followed(spec.directory, spec.tracking),
+                Progress(spec.directory, happened) as progress,
             ):
                 done = _execute(spec, config, family, progress)
-        upload.keep(spec.directory, spec.tracking)
         return done
     finally:
         lock.release()
@@ -139,17 +138,20 @@ def _run_locked(spec: RunSpec, config: Mapping[str, Any] | None, family: Prepare
 
 def _execute(spec: RunSpec, config: Mapping[str, Any] | None, family: Prepared, progress: Progress) -> Record:
     log.info("run %s (%s)", spec.title, spec.run_id)
-    clock = Clock()
+    clock = Clock(progress)
     before = family.store.asked.copy()
     if isinstance(spec.merger, Member):
         calibrated, subject = None, stages.member(family, spec.merger)
     else:
         calibrated = clock("calibrate", lambda: stages.calibrate(spec, family, progress))
         subject = stages.merge_recipe(spec, family, calibrated)
+        progress.event("coefficients", **calibrated.to_json())
     write_json(spec.directory / recipe.RECIPE_JSON, subject.recipe)
     results = clock("evaluate", lambda: stages.evaluate(spec, family, subject, progress))
     for name, result in results.items():
         write_json(spec.directory / "outcomes" / f"{name}.json", [dataclasses.asdict(o) for o in result.outcomes])
+    if prompts := {name: result.prompts for name, result in results.items() if result.prompts}:
+        write_json(spec.directory / events.PROMPTS_JSON, prompts)
     if spec.output.checkpoint and not isinstance(spec.merger, Member):
         clock("write", lambda: stages.write_checkpoint(spec, family, subject, _on_card(results), progress))
     routing = routed.measured(spec, family, progress) if spec.routed else None
@@ -182,8 +184,8 @@ def _record(
         title=spec.title,
         study=spec.study,
         seed=spec.seed,
-        labels={**spec.labels, "model": spec.labels.get("model", spec.model.name), "suite": spec.suite.name},
-        member=spec.merger.member if isinstance(spec.merger, Member) else None,
+        labels=_labels(spec),
+        member=_member(spec),
         identity=spec.identity(),
         config=dict(config or {}),
         overrides=list(spec.overrides),
@@ -205,10 +207,25 @@ def _record(
     )
 
 
+def _facts(spec: RunSpec, config: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What there is to say of a run before it has a record."""
+    named = {"id": spec.run_id, "title": spec.title, "study": spec.study, "seed": spec.seed, "member": _member(spec)}
+    said = {"labels": _labels(spec), "overrides": list(spec.overrides)}
+    return {**named, **said, "config": dict(config or spec.identity())}
+
+
+def _labels(spec: RunSpec) -> dict[str, str]:
+    return {**spec.labels, "model": spec.labels.get("model", spec.model.name), "suite": spec.suite.name}
+
+
+def _member(spec: RunSpec) -> str | None:
+    return spec.merger.member if isinstance(spec.merger, Member) else None
+
+
 def _coefficients(calibrated: stages.Calibrated) -> record.Coefficients:
     content = calibrated.to_json()
     table, summary = record.Table(**content["table"]), record.Range(**content["range"])
-    return record.Coefficients(table, summary, content["alpha"], content["distances"])
+    return record.Coefficients(table, summary, content["alpha"], content["distances"], content.get("evidence"))
 
 
 def _measured(clock: Clock, asked: Counter[tuple[str, bool]]) -> record.Measured:
@@ -249,41 +266,15 @@ def primary_score(results: Mapping[str, Result]) -> float:
 
 
 class Clock:
-    """Seconds by stage, and one line in the log for each."""
+    """Seconds by stage, each of them an event."""
 
-    def __init__(self) -> None:
+    def __init__(self, progress: Progress) -> None:
         self.seconds: dict[str, float] = {}
+        self._progress = progress
 
     def __call__(self, name: str, stage: Callable[[], T]) -> T:
         start = time.perf_counter()
         value = stage()
         self.seconds[name] = round(time.perf_counter() - start, 3)
+        self._progress.event("stage", name=name, seconds=self.seconds[name])
         return value
-
-
-@contextmanager
-def _log_file(path: Path):
-    handler = logging.FileHandler(path)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    ours = [logging.getLogger(name) for name in ("experiments", "evaluation", "sensmerge")]
-    for logger in ours:
-        logger.setLevel(logging.INFO)  # whatever the embedding program shows on its console
-        logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        for logger in ours:
-            logger.removeHandler(handler)
-        handler.close()
-
-
-@contextmanager
-def _failure_report(path: Path):
-    """Leave the traceback on disk when a run fails, and no old one when it succeeds."""
-    path.unlink(missing_ok=True)
-    try:
-        yield
-    except BaseException as error:
-        path.write_text(traceback.format_exc())
-        error.add_note(f"traceback: {path}")
-        raise

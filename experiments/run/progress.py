@@ -1,6 +1,7 @@
 """How far a run is: a bar where somebody watches, a line every half minute where not, and a file that status reads.
 
-The file, progress.json of the run's directory, is there only while the run goes on; a killed run leaves it behind.
+The file, progress.json of the run's directory, is there only while the run goes on; a killed run leaves it behind. What
+it said stays in the run's events.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from experiments.run.events import Events
 from sensmerge.store import write_json
 
 PROGRESS_JSON = "progress.json"
@@ -49,11 +51,13 @@ class State:
 class Progress:
     """Of one run, which leaves its state in `directory`. Use as a context manager: the file goes when it ends.
 
-    `bar` and `batches` wrap what a stage goes through; both give it on unchanged.
+    `bar` and `batches` wrap what a stage goes through; both give it on unchanged. events: told the same as the file,
+    and the end of every bar.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, events: Events | None = None) -> None:
         self._path = directory / PROGRESS_JSON
+        self._events = events
         self._stage = ""
         self._written = self._said = 0.0
 
@@ -68,6 +72,11 @@ class Progress:
         self._stage = name
         self._note(State(name), now=True)
 
+    def event(self, kind: str, **content: Any) -> None:
+        """For the run's events, where they are kept."""
+        if self._events is not None:
+            self._events.write(kind, **content)
+
     def bar(self, label: str) -> Callable[[Iterable[Item]], Iterator[Item]]:
         """What wraps an iterable of items, each of which counts one."""
 
@@ -77,7 +86,7 @@ class Progress:
         return wrap
 
     def batches(self, label: str, batches: Iterable[Any], total: int) -> Iterator[Any]:
-        """Batches, pairs of items and their answers, of `total` items in all."""
+        """Batches of `total` items in all: items, their answers, and the tokens the model read and wrote for them."""
         return self._follow(label, batches, total, lambda batch: len(batch[0]))
 
     def _follow(
@@ -85,25 +94,36 @@ class Progress:
     ) -> Iterator[Item]:
         from tqdm import tqdm
 
-        start, done = time.monotonic(), 0
+        start, done, tokens = time.monotonic(), 0, 0
         name = f"{self._stage}: {label}" if self._stage else label
         self._said = start
         watched = sys.stderr.isatty()
         with tqdm(total=total, desc=name, leave=False, delay=2, mininterval=0.5, disable=not watched) as shown:
             for item in items:
                 yield item
-                done += weight(item)
+                done, tokens = done + weight(item), tokens + _tokens(item)
                 shown.update(weight(item))
-                self._note(State(name, done, total, time.monotonic() - start), line=not watched)
+                self._note(State(name, done, total, time.monotonic() - start), line=not watched, tokens=tokens)
+        if done and self._events is not None:
+            self._events.progress(name, done, total, time.monotonic() - start, tokens)
 
-    def _note(self, state: State, *, line: bool = False, now: bool = False) -> None:
+    def _note(self, state: State, *, line: bool = False, now: bool = False, tokens: int = 0) -> None:
         moment = time.monotonic()
         if now or moment - self._written >= _FILE_EVERY:
             self._written = moment
             write_json(self._path, asdict(state))
+            if self._events is not None:
+                self._events.progress(state.stage, state.done, state.total, state.seconds, tokens)
         if line and moment - self._said >= LINE_EVERY:
             self._said = moment
             log.info("  %s", state)
+
+
+def _tokens(item: Any) -> int:
+    """Tokens the model went through for a batch or a calibration sample; 0 for what counts none, such as a tensor."""
+    if isinstance(item, tuple) and len(item) == 3:
+        return item[2]
+    return len(getattr(item, "ids", ()))
 
 
 def read(directory: Path) -> State | None:

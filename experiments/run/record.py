@@ -74,12 +74,16 @@ class Range:
 
 @dataclass(frozen=True, config=_EXACT)
 class Coefficients:
-    """alpha: task -> [L]; distances: metric -> [K][K]. None where the rule asked for no such evidence."""
+    """alpha: task -> [L]; distances: metric -> [K][K]. None where the rule asked for no such evidence.
+
+    evidence: of other kinds, by kind and task (sensmerge/calibrate.py); None where there is none.
+    """
 
     table: Table
     range: Range
     alpha: dict[str, list[float]] | None
     distances: dict[str, list[list[float]]] | None
+    evidence: dict[str, dict[str, Any]] | None = None
 
     @property
     def profiles(self) -> list[list[float]] | None:

@@ -15,7 +15,7 @@ from evaluation.suites import Suite
 from experiments.families import Family
 from experiments.provenance import data_digests
 from experiments.run.record import RECORD_JSON
-from experiments.tracking.upload import Tracking
+from experiments.tracking.settings import Tracking
 from sensmerge import models
 from sensmerge.calibration import Calibration
 from sensmerge.coefficients import Rule

@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import sensmerge.calibrate
@@ -23,6 +25,7 @@ from experiments.run.spec import Member, RunSpec
 from sensmerge import merge, models
 from sensmerge.adapters import joined
 from sensmerge.calibrate import Calibrated
+from sensmerge.device import resident
 from sensmerge.engine import thresholds
 from sensmerge.engine.engine import Engine
 from sensmerge.family.members import tokenizer_digest
@@ -83,9 +86,10 @@ def merge_recipe(spec: RunSpec, family: Prepared, calibrated: Calibrated) -> Sub
         recipe["router"] = routed.identity(spec, family)
 
     def opened(stack: ExitStack, merger: Merger = merger) -> merge.Merge:
-        base, experts = family.readers(stack)
+        device = models.resolve_device(spec.device)
+        base, experts = family.readers(stack, device)
         experts, made, table = joined.as_one_expert(merger, base, experts, calibrated.table, spec.seed)
-        engine = stack.enter_context(Engine(models.resolve_device(spec.device), spec.threads))
+        engine = stack.enter_context(Engine(device, spec.threads))
         known = thresholds.known(family.store, family, merger)
         return merge.Merge(base, experts, made, table, engine, spec.seed, known)
 
@@ -114,11 +118,16 @@ def evaluate(spec: RunSpec, family: Prepared, subject: Subject, progress: Progre
             if isinstance(harness, routed.Routed):
                 harness.begin()
             progress.stage(name)
-            return benchmark.run(harness, family.data).to_json()
+            harness.prompts.clear()
+            # An item that does not fit by itself; what does not fit with others is halved before.
+            result = resident.relieved(name, partial(benchmark.run, harness, family.data))
+            return dataclasses.replace(result, prompts=dict(harness.prompts)).to_json()
 
         value, computed = family.store.compute("evaluation", key, stage)
         results[name] = result = Result.from_json(value)
         score = f"{result.headline.score:.3f} ± {result.headline.stderr:.3f} (n={result.headline.n})"
+        told = {part: value for part, value in value.items() if part in ("primary", "higher_is_better", "metrics")}
+        progress.event("score", **told, benchmark=name)
         say(f"{name} {score}", start, family.store.path("evaluation", key), reused=not computed)
     return results
 
@@ -146,8 +155,11 @@ def _harness(spec: RunSpec, family: Prepared, subject: Subject, progress: Progre
         return routed.harness(spec, family, spec.merger, subject.by_merger, progress)
     start = time.perf_counter()
     device = models.resolve_device(spec.device)
-    model = family.load(subject.member, dtype=spec.evaluation.dtype_on(device.type), device=device)
-    if subject.merge is not None:
+    dtype = spec.evaluation.dtype_on(device.type)
+    if subject.merge is None:
+        model = family.load(subject.member, dtype=dtype, device=device)
+    else:
+        model = family.to_fill(dtype=dtype, device=device)
         with ExitStack() as stack:
             merged = subject.merge(stack)
             merge.load_into(model, merged, progress.bar("merge"))

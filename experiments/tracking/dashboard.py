@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from experiments import command_line
 from experiments.analysis import records
-from experiments.tracking.upload import logged_in
+from experiments.tracking import content
+from experiments.tracking.settings import logged_in
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace
@@ -25,6 +26,7 @@ _METHOD = (
     "merger_name",
     "scaling_name",
 )  # keys of the runs' configuration, as experiments/tracking/content.py has
+_RANGE = ("k_sigma/min", "k_sigma/max")
 _MOST = 100  # bars a chart
 
 
@@ -60,7 +62,7 @@ def headlines(runs: Path) -> dict[str, bool]:
     """Summary key of each benchmark's headline metric in the finished runs below `runs` -> whether higher is better."""
     finished = records.load(runs) if runs.is_dir() else []
     return {
-        f"{benchmark}/{result.primary}": result.higher_is_better
+        content.place(benchmark, result.primary, result.metrics): result.higher_is_better
         for record in finished
         for benchmark, result in sorted(record.results.items())
     }
@@ -69,8 +71,8 @@ def headlines(runs: Path) -> dict[str, bool]:
 def build(entity: str, project: str, metrics: dict[str, bool]) -> Workspace:
     """The workspace, not saved. Runs table: grouped by model, merger and scaling, best mean score first.
 
-    metrics: as `headlines`; each gets a bar chart. Sections: ablation, coefficients, samples, cost. ImportError without
-    wandb-workspaces.
+    metrics: as `headlines`; each gets a bar chart, and one of its difference to the uniform control. Sections:
+    progress, differences, ablation, coefficients, samples, cost. ImportError without wandb-workspaces.
     """
     from wandb_workspaces import expr, workspaces
 
@@ -80,7 +82,7 @@ def build(entity: str, project: str, metrics: dict[str, bool]) -> Workspace:
         pinned_columns=[
             "run:displayName",
             *(f"config:{name}.value" for name in (*_METHOD, "suite_name", "seed", "study")),
-            *(f"summary:{name}" for name in ("score", *metrics, "K*sigma/min", "K*sigma/max")),
+            *(f"summary:{name}" for name in ("state", "score", *metrics, *_deltas(metrics), *_RANGE)),
         ],
     )
     return workspaces.Workspace(
@@ -109,9 +111,9 @@ def _sections(metrics: dict[str, bool]) -> list[Any]:
         *(_bars(f"{name} ({'higher' if higher else 'lower'} is better)", [name]) for name, higher in metrics.items()),
     ]
     heatmaps = [
-        MediaBrowser(title="alpha and K*sigma", media_keys=["coefficients_heatmap"], num_columns=2),
+        MediaBrowser(title="alpha and K σ", media_keys=["coefficients_heatmap"], num_columns=2),
         MediaBrowser(title="distance between the experts", media_keys=["alignment_heatmap"], num_columns=2),
-        _bars("range of K*sigma by scaling", ["K*sigma/min", "K*sigma/max"], "scaling_name"),
+        _bars("range of K σ by scaling", list(_RANGE), "scaling_name"),
         WeavePanelSummaryTable(table_name="coefficients"),
         WeavePanelSummaryTable(table_name="alignment"),
     ]
@@ -120,12 +122,34 @@ def _sections(metrics: dict[str, bool]) -> list[Any]:
         _bars("seconds by stage", stages, "merger_name"),
         _bars("peak memory (MB)", ["peak_memory_mb"], "model_name"),
     ]
+    lines = [
+        _lines("items done, share of a stage", ["progress/fraction"]),
+        _lines("items a second", ["progress/items_per_second"]),
+        _lines("tokens a second", ["progress/tokens_per_second"]),
+        _lines("memory (MB)", ["memory/host_mb", "memory/device_mb"]),
+    ]
+    differences = [_bars(f"Δ uniform: {name.partition('/')[2]}", [name]) for name in _deltas(metrics)]
     return [
+        Section(name="Progress", panels=lines, is_open=True),
+        Section(name="Differences to the uniform control", panels=differences, is_open=True),
         Section(name="Ablation", panels=ablation, is_open=True),
         Section(name="Coefficients", panels=heatmaps, is_open=True),
         Section(name="Samples", panels=[WeavePanelSummaryTable(table_name="samples")], is_open=True),
         Section(name="Cost", panels=cost),
     ]
+
+
+def _deltas(metrics: dict[str, bool]) -> list[str]:
+    """Of each benchmark, and of the mean over those where higher is better, if there are any."""
+    means = ["delta_uniform/mean_acc"] if any(metrics.values()) else []
+    return means + list(dict.fromkeys(f"delta_uniform/{name.partition('/')[0]}" for name in metrics))
+
+
+def _lines(title: str, metrics: list[Any]) -> Any:
+    """A curve for each run over the seconds of its segment."""
+    from wandb_workspaces.reports.v2 import LinePlot
+
+    return LinePlot(title=title, x="run/seconds", y=metrics, max_runs_to_show=_MOST)
 
 
 def _bars(title: str, metrics: list[Any], by: str | None = None) -> Any:

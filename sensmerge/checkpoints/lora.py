@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sensmerge.checkpoints.reader import DTYPES, Entry, Source
+from sensmerge.checkpoints.reader import DTYPES, Entry, Source, Span
 from sensmerge.checkpoints.torch_bin import unpickle
 from sensmerge.tensor_names import holds_tokens, is_head, is_input
 
@@ -127,6 +127,10 @@ class Adapter(Source):
             return self.base.tensor(name)
         weight = change.whole if change.whole is not None else self.base.tensor(name)
         return change.product.added_to(weight) if change.product is not None else weight
+
+    def span(self, name: str) -> Span | None:
+        """The base's, where the adapter leaves a tensor alone."""
+        return None if name in self._changes else self.base.span(name)
 
     def prefetch(self, name: str) -> None:
         """Ask the base to read ahead; adapters are small."""

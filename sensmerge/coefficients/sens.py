@@ -12,7 +12,7 @@ lambda meaning what it always meant.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import field, replace
 from typing import Literal
 
@@ -51,6 +51,10 @@ class Sens(Strength, Rule):
     metric: Literal["l2", "l2_centred", "l2sq", "kl", "cosine"] = "l2"
     outside: Literal["uniform", "mean", "own"] = "uniform"
     loss: Literal["answer", "full"] | None = field(default=None, metadata={"later": True})
+
+    def check(self, tasks: Iterable[str]) -> None:
+        if not (self.task_specific or self.cross_task):
+            raise ValueError("task_specific and cross_task are both off, which is scaling=uniform under another name")
 
     def calibrated(self, settings: Calibration) -> Calibration:
         return replace(settings, loss=self.loss) if self.loss else settings

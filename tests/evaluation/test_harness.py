@@ -9,6 +9,7 @@ import pytest
 import torch
 from evaluation_fixtures import model, tokenizer
 
+from evaluation import answers
 from evaluation.harness import Harness
 from evaluation.lm_eval_rows import stock_configs
 
@@ -171,3 +172,32 @@ def test_the_callers_tokenizer_is_left_alone() -> None:
 def test_missing_stock_task() -> None:
     with pytest.raises(FileNotFoundError, match="no_such"):
         stock_configs("no_such/*.yaml")
+
+
+def test_the_first_prompts_are_kept_by_item(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "KEPT_PROMPTS", 2)
+    asked = harness()
+    prompts = ["w1", "w1", "w2", "w3"]
+    asked.generate(prompts, until=[], max_new_tokens=1, ids=["a", "a", "b", "c"])
+    assert asked.prompts == {"a": "w1", "b": "w2"}, "an item asked twice counts once"
+    asked.prompts.clear()
+    asked.loglikelihood([("w1", " w2"), ("w1", " w3"), ("w4", " w5")], ids=["q", "q", "r"])
+    assert asked.prompts == {"q": "w1", "r": "w4"}
+    asked.generate(["w5"], until=[], max_new_tokens=1)
+    assert asked.prompts == {"q": "w1", "r": "w4"}, "nobody said which item it is of"
+
+
+def test_progress_is_told_the_tokens_read_and_written() -> None:
+    told: list[int] = []
+
+    def watched(label: str, batches: Any, total: int) -> Any:
+        for batch in batches:
+            told.append(batch[2])
+            yield batch
+
+    asked, words = harness(progress=watched, batch_size=1), tokenizer()
+    asked.loglikelihood([(PROMPTS[0], " Paris")])
+    assert told == [len(words(PROMPTS[0] + " Paris")["input_ids"]) - 1], "the last token is scored, and never read"
+    asked.generate([PROMPTS[3]], until=[], max_new_tokens=2)
+    read = len(words(PROMPTS[3])["input_ids"])
+    assert told[1] in (read + 1, read + 2), "it may end early"

@@ -19,7 +19,7 @@ from experiments.families.lora import LoraExperts, inject
 from experiments.families.smollm import SmolLM
 from experiments.run import pipeline
 from experiments.run.spec import Evaluation, Output, RunSpec
-from experiments.tracking.upload import Tracking
+from experiments.tracking.settings import Tracking
 from sensmerge.adapters import RobustMerge
 from sensmerge.calibration import Calibration
 from sensmerge.checkpoints.lora import Adapter

@@ -95,7 +95,7 @@ def test_a_tracked_run_with_a_checkpoint_and_its_report(tmp_path: Path) -> None:
     mirrored = list((tmp_path / "runs" / "wandb").glob(f"offline-run-*-{record['id']}/run-{record['id']}.wandb"))
     assert len(mirrored) == 1
     content = mirrored[0].read_bytes()
-    for said in (b"tiny_general/acc", b"coefficients_heatmap", b"K*sigma"):
+    for said in (b"tiny_general/acc", b"coefficients_heatmap", b"k_sigma"):
         assert said in content, said
     assert "W&B did not" not in out
     words = ["-m", "experiments", "report", "--study=demo", f"--runs={tmp_path / 'runs'}", f"--out={tmp_path}"]

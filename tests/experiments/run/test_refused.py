@@ -71,6 +71,7 @@ REFUSED = {
     "calibration.seed=-1": "calibration.seed: input should be greater than or equal to 0",
     "scaling.temperature=0": "scaling.temperature: input should be greater than 0",
     "scaling.temperature=inf": "scaling.temperature=inf: it has to be a finite number",
+    "scaling.task_specific=false scaling.cross_task=false": "scaling: task_specific and cross_task are both off",
     "scaling.metric=l3": "scaling.metric: input should be",
     "scaling=fixed": "scaling: weights are given for [], and needed for the experts",
     "output.runs=/dev/null/x": "cannot write below /dev/null",
@@ -121,7 +122,7 @@ def test_each_is_refused_in_a_line_that_names_the_setting(line: str) -> None:
     [
         ({"items": ("q1", "q99")}, "benchmark choice: no item q99 among 12, such as q0"),
         ({"items": ()}, "benchmark choice: the list of items is empty"),
-        ({"prompt": "{{questoin}}"}, "benchmark choice: UndefinedError: 'questoin' is undefined"),
+        ({"prompt": "{{questoin}}"}, "benchmark choice: 'questoin' is undefined"),
     ],
 )
 def test_what_only_the_data_can_tell_is_told_before_the_first_stage(spec: RunSpec, changes: dict, message: str) -> None:

@@ -1,4 +1,4 @@
-"""Mirroring again: every finished run, one line each, whatever one of them is like."""
+"""Sending again: every run, one line each, whatever one of them is like."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from report_fixtures import COEFFICIENTS, write_run
 from wandb_fixtures import apart, folders, read  # noqa: F401
 
 from experiments import __main__ as command
+from experiments import locks
+from experiments.run.events import Events
 from experiments.tracking import sync, upload
-from experiments.tracking.upload import Tracking
+from sensmerge.store import write_json
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -34,16 +36,20 @@ def lines(capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_every_run_once_however_often(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for _ in range(2):
-        assert sync.main(["--runs", str(runs)]) == 0
+    found = {}
+    for verb, words in (("sent offline", []), ("sent already", []), ("sent offline", ["--again"])):
+        assert sync.main(["--runs", str(runs), *words]) == 0
         said = lines(capsys)
         assert sorted(said) == [
             "tiny-base-0000", "tiny-dare-sens-s0-0003", "tiny-ties-sens-s0-0002", "tiny-ties-uniform-s0-0001",
         ]  # fmt: skip
         found = folders(runs)
-        assert said == {name: f"mirrored offline: {found[name[-4:]]}" for name in said}
+        assert {name: text.rpartition("/")[2] for name, text in said.items()} == {
+            name: f"sent already: {found[name[-4:]].name}" if verb == "sent already" else found[name[-4:]].name
+            for name in said
+        }
+        assert all(text.startswith(verb) for text in said.values())
     own = read(found["0003"]).run
     assert (own["project"], own["entity"], own["run_group"]) == ("own", "lab", "g")
     assert read(found["0002"]).run["project"] == "sensmerge"
@@ -53,20 +59,54 @@ def test_a_study_with_what_it_is_compared_with_and_where_to(runs: Path, capsys: 
     words = ["--runs", str(runs), "--project", "q", "--entity", "e", "--mode", "offline", "--dry-run"]
     assert sync.main([*words, "--study", "demo"]) == 0
     assert lines(capsys) == {
-        name: f"would be mirrored offline as {name[-4:]} of e/q"
-        for name in ("tiny-base-0000", "tiny-ties-sens-s0-0002", "tiny-ties-uniform-s0-0001")
+        **{
+            name: f"would be sent offline as {name[-4:]} of e/q"
+            for name in ("tiny-base-0000", "tiny-ties-sens-s0-0002", "tiny-ties-uniform-s0-0001")
+        },
+        "study demo": "would be sent offline as study-demo",
     }
     assert not (runs / "wandb").exists()
     assert not list(runs.glob("*/wandb.json"))
 
 
-def test_where_a_run_was_mirrored_last_it_goes_again(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    upload.mirror(runs / "tiny-dare-sens-s0-0003", Tracking(mode="offline", project="moved", directory=runs))
-    assert sync.main(["--runs", str(runs), "--study", "other", "--dry-run"]) == 0
-    assert lines(capsys)["tiny-dare-sens-s0-0003"] == "would be mirrored offline as 0003 of moved"
+def test_where_a_run_was_sent_last_it_goes_again_unless_a_variable_says_otherwise(
+    runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_json(runs / "tiny-dare-sens-s0-0003" / upload.WANDB_JSON, {"project": "moved", "mode": "offline"})
+    words = ["--runs", str(runs), "--study", "other", "--dry-run"]
+    assert sync.main(words) == 0
+    assert lines(capsys)["tiny-dare-sens-s0-0003"] == "would be sent offline as 0003 of moved"
+    monkeypatch.setenv("WANDB_PROJECT", "said")
+    assert sync.main(words) == 0
+    assert lines(capsys)["tiny-dare-sens-s0-0003"] == "would be sent offline as 0003 of said"
+    assert sync.main([*words, "--project", "asked"]) == 0
+    assert lines(capsys)["tiny-dare-sens-s0-0003"] == "would be sent offline as 0003 of asked"
 
 
-def test_one_bad_record_is_named_and_the_others_are_mirrored(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.slow
+def test_a_run_that_was_killed_is_sent_as_killed_and_one_that_goes_on_is_left_alone(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = runs / "tiny-ties-sens-s9-0009"
+    directory.mkdir()
+    config = {"tracking": {"project": "own"}, "merger": {"density": 0.5}}
+    named = {"id": "0009", "title": "tiny-ties-sens-s9", "study": "other", "seed": 9, "member": None, "overrides": []}
+    begun = Events(directory, {**named, "labels": {"model": "tiny", "merger": "ties"}, "config": config})
+    begun.write("stage", name="calibrate", seconds=2.5)
+    (directory / "studies").mkdir()
+    (directory / "studies/other").touch()
+    with locks.holding(directory):
+        assert sync.main(["--runs", str(runs), "--study", "other"]) == 0
+    assert lines(capsys)[directory.name].startswith("goes on")
+    assert sync.main(["--runs", str(runs), "--study", "other"]) == 0
+    found = read(folders(runs)["0009"])
+    assert (found.exit_code, found.summary["state"], found.run["project"]) == (255, "killed", "own")
+    assert (found.config["merger"], found.config["seed"]) == ({"density": 0.5}, 9)
+    assert found.curve("seconds/calibrate") == [2.5]
+
+
+@pytest.mark.slow
+def test_one_bad_record_is_named_and_the_others_are_sent(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (runs / "tiny-base-0000/record.json").write_text("{")
     (runs / "tiny-ties-uniform-s0-0001/outcomes/quiz.json").unlink()
     assert sync.main(["--runs", str(runs)]) == 1
@@ -80,7 +120,7 @@ def test_one_bad_record_is_named_and_the_others_are_mirrored(runs: Path, capsys:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--runs", "nowhere"], "no finished run in nowhere"),
+        (["--runs", "nowhere"], "no run in nowhere"),
         (["--study", "dmeo"], "no complete run of study 'dmeo'; studies found: demo, earlier, other"),
         (["--mode", "online"], "wandb login"),
     ],
