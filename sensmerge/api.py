@@ -178,9 +178,15 @@ def export_mergekit(
         base = opened(members, layout, stack)["base"]
         if not isinstance(table, Table):
             table = (table or Uniform()).table(Evidence(sorted(experts), base.names))
-        moved = sorted(layout.moved) if layout else ()
         return mergekit.export(
-            merger, table, base.entries, base=known["base"], experts=experts, approximate=approximate, moved=moved
+            merger,
+            table,
+            base.entries,
+            base=known["base"],
+            experts=experts,
+            approximate=approximate,
+            moved=sorted(layout.moved) if layout else (),
+            model_type=models.model_type(members.base),
         )
 
 

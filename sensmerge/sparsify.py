@@ -11,7 +11,7 @@ _AT_ONCE = 1 << 22  # numbers whose ranks, probabilities and random words exist 
 
 
 def keep_largest(tau: Tensor, density: float) -> Tensor:
-    """`tau` [*s] with exactly k = max(1, round(density * n)) entries kept, those largest in magnitude, the rest zero.
+    """`tau` [*s] with exactly k = share(density, n) entries kept, those largest in magnitude, the rest zero.
 
     Equal magnitudes at the threshold (common in bf16, where a delta has few distinct values) are kept in order of
     position until k is reached, so the share kept is the share asked for. (TIES-Merging, arXiv 2306.01708, "trim".)
@@ -19,11 +19,11 @@ def keep_largest(tau: Tensor, density: float) -> Tensor:
     >>> keep_largest(torch.tensor([1.0, -3.0, 1.0, 2.0]), 0.75)
     tensor([ 1., -3.,  0.,  2.])
     """
-    return torch.where(_largest(tau, _share(density, tau.numel())), tau, 0.0)
+    return torch.where(_largest(tau, share(density, tau.numel())), tau, 0.0)
 
 
 def drop_outliers(tau: Tensor, density: float, gamma: float) -> Tensor:
-    """`tau` [*s] without its round(gamma * n) largest magnitudes; of the others the k = max(1, round(density * n))
+    """`tau` [*s] without its round(gamma * n) largest magnitudes; of the others the k = share(density, n)
     largest are kept, equal ones as in `keep_largest`, and the rest is zero. (Model Breadcrumbs, arXiv 2312.06795.)
 
     Where gamma and density leave too little, fewer outliers go: what is kept is the share asked for, at any size.
@@ -32,12 +32,17 @@ def drop_outliers(tau: Tensor, density: float, gamma: float) -> Tensor:
     tensor([1., 0., 0., 2.])
     """
     n = tau.numel()
-    k = _share(density, n)
+    k = share(density, n)
     top = min(round(gamma * n), n - k)
     return torch.where(_largest(tau, top + k) & ~_largest(tau, top), tau, 0.0)
 
 
-def _share(density: float, n: int) -> int:
+def share(density: float, n: int) -> int:
+    """How many of n entries are kept: the whole number nearest to density * n, the even one of two, and 1 at least.
+
+    >>> share(0.5, 5), share(0.5, 7), share(0.01, 5)
+    (2, 4, 1)
+    """
     return max(1, round(density * n))
 
 

@@ -29,6 +29,7 @@ from sensmerge.engine.kernel_args import (
     run_plain,
 )
 from sensmerge.mergers import Steps
+from sensmerge.sparsify import share
 
 T = TypeVar("T")
 STEP = 1 << 20  # numbers a piece: long enough that Python between two pieces does not show
@@ -129,9 +130,9 @@ class Engine:
         return list(self._pool.map(work, pieces))
 
     def _cuts(self, steps: Steps, inputs: Inputs, mask: tuple[Any, Any, Any], known: dict[int, Cut]) -> list[Cut]:
-        """For each task vector, what keeps exactly k = max(1, round(density n)) entries of it: those largest in
-        magnitude, equal ones in order of position (sparsify.keep_largest says the same)."""
-        n, k = inputs.n, max(1, round(steps.density * inputs.n))
+        """For each task vector, what keeps exactly k = share(density, n) entries of it: those largest in magnitude,
+        equal ones in order of position (sparsify.keep_largest says the same)."""
+        n, k = inputs.n, share(steps.density, inputs.n)
         if k >= n:
             known.update(dict.fromkeys(range(len(inputs)), EVERYTHING))
         wanted = [number for number in range(len(inputs)) if number not in known]

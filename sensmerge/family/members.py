@@ -17,6 +17,7 @@ from sensmerge.checkpoints import reader, vocabulary
 from sensmerge.checkpoints.open import is_adapter, open_source
 from sensmerge.checkpoints.reader import Source
 from sensmerge.checkpoints.vocabulary import Policy, Report, Vocabulary
+from sensmerge.family.tied import Once, once
 from sensmerge.store import Store, digest
 
 _LISTED = 5
@@ -64,10 +65,11 @@ class Layout:
 def opened(members: Models, layout: Layout | None, stack: ExitStack) -> dict[str, Source]:
     """Every member by name, the base as "base", in the order of rows that the merge has; closed with `stack`.
 
-    Raises what `open_source` raises for what cannot be read, ValueError for an adapter that does not fit the base.
+    Raises what `open_source` raises for what cannot be read, ValueError for an adapter that does not fit the base, and
+    for a tied head that differs from its embedding.
     """
-    base = stack.enter_context(open_source(members.base))
-    experts = {task: stack.enter_context(open_source(path, base)) for task, path in members.experts.items()}
+    base = stack.enter_context(once(open_source(members.base)))
+    experts = {task: stack.enter_context(once(open_source(path, base))) for task, path in members.experts.items()}
     if layout is None:
         return {"base": base, **experts}
     found = vocabulary.align(base, experts, layout.base, layout.experts, layout.policy)
@@ -117,12 +119,18 @@ def _sentence(task: str, report: Report) -> str:
 
 def digests(members: Models, layout: Layout | None, store: Store) -> dict[str, str]:
     """Member -> digest of what its tensors depend on: its files, an adapter's on those of the base too, and moved rows
-    on the base, the policy and the order of tokens (with "union" on all experts, whose rows are the new tokens')."""
+    on the base, the policy and the order of tokens (with "union" on all experts, whose rows are the new tokens').
+
+    A tied head that is stored a second time used to be merged on its own: a model with one has another digest since."""
+    with ExitStack() as stack:
+        twice = {member for member, source in opened(members, None, stack).items() if isinstance(source, Once)}
     base = checkpoint_digest(members.base, store)
+    base = digest({"member": base, "head": "once"}) if "base" in twice else base
     found = {"base": base}
     for task, path in members.experts.items():
         files = checkpoint_digest(path, store)
         found[task] = digest({"adapter": files, "base": base}) if is_adapter(path) else files
+        found[task] = digest({"member": files, "head": "once"}) if task in twice else found[task]
     if layout is None:
         return found
     rows: dict[str, Any] = {"base": base, "policy": layout.policy, "tokens": layout.tokens}

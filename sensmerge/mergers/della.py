@@ -21,6 +21,9 @@ class Della(Merger):
     """An entry of a task vector is kept with a probability within density +- epsilon, linear in its magnitude's rank
     within the row, and divided by it; then `inner`: TIES with density 1 is the paper's "elect" and "fuse".
 
+    epsilon is half of the paper's, whose probabilities lie within density +- epsilon / 2 (section 3.1); it is
+    mergekit's, which has density +- epsilon as here.
+
     A row of three entries 1, -5, 2 with density 0.5, epsilon 0.2: kept with probabilities 0.3, 0.7, 0.5.
     """
 

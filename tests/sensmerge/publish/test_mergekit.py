@@ -16,9 +16,11 @@ import yaml
 from conftest import llama
 from torch import Tensor
 
+from sensmerge.api import export_mergekit
 from sensmerge.checkpoints.reader import Entry, Reader
 from sensmerge.coefficients import Evidence, Table, Uniform
 from sensmerge.engine.engine import Engine
+from sensmerge.family.members import Models
 from sensmerge.merge import Merge
 from sensmerge.mergers import Average, Breadcrumbs, Dare, Della, Merger, Slerp, TaskArithmetic, Ties
 from sensmerge.publish.mergekit import NotExpressible, export
@@ -177,6 +179,20 @@ def test_inputs_that_mergekit_reads_otherwise() -> None:
         export(TaskArithmetic(), table(), mixed, base="b", experts=PLACES)
     with pytest.raises(ValueError, match="coefficients are for tasks"):
         export(TaskArithmetic(), table(), ENTRIES, base="b", experts={"math": "m"})
+
+
+def test_biases_that_mergekit_would_leave_out_are_said(tmp_path: Path) -> None:
+    """Its lists of Llama's and Mistral's tensors have none; the merge came out without them and without a word."""
+    places = {member: tmp_path / member for member in ("base", "math")}
+    for seed, path in enumerate(places.values()):
+        llama(seed, attention_bias=True).save_pretrained(path)
+    members = Models(places["base"], {"math": places["math"]})
+    with pytest.raises(NotExpressible, match=r"leaves 8 biases such as model\.layers\.\d\.self_attn\.\w_proj\.bias"):
+        export_mergekit(members, TaskArithmetic())
+    made = export_mergekit(members, TaskArithmetic(), approximate=True)
+    assert "# Not the same: it leaves 8 biases" in made.to_yaml()
+    entries = {**ENTRIES, "model.layers.0.mlp.up_proj.bias": Entry("", (6,), torch.bfloat16)}
+    assert export(TaskArithmetic(), table(), entries, base="b", experts=PLACES, model_type="qwen2").differences == ()
 
 
 RUN = """
