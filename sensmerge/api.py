@@ -22,6 +22,7 @@ from sensmerge.checkpoints.open import is_adapter
 from sensmerge.checkpoints.vocabulary import Policy
 from sensmerge.coefficients import Evidence, Rule, Sens, Table, Uniform
 from sensmerge.engine.engine import Engine
+from sensmerge.family import fit
 from sensmerge.family.family import Family, ready
 from sensmerge.family.members import Models, line_up, opened
 from sensmerge.mergers import Merger
@@ -54,8 +55,8 @@ def open_family(
     family = ready(Models(hub.locate(base), places, vocabulary), Path(cache))
     with ExitStack() as stack:
         ours, theirs = family.readers(stack)
-        merge.check_compatible(ours, theirs)
-        merge.check_architectures(family.shells, {"base": ours, **theirs})
+        fit.check_compatible(ours, theirs)
+        fit.check_architectures(family.shells, {"base": ours, **theirs})
     return family
 
 

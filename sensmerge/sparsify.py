@@ -2,12 +2,41 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from sensmerge.seeds import random_words
 
 _AT_ONCE = 1 << 22  # numbers whose ranks, probabilities and random words exist together
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What trimming keeps of one task vector: magnitudes above `threshold`, and those equal to it up to `last`.
+
+    threshold: bits of an fp32 number, which order like magnitudes. last: position in the flattened tensor.
+    """
+
+    threshold: int
+    last: int
+
+
+EVERYTHING = Cut(0, -1)  # all but zeros, which are as good as dropped
+
+
+def within(tau: Tensor, cut: Cut) -> Tensor:
+    """Which entries of `tau` [*s], fp32, `cut` keeps, [*s] bool; zeros may be left out.
+
+    >>> within(torch.tensor([1.0, -3.0, 1.0, 2.0]), Cut(0x3F800000, 1))  # the bits of 1.0
+    tensor([ True,  True, False,  True])
+    """
+    bits = tau.abs().flatten().view(torch.int32)
+    keep = bits > cut.threshold
+    if cut.threshold and cut.last >= 0:
+        keep[: cut.last + 1] |= bits[: cut.last + 1] == cut.threshold
+    return keep.view_as(tau)
 
 
 def keep_largest(tau: Tensor, density: float) -> Tensor:
@@ -31,10 +60,14 @@ def drop_outliers(tau: Tensor, density: float, gamma: float) -> Tensor:
     >>> drop_outliers(torch.tensor([1.0, -3.0, 0.5, 2.0]), density=0.5, gamma=0.25)
     tensor([1., 0., 0., 2.])
     """
-    n = tau.numel()
-    k = share(density, n)
-    top = min(round(gamma * n), n - k)
+    top, k = outliers(density, gamma, tau.numel())
     return torch.where(_largest(tau, top + k) & ~_largest(tau, top), tau, 0.0)
+
+
+def outliers(density: float, gamma: float, n: int) -> tuple[int, int]:
+    """How many of n entries `drop_outliers` drops as the largest, and how many it keeps."""
+    k = share(density, n)
+    return min(round(gamma * n), n - k), k
 
 
 def share(density: float, n: int) -> int:

@@ -78,7 +78,7 @@ def merge_recipe(spec: RunSpec, family: Prepared, calibrated: Calibrated) -> Sub
         base, experts = family.readers(stack)
         engine = stack.enter_context(Engine(models.resolve_device(spec.device), spec.threads))
         return merge.Merge(
-            base, experts, merger, calibrated.table, engine, spec.seed, thresholds.known(family.store, family, merger)
+            base, experts, merger, calibrated.table, engine, spec.seed, *thresholds.known(family.store, family, merger)
         )
 
     return Subject(digest(recipe), "base", opened, recipe)
@@ -138,7 +138,7 @@ def _harness(spec: RunSpec, family: Prepared, subject: Subject, progress: Progre
         with ExitStack() as stack:
             merged = subject.merge(stack)
             merge.load_into(model, merged, progress.bar("merge"))
-            thresholds.keep(family.store, family, merged.merger, merged.cuts)
+            thresholds.keep(family.store, family, merged.merger, merged.cuts, merged.edges)
         say(f"merged {models.n_parameters(model) / 1e6:.2f} M parameters", start, "in memory")
     tokenizer = models.load_tokenizer(family.shells["base"])
     return Harness(
@@ -169,5 +169,5 @@ def write_checkpoint(
             merged = subject.merge(stack)
             shell = family.shells["base"]
             merge.write(target, merged, card=text, recipe=kept, shell=shell, progress=progress.bar("merge"))
-            thresholds.keep(family.store, family, merged.merger, merged.cuts)
+            thresholds.keep(family.store, family, merged.merger, merged.cuts, merged.edges)
     say("checkpoint", start, target, reused=done)

@@ -11,4 +11,4 @@ from sensmerge.mergers.ties import Ties
 __all__ = ["VARIANTS", "Average", "Breadcrumbs", "Dare", "Della", "Merger", "Slerp", "Steps", "TaskArithmetic", "Ties"]
 
 # What both command lines call by a name that is no class's own; those are their names in small letters.
-VARIANTS: dict[str, Merger] = {"dare_ties": Dare(inner=Ties(density=1.0))}
+VARIANTS: dict[str, Merger] = {"dare_ties": Dare(inner=Ties(density=1.0, scope="tensor"))}

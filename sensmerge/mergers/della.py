@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import field
-from typing import ClassVar
+from dataclasses import field, replace
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sensmerge.mergers.base import Merger
 from sensmerge.mergers.ties import Ties
+from sensmerge.mergers.whole import Part, Survey, behind, passed_on
 from sensmerge.sparsify import drop_by_rank
 
 
@@ -30,7 +31,7 @@ class Della(Merger):
     stochastic: ClassVar[bool] = True
     density: float = Field(default=0.5, gt=0, le=1)
     epsilon: float = Field(default=0.1, ge=0, lt=1)
-    inner: Merger = field(default_factory=lambda: Ties(density=1.0))
+    inner: Merger = field(default_factory=lambda: Ties(density=1.0, scope="tensor"))
 
     def __post_init__(self) -> None:
         if self.density <= self.epsilon or self.density + self.epsilon > 1:
@@ -39,8 +40,22 @@ class Della(Merger):
                 f"got density={self.density} and epsilon={self.epsilon}"
             )
 
-    def __call__(self, base: Tensor, taus: Tensor, weights: Tensor, *, keys: Sequence[int] | None = None) -> Tensor:
+    def __call__(
+        self, base: Tensor, taus: Tensor, weights: Tensor, *, keys: Sequence[int] | None = None, known: Any = None
+    ) -> Tensor:
+        return self.inner(base, self._kept(taus, keys), weights, keys=keys, **passed_on(known))
+
+    def _kept(self, taus: Tensor, keys: Sequence[int] | None) -> Tensor:
         if keys is None or len(keys) != len(taus):
             raise ValueError(f"DELLA draws one mask per expert: got {keys and len(keys)} keys for {len(taus)}")
         kept = [drop_by_rank(tau, self.density, self.epsilon, key) for tau, key in zip(taus, keys, strict=True)]
-        return self.inner(base, torch.stack(kept), weights, keys=keys)
+        return torch.stack(kept)
+
+    def survey(self, experts: int) -> Survey | None:
+        """The inner merger's, of what is left of the task vectors."""
+
+        def kept(part: Part) -> Part:
+            return replace(part, taus=self._kept(part.taus, part.keys))
+
+        inner = self.inner.survey(experts)
+        return None if inner is None else behind(inner, kept, ("della", self.density, self.epsilon))

@@ -136,6 +136,11 @@ def _weight(table: Table, at: int, entries: Mapping[str, Entry]) -> Any:
 
 def method_of(merger: Merger, experts: int) -> Method:
     """Raises NotExpressible for a merger that mergekit has no word for."""
+    if merger.survey(experts) is not None:
+        what = type(merger).__name__
+        raise NotExpressible(
+            f"mergekit trims tensor by tensor, and {what} with scope=model looks at whole vectors: take scope=tensor"
+        )
     match merger:
         case Average():
             return Method("task_arithmetic", 1 / experts)

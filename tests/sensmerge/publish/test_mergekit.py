@@ -90,7 +90,7 @@ class Case:
         Case(TaskArithmetic(scale=0.7), uniform()),
         Case(Average(), table()),
         Case(Average(), uniform()),
-        Case(Ties(density=1.0, scale=0.6), uniform()),
+        Case(Ties(density=1.0, scale=0.6, scope="tensor"), uniform()),
     ],
 )
 def test_what_is_written_means_our_merge(case: Case) -> None:
@@ -139,13 +139,15 @@ def test_a_filter_that_would_catch_another_tensor_is_refused() -> None:
     ("merger", "coefficients", "reason"),
     [
         (Slerp(), uniform(), "Slerp is defined for at most 2"),
-        (Ties(density=0.5), uniform(), "cancel exactly"),
-        (Ties(density=0.5), table(), "only ratios survive"),
+        (Ties(density=0.5, scope="tensor"), uniform(), "cancel exactly"),
+        (Ties(density=0.5, scope="tensor"), table(), "only ratios survive"),
         (Dare(drop=0.5), table(), "masks"),
-        (Dare(drop=0.5, inner=Ties(density=0.5)), table(), "sparsifies once"),
+        (Dare(drop=0.5, inner=Ties(density=0.5, scope="tensor")), table(), "sparsifies once"),
         (Breadcrumbs(), table(), "cut to whole numbers"),
         (Della(density=0.8, epsilon=0.2), table(), "below 1"),
         (Della(), table(), "L1 norm"),
+        (Ties(), uniform(), "Ties with scope=model looks at whole vectors: take scope=tensor"),
+        (Breadcrumbs(scope="model"), uniform(), "Breadcrumbs with scope=model"),
     ],
 )
 def test_what_mergekit_does_otherwise_is_refused(merger: Merger, coefficients: Table, reason: str) -> None:
@@ -155,7 +157,7 @@ def test_what_mergekit_does_otherwise_is_refused(merger: Merger, coefficients: T
 
 def test_differences_are_comments_of_an_approximation() -> None:
     made = export(
-        Dare(drop=0.75, inner=Ties(density=1.0, scale=0.5)),
+        Dare(drop=0.75, inner=Ties(density=1.0, scale=0.5, scope="tensor")),
         table(),
         ENTRIES,
         base="b",
