@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sensmerge.api import compute_coefficients, export_mergekit, load_merged, open_family, uniform, write_merged
     from sensmerge.calibration import Calibration
     from sensmerge.coefficients import Fixed, Sens, Shuffled, Table, Uniform
-    from sensmerge.mergers import Average, Breadcrumbs, Dare, Della, Slerp, TaskArithmetic, Ties
+    from sensmerge.mergers import Average, Breadcrumbs, Dare, Della, Pcb, Slerp, TaskArithmetic, Ties
     from sensmerge.publish.recipes import Recipe
 
 __version__ = "0.1.0"  # the only place: pyproject.toml reads it here
@@ -27,6 +27,7 @@ __all__ = [
     "Dare",
     "Della",
     "Fixed",
+    "Pcb",
     "Recipe",
     "Sens",
     "Shuffled",
@@ -43,7 +44,7 @@ __all__ = [
     "write_merged",
 ]
 _HOMES = {
-    "sensmerge.mergers": ("Average", "Breadcrumbs", "Dare", "Della", "Slerp", "TaskArithmetic", "Ties"),
+    "sensmerge.mergers": ("Average", "Breadcrumbs", "Dare", "Della", "Pcb", "Slerp", "TaskArithmetic", "Ties"),
     "sensmerge.coefficients": ("Fixed", "Sens", "Shuffled", "Table", "Uniform"),
     "sensmerge.calibration": ("Calibration",),
     "sensmerge.publish.recipes": ("Recipe",),

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sensmerge import __version__
 
-_MERGERS = "average, task_arithmetic, ties, dare, dare_ties, breadcrumbs, della, slerp, or a class of yours"
+_MERGERS = "average, task_arithmetic, ties, dare, dare_ties, breadcrumbs, della, pcb, slerp, or a class of yours"
 _RULES = "sens, task_specific, cross_task, uniform, random, sens_farther, cross_task_farther, or a class of yours"
 _RECIPE = (
     "a recipe of yours or mergekit's, JSON or YAML (docs/library.md), a table of `coefficients`, a run's recipe.json, "

@@ -71,4 +71,6 @@ def merge_scratch(merger: Merger, weights: Weights, experts: int, device: str, t
         copies = 2 * experts + 13
     else:
         copies = (3 if steps.combine == "disjoint" else 2) * experts + 6 + (experts if steps.drop else 0)
+    if merger.survey(experts) is not None:  # what is ranked, and its bits in order
+        copies = max(copies, 5 * experts + 6)
     return 4 * copies * weights.largest

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import weights
-from oracles import oracle_della, philox
+from oracles import oracle_della, oracle_pcb, philox
 from safetensors.torch import load_file, save_file
 
 from sensmerge import merge, models
@@ -21,7 +21,7 @@ from sensmerge.engine.engine import Engine
 from sensmerge.family.family import ready
 from sensmerge.family.members import Models
 from sensmerge.merge import Merge, Output
-from sensmerge.mergers import Breadcrumbs, Dare, Della, Merger, TaskArithmetic, Ties
+from sensmerge.mergers import Breadcrumbs, Dare, Della, Merger, Pcb, TaskArithmetic, Ties
 from sensmerge.mergers.whole import Edge
 from sensmerge.seeds import key
 from sensmerge.sparsify import within
@@ -32,6 +32,7 @@ MERGERS: list[Merger] = [
     Ties(density=0.2),
     Dare(drop=0.4, inner=Ties(density=0.3)),
     Breadcrumbs(density=0.4, gamma=0.05, scope="model"),
+    Pcb(ratio=0.2, scale=1.5, clamp=0.01),
 ]
 MORE: list[Merger] = [
     Ties(density=0.5, cancelled="drop", scale=0.7),
@@ -106,12 +107,14 @@ def oracle(merger: Merger, family: dict[str, Path], coefficients: Table) -> dict
     names, deltas, base = whole(family)
     taus = [masked(merger, number, tau, base) for number, tau in enumerate(deltas)]
     inner: Any = getattr(merger, "inner", merger)
+    by_entry = torch.cat([coefficients.weights(n).double()[:, None].expand(3, base[n].numel()) for n in names], 1)
     if isinstance(inner, Ties):
         kept = [largest(tau, max(1, round(inner.density * len(tau)))) for tau in taus]
         taus = [[v if i in mine else 0.0 for i, v in enumerate(tau)] for tau, mine in zip(taus, kept, strict=True)]
-    by_entry = torch.cat([coefficients.weights(n).double()[:, None].expand(3, base[n].numel()) for n in names], 1)
     scaled = (torch.tensor(taus, dtype=torch.float64) * by_entry).float()  # votes that cancel do so in fp32
-    if isinstance(inner, TaskArithmetic):
+    if isinstance(inner, Pcb):
+        moved = torch.tensor(oracle_pcb(taus, by_entry.tolist(), inner))
+    elif isinstance(inner, TaskArithmetic):
         moved = scaled.sum(0)
     else:
         sums = scaled[0] + scaled[1] + scaled[2]
