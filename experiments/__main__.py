@@ -12,6 +12,7 @@ COMMANDS = {  # command -> the module whose main(arguments) it is, and what it d
     "report page": ("experiments.report.page", "one HTML page of several studies, down to single answers"),
     "report best": ("experiments.report.best", "each merger's best rule settings in a study"),
     "report archive": ("experiments.report.archive", "a study's records in one file; reports from such files"),
+    "report readings": ("experiments.report.readings", "what published readings do to coefficients: docs/method.md"),
     "report recipe": ("experiments.run.recipe", "recipe.json of runs that are older than that file"),
     "track": ("experiments.tracking.sync", "mirror finished runs to W&B again, from disk"),
     "track dashboard": ("experiments.tracking.dashboard", "save a W&B workspace for the runs"),
@@ -56,7 +57,15 @@ def _listing(program: str, verb: str) -> str:
 
 
 def _run(command: str, arguments: list[str]) -> int:
-    return importlib.import_module(COMMANDS[command][0]).main(arguments)
+    """The command's exit status; 1 after saying on stderr what it refused. A job's log gets the whole traceback."""
+    module, listed = COMMANDS[command]
+    try:
+        return importlib.import_module(module).main(arguments)
+    except (ValueError, FileNotFoundError) as error:
+        if not listed:
+            raise
+        sys.stderr.write(f"{error}\n")
+        return 1
 
 
 if __name__ == "__main__":

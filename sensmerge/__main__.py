@@ -14,7 +14,10 @@ from pathlib import Path
 from sensmerge import __version__
 
 _MERGERS = "average, task_arithmetic, ties, dare, dare_ties, breadcrumbs, della, pcb, slerp, or a class of yours"
-_RULES = "sens, task_specific, cross_task, uniform, random, sens_farther, cross_task_farther, or a class of yours"
+_RULES = (
+    "sens, task_specific, cross_task, uniform, random, sens_farther, cross_task_farther, sens_words, sens_rcp, "
+    "sens_l2s, metagpt, lines, fisher, acm, or a class of yours"
+)
 _RECIPE = (
     "a recipe of yours or mergekit's, JSON or YAML (docs/library.md), a table of `coefficients`, a run's recipe.json, "
     "a checkpoint's merge.json, or the directory of one of the last two"

@@ -17,9 +17,17 @@ from torch import Tensor
 
 from sensmerge.calibration import Sample
 
+
+def _centred(rows: Tensor) -> Tensor:
+    """Rows [n, V] minus their means over V."""
+    return rows - rows.mean(-1, keepdim=True)
+
+
 METRICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     # Of two logit rows [n, V] (another expert's, the task's own expert's) -> [n].
     "l2": lambda other, own: (other - own).norm(dim=-1),
+    # A shift common to all tokens moves logits and no softmax: without it.
+    "l2_centred": lambda other, own: _centred(other - own).norm(dim=-1),
     "l2sq": lambda other, own: (other - own).square().sum(-1),
     "kl": lambda other, own: F.kl_div(
         other.log_softmax(-1), own.log_softmax(-1), reduction="none", log_target=True

@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from sensmerge import alignment, calibration, coefficients, memory, models, sensitivity
+from sensmerge import activations, alignment, calibration, coefficients, memory, models, sensitivity
 from sensmerge.alignment import Predictions
 from sensmerge.blockwise import passes as blockwise
 from sensmerge.calibration import Calibration, Sample
@@ -27,7 +27,6 @@ from sensmerge.family.family import Family
 log = logging.getLogger(__name__)
 Pairs = Sequence[tuple[str, str]]  # prompts with their answers
 Bar = Callable[[str], Callable[[Any], Any]]  # label -> what wraps an iterable of samples, or of blocks
-Result = TypeVar("Result")
 Result = TypeVar("Result")
 _Peaks = Callable[[memory.Weights, int], memory.Peaks]  # of a model whose numbers take that many bytes
 
@@ -118,24 +117,48 @@ def calibrate(
 
     Raises what the passes and the rule raise.
     """
+    settings = rule.calibrated(settings)
     with ExitStack() as stack:
         names = family.opened(stack)["base"].names
-    sensitivities = distances = None
+    found: dict[str, Any] = {}
     digests = {task: calibration.digest(samples[task]) for task in family.tasks} if rule.needs else {}
     passes = _Passes(family, settings, device, stream, progress)
-    if "sensitivity" in rule.needs:
-        sensitivities = {}
-        for task in family.tasks:
+    for kind, part, made in (
+        ("sensitivity", "sensitivities", "sensitivities"),
+        ("fisher", "fisher", "squared gradients"),
+    ):
+        for task in family.tasks if kind in rule.needs else ():
             key = {"expert": family.expert_digests[task], "samples": digests[task]}
             key |= {"loss": settings.loss, "dtype": settings.dtype}
-            what = f"sensitivities of {task}, {len(samples[task])} samples"
-            sensitivities[task] = keep("sensitivity", key, what, partial(passes.sensitivities, task, samples[task]))
+            what = f"{made} of {task}, {len(samples[task])} samples"
+            compute = partial(passes.sensitivities, task, samples[task], squared=kind == "fisher")
+            found.setdefault(part, {})[task] = keep(kind, key, what, compute)
+    key = {"experts": family.expert_digests, "samples": digests, "dtype": settings.dtype}
     if "alignment" in rule.needs:
-        key = {"experts": family.expert_digests, "samples": digests, "dtype": settings.dtype}
         what = f"alignment of {len(family.tasks)} experts"
-        distances = keep("alignment", key, what, partial(passes.distances, samples))
-    evidence = Evidence(family.tasks, names, sensitivities, distances, seed)
+        found["distances"] = keep("alignment", key, what, partial(passes.distances, samples))
+    if "information" in rule.needs:
+        what = f"activations of {len(family.tasks)} experts beside the base's"
+        compute = partial(passes.information, samples)
+        found["information"] = keep("information", {"base": family.base_digest, **key}, what, compute)
+    if rule.weighs:
+        key = {"base": family.base_digest, "experts": family.expert_digests}
+        found["magnitudes"] = keep("magnitudes", key, "magnitudes of task vectors", partial(_magnitudes, family))
+    evidence = Evidence(family.tasks, names, seed=seed, **found)
     return Calibrated(evidence, rule.table(evidence), digests)
+
+
+def _magnitudes(family: Family) -> dict[str, dict[str, float]]:
+    """Task -> tensor name -> squared L2 norm of the task vector: fp32 differences, fp64 sums, a tensor at a time."""
+    with ExitStack() as stack:
+        base, experts = family.readers(stack)
+        found: dict[str, dict[str, float]] = {task: {} for task in family.tasks}
+        for name in base.names:
+            theta = base.tensor(name).float()
+            for task, expert in experts.items():
+                delta = expert.tensor(name).float() - theta
+                found[task][name] = delta.square_().sum(dtype=torch.float64).item()
+    return found
 
 
 @dataclass(frozen=True)
@@ -148,10 +171,11 @@ class _Passes:
     stream: bool | None
     progress: Bar
 
-    def sensitivities(self, task: str, samples: Sequence[Sample]) -> dict[str, float]:
-        """Tensor name -> S of the expert on its own samples."""
+    def sensitivities(self, task: str, samples: Sequence[Sample], *, squared: bool) -> dict[str, float]:
+        """Tensor name -> S of the expert on its own samples; squared: F."""
         lengths = [len(sample.ids) for sample in samples]
         how: Any = {"samples": samples, "loss": self.settings.loss, "progress": self.progress(f"sensitivity {task}")}
+        how["squared"] = squared
         return self._pass(
             task,
             lambda weights, size: memory.sensitivity_peaks(weights, lengths, size),
@@ -162,6 +186,26 @@ class _Passes:
     def distances(self, samples: Mapping[str, Sequence[Sample]]) -> dict[str, list[list[float]]]:
         """Metric -> g [K][K] of all experts on all tasks' samples."""
         return alignment.distances({task: self._predict(task, samples) for task in self.family.tasks})
+
+    def information(self, samples: Mapping[str, Sequence[Sample]]) -> dict[str, dict[str, list[float]]]:
+        """Task -> number of bins -> I [L] of the expert and the base, on the task's samples."""
+        every = [sample for task in self.family.tasks for sample in samples[task]]
+        sizes = [len(samples[task]) for task in self.family.tasks]
+        base = self._activations("base", every).split(sizes, 1)
+        return {
+            task: activations.information(of_base, self._activations(task, samples[task]))
+            for task, of_base in zip(self.family.tasks, base, strict=True)
+        }
+
+    def _activations(self, member: str, samples: Sequence[Sample]) -> torch.Tensor:
+        lengths = [len(sample.ids) for sample in samples]
+        how: Any = {"samples": samples, "progress": self.progress(f"activations {member}")}
+        return self._pass(
+            member,
+            lambda weights, size: memory.alignment_peaks(weights, lengths, size, 1),
+            lambda model: activations.means(model, **how),
+            lambda streaming: blockwise.activations(**streaming, **how),
+        )
 
     def _predict(self, task: str, samples: Mapping[str, Sequence[Sample]]) -> Predictions:
         experts, lengths = len(self.family.tasks), [len(sample.ids) for drawn in samples.values() for sample in drawn]

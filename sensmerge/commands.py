@@ -21,7 +21,7 @@ from sensmerge.family.family import Family
 from sensmerge.family.members import Models
 from sensmerge.mergers import Merger
 from sensmerge.publish import recipe_file, recipes
-from sensmerge.publish.classes import build, named
+from sensmerge.publish.classes import build, named, options, replaced
 from sensmerge.publish.recipes import Recipe
 from sensmerge.publish.versions import LIBRARIES, versions
 from sensmerge.store import describe, write_json
@@ -108,10 +108,10 @@ def export(given: Namespace) -> str:
     members = Models(hub.locate(base), {t: hub.locate(at) for t, at in experts.items()}, policy)
     if recipe.conditions:
         raise ValueError(f"{given.recipe} is mergekit's already")
-    if recipe.table is None and recipe.rule and recipe.rule.needs:
+    if recipe.table is None and recipe.rule and (recipe.rule.needs or recipe.rule.weighs):
         raise ValueError(
-            f"{given.recipe}: scaling: its coefficients take a pass over data; compute them by `python -m sensmerge "
-            "coefficients`, or merge and export the checkpoint's merge.json"
+            f"{given.recipe}: scaling: its coefficients take a pass over data or weights; compute them by `python -m "
+            "sensmerge coefficients`, or merge and export the checkpoint's merge.json"
         )
     made = api.export_mergekit(members, merger, recipe.table or recipe.rule, approximate=given.approximate)
     if recipe.dtype:
@@ -214,7 +214,7 @@ def _with(made: T, fields: Sequence[str], kind: type[T]) -> T:
 
     if not fields:
         return made
-    description = describe(made)
+    description, told = describe(made), set[tuple[str, ...]]()
     for word in fields:
         path, equals, value = word.partition("=")
         *outer, last = path.split(".")
@@ -222,12 +222,14 @@ def _with(made: T, fields: Sequence[str], kind: type[T]) -> T:
         for step in outer:
             inner = place.get(step)
             place = inner if isinstance(inner, dict) else {}
-        allowed = sorted(set(place) - {"class", "version"})
+        allowed = options(place, kind)
         if not equals or last not in allowed:
             raise ValueError(
                 f"--set {word!r}: {type(made).__name__} takes FIELD=VALUE with {', '.join(allowed) or 'none'}"
             )
+        place |= {other: None for other in replaced(place, [last], kind) if (*outer, other) not in told}
         place[last] = yaml.safe_load(value)
+        told.add((*outer, last))
     return build(description, kind)
 
 
@@ -239,4 +241,11 @@ def _table(table: Table) -> str:
     rows["all else"] = table.default.tolist()
     lines = [label.ljust(24) + "".join(f"{value:12.4f}" for value in row) for label, row in rows.items()]
     span = table.summary()
-    return "\n".join([head, *lines, f"blocks: {span['min']:.4f} to {span['max']:.4f}, mean {span['mean']:.4f}"])
+    return "\n".join(
+        [
+            head,
+            *lines,
+            f"blocks: {span['min']:.4f} to {span['max']:.4f}, mean {span['mean']:.4f}, spread {span['sd']:.4f}; "
+            f"{span['first_block']:.0%} of it in block 0",
+        ]
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ def resolve_device(name: str) -> torch.device:
     """The device called `name`; "auto" is cuda where there is one, else cpu. ValueError if it is not here."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise ValueError(f"device={name or repr(name)}: it is one of auto, cpu, cuda, cuda:0, cuda:1, ...")
     device = torch.device(name)
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -32,6 +35,14 @@ def resolve_device(name: str) -> torch.device:
 def device_kind(name: str) -> str:
     """The type of the device that `name` stands for ("auto": as resolved here), for one that is absent too."""
     return name.split(":")[0] if name != "auto" else resolve_device(name).type
+
+
+def places(path: Path) -> int | None:
+    """How many tokens of context the checkpoint at `path` has places for; None where its config.json does not say."""
+    import transformers
+
+    config: Any = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
+    return getattr(config, "max_position_embeddings", None)
 
 
 def load(path: Path, *, dtype: str = "auto", device: torch.device | str = "cpu") -> Any:

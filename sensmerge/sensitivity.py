@@ -2,6 +2,9 @@
 
 S = sum over samples x, sum over the tensor's parameters p, |theta_p * dL(x) / dtheta_p|, the estimate of how much the
 loss changes when a parameter is set to zero (Sens-Merging, arXiv 2502.12420; absolute value per scalar and sample).
+
+Of the same gradients, squared: F = sum over samples, sum over parameters, (dL(x) / dtheta_p)^2, the diagonal of the
+empirical Fisher information, with the true labels, summed over the tensor (arXiv 2111.09832).
 """
 
 from __future__ import annotations
@@ -27,9 +30,10 @@ def sensitivities(
     samples: Sequence[Sample],
     *,
     loss: Literal["answer", "full"] = "answer",
+    squared: bool = False,
     progress: Callable[[Sequence[Sample]], Iterable[Sample]] = iter,
 ) -> dict[str, float]:
-    """Tensor name -> S over `samples`, in the model's own dtype with fp64 sums.
+    """Tensor name -> S over `samples`, in the model's own dtype with fp64 sums; `squared`: F instead.
 
     One backward per sample, and within it one gradient alive at a time: a hook reduces each to a number the moment it
     is complete and frees it, so memory is that of the forward plus one tensor. A tied tensor counts once, under its
@@ -42,7 +46,10 @@ def sensitivities(
     totals = {name: 0.0 for name, _ in model.named_parameters()}
     training = model.training
     model.eval().requires_grad_(True)
-    handles = [p.register_post_accumulate_grad_hook(reduce_into(totals, name)) for name, p in model.named_parameters()]
+    handles = [
+        p.register_post_accumulate_grad_hook(reduce_into(totals, name, squared=squared))
+        for name, p in model.named_parameters()
+    ]
     try:
         for sample in progress(samples):
             logits = model(input_ids=sample.ids.to(model.device)[None], use_cache=False).logits[0]
@@ -59,17 +66,18 @@ def sensitivities(
     return totals
 
 
-def importance(theta: Tensor, gradient: Tensor, dim: int | None = None) -> Tensor:
-    """sum |theta * gradient| over `dim`, or over all: products in fp32, the sum in fp64."""
-    return (theta.detach().float() * gradient.float()).abs_().sum(dim, dtype=torch.float64)
+def importance(theta: Tensor, gradient: Tensor, dim: int | None = None, *, squared: bool = False) -> Tensor:
+    """sum |theta * gradient| over `dim`, or over all, or of gradient^2: products in fp32, the sum in fp64."""
+    g = gradient.float()
+    return (g.square() if squared else (theta.detach().float() * g).abs_()).sum(dim, dtype=torch.float64)
 
 
-def reduce_into(totals: dict[str, float], name: str) -> Callable[[Tensor], None]:
-    """A hook for a parameter whose gradient is complete: adds its share of S to `totals` and frees the gradient."""
+def reduce_into(totals: dict[str, float], name: str, *, squared: bool = False) -> Callable[[Tensor], None]:
+    """A hook for a parameter whose gradient is complete: adds its share of S or F to `totals`, frees the gradient."""
 
     def hook(parameter: Tensor) -> None:
         assert parameter.grad is not None
-        totals[name] += importance(parameter, parameter.grad).item()
+        totals[name] += importance(parameter, parameter.grad, squared=squared).item()
         parameter.grad = None
 
     return hook

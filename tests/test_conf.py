@@ -153,7 +153,7 @@ def test_an_appended_key_is_refused_too() -> None:
 
 def test_finished_runs_keep_their_names() -> None:
     """Runs of these are on disk. A change that makes another run of one has to be meant."""
-    assert build("model=tiny", "device=cpu").run_id == "7324327ee8e1"
+    assert build("model=tiny", "device=cpu", "scaling.temperature=0.1").run_id == "7324327ee8e1"
     assert (
         build("model=tiny", "device=cpu", "merger=ties", "merger.scope=tensor", "scaling=uniform").run_id
         == "2f197cd80887"
@@ -161,7 +161,7 @@ def test_finished_runs_keep_their_names() -> None:
     old = ("calibration.dtype=float32", "calibration.overlong=error", "evaluation.dtype=auto")
     here = ("device=cpu", "output.data=null", "suite=smoke", *old)
     assert build("model=smollm2_135m", "merger=member", *here).run_id == "7c2d0d8368a1"
-    assert build("model=llama2_7b", *here).run_id == "6b9b85664d1a"
+    assert build("model=llama2_7b", "scaling.temperature=0.1", *here).run_id == "6b9b85664d1a"
     assert build("model=mistral_7b", "merger=member", *here).run_id == "52f82426e2e8"
 
 
@@ -206,7 +206,16 @@ def test_calibration_follows_the_seed() -> None:
 # ---- the tables and figures of a paper
 
 PROTOCOLS = {"llama2_7b": "", "llama2_13b": "", "mistral_7b": "", "smollm2_135m": "smollm2_135m/", "tiny": ""}
-PAPER = {"main": 30, "ablation": 45, "temperature": 30, "calibration": 9, "profiles": 3, "alignment": 3, "lambda": 30}
+PAPER = {
+    "main": 30,
+    "ablation": 45,
+    "temperature": 30,
+    "calibration": 9,
+    "profiles": 3,
+    "alignment": 3,
+    "lambda": 30,
+    "random": 180,
+}
 
 
 @pytest.mark.parametrize("part", PAPER)

@@ -16,14 +16,15 @@ PACKAGES = ("sensmerge", "evaluation", "experiments", "hydra_plugins")
 WALLS = {
     "sensmerge": {"sensmerge"},
     "sensmerge/mergers": {"sensmerge/sparsify", "sensmerge/seeds"},
+    "sensmerge/coefficients": {"sensmerge/calibration", "sensmerge/seeds", "sensmerge/tensor_names"},
     "sensmerge/checkpoints": {"sensmerge/tensor_names", "sensmerge/store"},
     "sensmerge/family": {"sensmerge/checkpoints", "sensmerge/models", "sensmerge/store", "sensmerge/tensor_names"},
     "sensmerge/engine": {
         "sensmerge/checkpoints", "sensmerge/family", "sensmerge/mergers", "sensmerge/sparsify", "sensmerge/store",
     },
     "sensmerge/blockwise": {
-        "sensmerge/alignment", "sensmerge/calibration", "sensmerge/checkpoints", "sensmerge/models",
-        "sensmerge/sensitivity", "sensmerge/tensor_names",
+        "sensmerge/activations", "sensmerge/alignment", "sensmerge/calibration", "sensmerge/checkpoints",
+        "sensmerge/models", "sensmerge/sensitivity", "sensmerge/tensor_names",
     },
     "sensmerge/publish": {
         "sensmerge/calibration", "sensmerge/checkpoints", "sensmerge/coefficients", "sensmerge/family",
@@ -45,7 +46,9 @@ WALLS = {
     },
     "experiments/sweeps": {"experiments", "experiments/run", "evaluation/batches", "sensmerge"},
     "experiments/analysis": {"experiments", "experiments/run/record", "evaluation"},
-    "experiments/report": {"experiments", "experiments/analysis", "experiments/run/record", "evaluation"},
+    "experiments/report": {
+        "experiments", "experiments/analysis", "experiments/run/record", "evaluation", "sensmerge/coefficients",
+    },
     "experiments/tracking": {
         "experiments", "experiments/analysis", "experiments/report", "experiments/run/recipe",
         "experiments/run/record", "sensmerge",

@@ -81,9 +81,9 @@ class Workload:
         """In the order they run. ValueError for calibration data that the run itself would refuse."""
         merger, stages = self.spec.merger, []
         if isinstance(merger, Merger):
-            if "sensitivity" in self.spec.scaling.needs:
+            if {"sensitivity", "fisher"} & self.spec.scaling.needs:
                 stages.append(self._sensitivity())
-            if "alignment" in self.spec.scaling.needs:
+            if {"alignment", "information"} & self.spec.scaling.needs:  # of activations less: a bound
                 stages.append(self._alignment())
             stages.append(self._merge(merger))
         stages.append(self._evaluation())

@@ -22,11 +22,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from experiments import command_line
 from experiments.analysis import records
 from experiments.report import best, page, report
 from experiments.run.record import RECORD_JSON
 
-NAME = "records.tar.xz"
+NAME = report.PACK
 _HOW = "report.json"
 
 
@@ -83,25 +84,25 @@ def opened(path: Path) -> Iterator[tuple[Path, How]]:
         yield Path(folder), How(tuple(how["by"]), how["best"])
 
 
-def regenerate(results: Path, out: Path, *, figures: bool = True) -> list[str]:
+def regenerate(results: Path, out: Path, *, figures: bool = True, study: str = "*") -> list[str]:
     """Make the report of every pack below `results` into `out`/<study>, and the page of all into `out`/report (unless
-    without figures); the studies. FileNotFoundError without any."""
-    found = sorted(results.glob(f"*/{NAME}"))
+    without figures, or only one study is asked for); the studies. FileNotFoundError without any."""
+    found = sorted(results.glob(f"{study}/{NAME}"))
     if not found:
         raise FileNotFoundError(
-            f"no */{NAME} below {results}: `python -m experiments report archive write --study S` makes one"
+            f"no {study}/{NAME} below {results}: `python -m experiments report archive write --study S` makes one"
         )
     with ExitStack() as stack:
         shown = []
         for path in found:
-            study = path.parent.name
+            name = path.parent.name
             runs, how = stack.enter_context(opened(path))
-            report.report(study, runs, out, by=how.by, figures=figures)
+            report.report(name, runs, out, by=how.by, figures=figures)
             if how.best is not None:
-                best.choose(study, runs, out, how.best, by=how.by)
-            if figures:
-                shown.append(page.study(study, runs, how.by))
-        if figures:
+                best.choose(name, runs, out, how.best, by=how.by)
+            if figures and study == "*":
+                shown.append(page.study(name, runs, how.by))
+        if shown:
             page.write(shown, out / "report")
     return [path.parent.name for path in found]
 
@@ -111,29 +112,21 @@ def _json(value: Any) -> bytes:
 
 
 def main(arguments: list[str]) -> int:
-    """The command line; 0, or 1 after saying on stderr what is wrong."""
+    """The command line; 0."""
     given = _parser().parse_args(arguments)
-    try:
-        if given.verb == "write":
-            path = given.results / given.study / NAME
-            how = How(tuple(given.by), given.best)
-            count = write(given.study, given.runs, path, how)
-            sys.stdout.write(f"{path}: {count} runs, {path.stat().st_size / 1e6:.2f} MB\n")
-        else:
-            for study in regenerate(given.results, given.out or given.results, figures=not given.no_figures):
-                sys.stdout.write(f"{(given.out or given.results) / study}\n")
-    except (ValueError, FileNotFoundError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
+    if given.verb == "write":
+        path = given.results / given.study / NAME
+        count = write(given.study, given.runs, path, How(tuple(given.by), given.best))
+        sys.stdout.write(f"{path}: {count} runs, {path.stat().st_size / 1e6:.2f} MB\n")
+    else:
+        out = given.out or given.results
+        for study in regenerate(given.results, out, figures=not given.no_figures, study=given.study):
+            sys.stdout.write(f"{out / study}\n")
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments report archive",
-        description=(__doc__ or "").partition(":")[0],
-        epilog="example: python -m experiments report archive write --study tiny_seeds",
-    )
+    parser = command_line.parser("report archive", __doc__, "write --study tiny_seeds")
     parser.add_argument("--results", type=Path, default=Path("results"), help="where studies' reports and packs lie")
     verbs = parser.add_subparsers(dest="verb", required=True)
     writing = verbs.add_parser("write", help="pack a study's records")
@@ -142,6 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     writing.add_argument("--by", nargs="+", default=[], metavar="PATH", help="as its report takes it")
     writing.add_argument("--best", type=int, metavar="N", help="its report includes best.json, of N rules a merger")
     reporting = verbs.add_parser("rebuild", help="make the report of every pack again")
+    reporting.add_argument("--study", default="*", help="only this one's (default: all, and the page of all)")
     reporting.add_argument("--out", type=Path, help="not into results but here, to compare")
     reporting.add_argument("--no-figures", action="store_true", help="tables only")
     return parser

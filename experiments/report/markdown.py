@@ -87,6 +87,7 @@ def _section(table: Table, commands: Sequence[str]) -> str:
     for mean in table.means:
         which = mean.name + ("" if mean.higher_is_better else " ↓")
         header += [f"mean {which}", *([f"Δ {which} [95 %]", "p"] if table.merges else [])]
+        header += ["rank"] if table.ranked else []
     header += ["K·σ"] if table.merges else []
     rows = [_cells(table, row) for row in table.rows]
     for anchor in published.anchors(table):
@@ -107,6 +108,9 @@ def _cells(table: Table, row: Row) -> list[str]:
         cells.append(number(row.means.get(mean.name), percent=percent))
         if table.merges:
             cells += [difference(found, percent=percent), probability(found and found.p_holm)]
+        if table.ranked:
+            place = row.ranks.get(mean.name)
+            cells.append(f"{place.place}/{place.of}" if place else DASH)
     if table.merges:
         cells.append("{:.2f}..{:.2f}".format(*row.weights) if row.weights else DASH)
     return cells

@@ -92,6 +92,12 @@ def _random(table: Table) -> Iterator[str]:
     if controlled:
         names = _some([row.scaling or "" for row in controlled])
         yield f"random: control, the coefficients of {names} (same merger and seed) shuffled over experts and blocks."
+    if table.ranked:
+        yield (
+            "rank: place of the rule among itself and the shuffles of its coefficients, by the mean over seeds; place "
+            "/ number is a one-sided p value, not corrected, for that it matters where the weights stand. "
+            "Δ of random: of the mean over its shuffles."
+        )
     if others := [row.name for row in rows if row not in made and row not in controlled]:
         which = f" for {_some(others)}" if made else ""
         yield f"No random control{which}: no complete run has these coefficients shuffled (scaling=random)."

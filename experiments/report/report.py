@@ -14,19 +14,25 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from experiments import command_line
 from experiments.analysis import records
 from experiments.report import figure_list, latex, markdown, tables
 from experiments.run.record import Record
 
+PACK = "records.tar.xz"  # what `report archive` writes beside a report
+
 
 def main(arguments: list[str]) -> int:
-    """The command line; 0, or 1 after saying on stderr why there is no report."""
+    """The command line; 0."""
     given = _parser().parse_args(arguments)
+    pack = given.out / given.study / PACK
     try:
         text = report(given.study, given.runs, given.out, by=given.by, figures=not given.no_figures)
     except (ValueError, FileNotFoundError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
+        if not pack.is_file():
+            raise
+        again = f"python -m experiments report archive rebuild --study {given.study}"
+        raise ValueError(f"{error}; {pack} has the study's records, of which `{again}` makes its report") from None
     sys.stdout.write(text)
     return 0
 
@@ -58,8 +64,9 @@ def as_csv(found: Sequence[tables.Table]) -> str:
     """
     names = list(dict.fromkeys(benchmark.name for table in found for benchmark in table.benchmarks))
     means = list(dict.fromkeys(mean.name for table in found for mean in table.means))
+    ranked = any(table.ranked for table in found)
     lines = [
-        {"model": table.model, "suite": table.suite, **_line(row, names, means)}
+        {"model": table.model, "suite": table.suite, **_line(row, names, means, ranked=ranked)}
         for table in found
         for row in table.rows
     ]
@@ -70,7 +77,7 @@ def as_csv(found: Sequence[tables.Table]) -> str:
     return text.getvalue()
 
 
-def _line(row: tables.Row, names: Sequence[str], means: Sequence[str]) -> dict[str, object]:
+def _line(row: tables.Row, names: Sequence[str], means: Sequence[str], *, ranked: bool) -> dict[str, object]:
     line: dict[str, object] = {"merger": row.merger, "scaling": row.scaling}
     line |= {"seeds": len(row.records), "models": row.models}
     scores = {
@@ -87,6 +94,9 @@ def _line(row: tables.Row, names: Sequence[str], means: Sequence[str]) -> dict[s
         line |= {f"{column}_{part}": round(kept[part], 6) if kept else None for part in ("low", "high")}
         line |= {f"{column}_{part}": float(f"{kept[part]:.6g}") if kept else None for part in ("p", "p_holm")}
         line |= {f"{column}_{part}": kept.get(part) for part in ("test", "items", "seeds")}
+        if ranked:
+            place = row.ranks.get(name)
+            line |= {f"rank_{name}": place and place.place, f"rank_{name}_of": place and place.of}
     low, high = row.weights or (None, None)
     return line | {"ksigma_min": low, "ksigma_max": high, "runs": " ".join(record.id for record in row.records)}
 
@@ -181,11 +191,7 @@ def _wandb_directories(used: Sequence[dict]) -> set[Path]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments report",
-        description=(__doc__ or "").partition(":")[0],
-        epilog="example: python -m experiments report --study quickstart; beside it: report page, best, archive",
-    )
+    parser = command_line.parser("report", __doc__, "--study quickstart; beside it: report page, best, archive")
     parser.add_argument("--study", required=True, help="name of the study: what its experiment's yaml says")
     parser.add_argument("--runs", type=Path, default=Path("results/runs"), help="directory of run directories")
     parser.add_argument("--out", type=Path, default=Path("results"), help="the report goes to <out>/<study>")

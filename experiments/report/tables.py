@@ -11,6 +11,7 @@ from evaluation.record import Metric
 from experiments.analysis import stats
 from experiments.analysis.comparisons import Difference, Pairing, differences, distinct
 from experiments.analysis.one_table import check_settings, check_versions, check_weights
+from experiments.analysis.ranks import Rank, drawn, rank
 from experiments.analysis.records import controls, load, of_study
 from experiments.report import row_names
 from experiments.run.record import Record
@@ -47,7 +48,7 @@ class Row:
     records: one per seed. models: how many different models they evaluated; the rest are repetitions that say nothing
     new. scores: by benchmark, and means: by Mean.name, over the different models. differences: by Mean.name, to the
     uniform control of the same merger and seed, paired by item; nothing without a control for every seed.
-    weights: smallest and largest K * sigma.
+    weights: smallest and largest K * sigma. ranks: by Mean.name, of a rule among its shuffles, where there are enough.
     """
 
     merger: str
@@ -58,6 +59,7 @@ class Row:
     means: Mapping[str, Metric] = field(default_factory=dict)
     differences: Mapping[str, Difference] = field(default_factory=dict)
     weights: tuple[float, float] | None = None
+    ranks: Mapping[str, Rank] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -85,6 +87,10 @@ class Table:
     @property
     def merges(self) -> list[Row]:
         return [row for row in self.rows if row.scaling is not None]
+
+    @property
+    def ranked(self) -> bool:
+        return any(row.ranks for row in self.rows)
 
     @property
     def comparisons(self) -> list[Difference]:
@@ -119,7 +125,9 @@ def build(records: Sequence[Record], by: Sequence[str] = ()) -> Table:
         _row(name, cells.get(name, []), benchmarks, means) for name in sorted(_grid(cells, paths), key=row_names.order)
     ]
     labels = records[0].labels
-    return Table(labels["model"], labels["suite"], benchmarks, means, _compared(rows, records, means), paths)
+    shuffles = drawn(records)
+    rows = [replace(row, ranks=_ranks(row, shuffles, means)) for row in _compared(rows, records, means)]
+    return Table(labels["model"], labels["suite"], benchmarks, means, tuple(rows), paths)
 
 
 def _grid(cells: Mapping[row_names.Name, Any], paths: Sequence[str]) -> set[row_names.Name]:
@@ -186,6 +194,20 @@ def _row(
 def _weights(records: Sequence[Record]) -> tuple[float, float] | None:
     ranges = [record.coefficients.range for record in records if record.coefficients]
     return (min(r.min for r in ranges), max(r.max for r in ranges)) if ranges else None
+
+
+def _ranks(row: Row, shuffles: Sequence[tuple[Record, Record]], means: Sequence[Mean]) -> dict[str, Rank]:
+    """Of each mean that the row has."""
+    found = {}
+    for mean in means if row.scaling is not None else ():
+        whole = [pair for pair in shuffles if pair[0].results.keys() >= set(mean.benchmarks)]
+
+        def score(record: Record, mean: Mean = mean) -> float:
+            return stats.macro([record.results[name].headline for name in mean.benchmarks]).score
+
+        if mean.name in row.means and (made := rank(row.records, whole, score, higher=mean.higher_is_better)):
+            found[mean.name] = made
+    return found
 
 
 def _compared(rows: Sequence[Row], records: Sequence[Record], means: Sequence[Mean]) -> tuple[Row, ...]:

@@ -62,12 +62,13 @@ class Table:
 
 @dataclass(frozen=True, config=_EXACT)
 class Range:
-    """Of K * sigma over experts and blocks."""
+    """Of K * sigma over experts and blocks. sd: its spread. first_block: that block's share of sum (K sigma - 1)^2."""
 
     min: float
     mean: float
     max: float
     sd: float
+    first_block: float | None = None
 
 
 @dataclass(frozen=True, config=_EXACT)
@@ -212,6 +213,11 @@ class Record:
         """The rule whose coefficients the random control gives to wrong places; None if this is not that control."""
         scaling = self.identity.get("scaling") or {}
         return scaling.get("of") if scaling.get("class") == "Shuffled" else None
+
+    @property
+    def draw(self) -> int:
+        """Which of several shuffles the random control is; 0 for what draws none."""
+        return self.parameters.get("scaling.draw", 0)
 
     @property
     def temperature(self) -> float | None:

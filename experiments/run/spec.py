@@ -22,6 +22,9 @@ from sensmerge.coefficients import Rule
 from sensmerge.mergers import Merger
 from sensmerge.store import describe, digest
 
+# Names become directories: one part of a path, none that begins with a dot.
+NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.+=,@-]{0,99}$"
+
 
 @dataclass(frozen=True, config={"extra": "forbid"})
 class Member:
@@ -85,11 +88,11 @@ class RunSpec:
     evaluation: Evaluation
     tracking: Tracking
     output: Output
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**63)
     device: str = "auto"
-    threads: int | None = Field(default=None, gt=0)
+    threads: int | None = Field(default=None, gt=0, le=1024)
     references: bool = True
-    study: str | None = None
+    study: str | None = Field(default=None, pattern=NAME)
     labels: dict[str, str] = dataclasses.field(default_factory=dict)
     overrides: tuple[str, ...] = ()
     plan: Literal[False, True, "deep"] = False

@@ -32,7 +32,9 @@ from sensmerge.store import describe, digest
 
 log = logging.getLogger(__name__)
 # Part of what results are kept under. Raise one when a change to this project's code changes what the stage computes.
-_VERSIONS = {"sensitivity": 1, "alignment": 1, "merge": 1, "evaluation": 2}
+_VERSIONS = {
+    "sensitivity": 1, "fisher": 1, "alignment": 2, "information": 1, "magnitudes": 1, "merge": 1, "evaluation": 2,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from sensmerge.activations import mean_of
 from sensmerge.alignment import Predictions
 from sensmerge.blockwise.model import Call, Shell
 from sensmerge.calibration import Sample
@@ -35,6 +36,7 @@ def sensitivities(
     *,
     shell: Path | None = None,
     loss: Literal["answer", "full"] = "answer",
+    squared: bool = False,
     dtype: str = "auto",
     device: torch.device | str = "cpu",
     spill: Path | None = None,
@@ -42,6 +44,7 @@ def sensitivities(
 ) -> dict[str, float]:
     """Tensor name -> S over `samples` for a checkpoint: `sensitivity.sensitivities` without the model.
 
+    squared: F instead of S.
     model: its directory, or an open source of its tensors, which stays its owner's to close. shell: the directory of
     its config.json (None: where the tensors lie); an adapter's is its base's. dtype, device: as in `models.load`.
     spill: a directory below which hidden states are kept while they are not needed (None: in memory); what is written
@@ -57,9 +60,9 @@ def sensitivities(
         parts = Shell(source, shell, dtype=dtype, device=device)
         totals = dict.fromkeys(parts.names, 0.0)
         calls = _forward(parts, samples, states, progress, keep=True)
-        _through_end(parts, samples, states, totals, loss)
-        _through_blocks(parts, calls, states, totals, progress)
-        _through_start(parts, samples, states, totals)
+        _through_end(parts, samples, states, totals, loss, squared)
+        _through_blocks(parts, calls, states, totals, progress, squared)
+        _through_start(parts, samples, states, totals, squared)
     return totals
 
 
@@ -90,6 +93,28 @@ def predict(
             )
             hidden = {task: [next(last).clone() for _ in of_task] for task, of_task in samples.items()}
         return Predictions(hidden, parts.whole_head())
+
+
+@torch.no_grad()
+def activations(
+    model: Path | Source,
+    samples: Sequence[Sample],
+    *,
+    shell: Path | None = None,
+    dtype: str = "auto",
+    device: torch.device | str = "cpu",
+    spill: Path | None = None,
+    progress: Bar = iter,
+) -> Tensor:
+    """[L, samples, d] fp32: `activations.means` for a checkpoint. Arguments and errors as of `sensitivities`."""
+    found: dict[int, list[Tensor]] = {}
+    with _opened(model) as source, _states(spill, device) as states:
+        parts = Shell(source, shell, dtype=dtype, device=device)
+        _forward(
+            parts, samples, states, progress, keep=False,
+            see=lambda block, output: found.setdefault(block, []).append(mean_of(output)),
+        )  # fmt: skip
+    return torch.stack([torch.stack(found[block]) for block in sorted(found)])
 
 
 def _opened(model: Path | Source) -> AbstractContextManager[Source]:
@@ -147,9 +172,18 @@ def _states(spill: Path | None, device: torch.device | str) -> Iterator[_States]
 
 @torch.no_grad()
 def _forward(
-    shell: Shell, samples: Sequence[Sample], states: _States, progress: Bar, *, keep: bool
+    shell: Shell,
+    samples: Sequence[Sample],
+    states: _States,
+    progress: Bar,
+    *,
+    keep: bool,
+    see: Callable[[int, Tensor], None] = lambda block, output: None,
 ) -> list[list[Call]]:
-    """Put every sample's hidden states at boundary 0 .. L (keep), or L alone. Returns the call [sample][block]."""
+    """Put every sample's hidden states at boundary 0 .. L (keep), or L alone. Returns the call [sample][block].
+
+    see: is given each block's output for each sample, block by block.
+    """
     calls = []
     if samples:
         shell.rehearse(samples[0].ids)
@@ -159,7 +193,9 @@ def _forward(
         with shell.holding(block):
             for number, call in enumerate(calls):
                 hidden = states.get(block, number) if keep else states.pop(block, number)
-                states.put(block + 1, number, shell.block(block, hidden, call[block]))
+                output = shell.block(block, hidden, call[block])
+                see(block, output)
+                states.put(block + 1, number, output)
     return calls
 
 
@@ -179,6 +215,7 @@ def _through_end(
     states: _States,
     totals: dict[str, float],
     loss: Literal["answer", "full"],
+    squared: bool,
 ) -> None:
     """Loss and backward through head and final norm: the gradient at the last boundary takes the hidden states' place.
 
@@ -204,8 +241,8 @@ def _through_end(
             )
             states.put("gradient", number, to_hidden)
             for (other, parameter), gradient in zip(rest.items(), others, strict=True):
-                totals[other] += 0.0 if gradient is None else importance(parameter, gradient).item()
-            by_token = _head_importance(shell.head.weight, to_logits, rows.detach())
+                totals[other] += 0.0 if gradient is None else importance(parameter, gradient, squared=squared).item()
+            by_token = _head_importance(shell.head.weight, to_logits, rows.detach(), squared)
             if shell.tied:
                 tokens = sample.ids.unique().to(by_token.device)
                 states.put("head", number, to_logits[:, tokens].T @ rows.detach())
@@ -214,13 +251,13 @@ def _through_end(
 
 
 def _through_blocks(
-    shell: Shell, calls: list[list[Call]], states: _States, totals: dict[str, float], progress: Bar
+    shell: Shell, calls: list[list[Call]], states: _States, totals: dict[str, float], progress: Bar, squared: bool
 ) -> None:
     """Backward through the blocks, the last first: the gradient at each boundary becomes that at the one before."""
     for block in progress(range(len(shell.blocks))[::-1]):
         with shell.holding(block) as held:
             for name, parameter in held.items():
-                parameter.register_post_accumulate_grad_hook(reduce_into(totals, name))
+                parameter.register_post_accumulate_grad_hook(reduce_into(totals, name, squared=squared))
             for number, call in enumerate(calls):
                 hidden = states.pop(block, number).requires_grad_()
                 shell.block(block, hidden, call[block]).backward(states.pop("gradient", number))
@@ -228,7 +265,9 @@ def _through_blocks(
                 states.put("gradient", number, hidden.grad)
 
 
-def _through_start(shell: Shell, samples: Sequence[Sample], states: _States, totals: dict[str, float]) -> None:
+def _through_start(
+    shell: Shell, samples: Sequence[Sample], states: _States, totals: dict[str, float], squared: bool
+) -> None:
     """Backward through the embeddings, whose gradient is there only for the tokens that occur."""
     with shell.holding("embedding", "rest") as held:
         for number, sample in enumerate(samples):
@@ -245,10 +284,10 @@ def _through_start(shell: Shell, samples: Sequence[Sample], states: _States, tot
                         own, tokens = tokens, sample.ids.unique().to(tokens.device)
                         part = states.pop("head", number).index_add_(0, torch.searchsorted(tokens, own), part)
                     parameter = parameter[tokens]
-                totals[name] += importance(parameter, part).item()
+                totals[name] += importance(parameter, part, squared=squared).item()
 
 
-def _head_importance(weight: Tensor, to_logits: Tensor, rows: Tensor) -> Tensor:
+def _head_importance(weight: Tensor, to_logits: Tensor, rows: Tensor, squared: bool = False) -> Tensor:
     """`importance` of the head's rows, [V] fp64, its gradient to_logits.T @ rows (of [n, V] and [n, d]) in pieces."""
     pieces = zip(weight.split(HEAD_ROWS), to_logits.split(HEAD_ROWS, dim=1), strict=True)
-    return torch.cat([importance(theta, part.T @ rows, -1) for theta, part in pieces])
+    return torch.cat([importance(theta, part.T @ rows, -1, squared=squared) for theta, part in pieces])

@@ -15,8 +15,8 @@ from sensmerge.calibration import Sample
 from sensmerge.sensitivity import sample_loss, sensitivities
 
 
-def naive(model, items, loss: str) -> dict[str, float]:
-    """All gradients of one sample alive at once, every scalar's |theta * grad| added in fp64."""
+def naive(model, items, loss: str, *, squared: bool = False) -> dict[str, float]:
+    """All gradients of one sample alive at once, every scalar's |theta * grad|, or grad^2, added in fp64."""
     totals = {name: 0.0 for name, _ in model.named_parameters()}
     model.requires_grad_(True)
     for item in items:
@@ -27,17 +27,18 @@ def naive(model, items, loss: str) -> dict[str, float]:
         picked = [log_p[t - 1, item.ids[t]] for t in range(start, len(item.ids))]
         (-torch.stack(picked).mean()).backward()
         for name, p in model.named_parameters():
-            totals[name] += (p.detach() * p.grad).abs().double().sum().item()
+            each = p.grad**2 if squared else (p.detach() * p.grad).abs()
+            totals[name] += each.double().sum().item()
     model.requires_grad_(False)
     return totals
 
 
 @pytest.mark.parametrize("loss", ["answer", "full"])
-@pytest.mark.parametrize("tied", [True, False])
-def test_hooks_equal_full_backpropagation(tied: bool, loss: str) -> None:
+@pytest.mark.parametrize(("tied", "squared"), [(True, False), (False, False), (True, True)])
+def test_hooks_equal_full_backpropagation(tied: bool, squared: bool, loss: str) -> None:
     model = llama(1, tied=tied)
-    got = sensitivities(model, samples(), loss=loss)  # type: ignore[arg-type]
-    want = naive(model, samples(), loss)
+    got = sensitivities(model, samples(), loss=loss, squared=squared)  # type: ignore[arg-type]
+    want = naive(model, samples(), loss, squared=squared)
     assert got.keys() == want.keys()
     worst = max(abs(got[name] - want[name]) / want[name] for name in want)
     assert worst < 1e-6, worst
@@ -93,6 +94,7 @@ def full_logit_distances(models, sets) -> dict[str, list[list[float]]]:
     tasks = sorted(models)
     distance = {
         "l2": lambda a, b: math.sqrt(((a - b) ** 2).sum().item()),
+        "l2_centred": lambda a, b: math.sqrt(((a - b) ** 2).sum().item() - (a - b).sum().item() ** 2 / len(a)),
         "l2sq": lambda a, b: ((a - b) ** 2).sum().item(),
         "kl": lambda a, b: (b.softmax(0) * (b.log_softmax(0) - a.log_softmax(0))).sum().item(),
         "cosine": lambda a, b: 1 - F.cosine_similarity(a, b, dim=0).item(),
@@ -118,6 +120,15 @@ def test_alignment_equals_full_logits() -> None:
     want = full_logit_distances(models, sets)
     for metric in alignment.METRICS:
         torch.testing.assert_close(torch.tensor(got[metric]), torch.tensor(want[metric]), rtol=1e-4, atol=1e-6)
+
+
+def test_a_shift_common_to_all_tokens_is_no_distance_once_centred() -> None:
+    own = torch.tensor([[1.0, 2.0, 3.0]])
+    # 5 more on every token: L2 is 5 sqrt(3), no softmax sees it. 0, 3, 0 more: mean 1, so -1, 2, -1: sqrt(6).
+    assert alignment.METRICS["l2_centred"](own + 5, own).item() == pytest.approx(0, abs=1e-6)
+    assert alignment.METRICS["l2"](own + 5, own).item() == pytest.approx(5 * math.sqrt(3))
+    other = own + torch.tensor([[0.0, 3.0, 0.0]])
+    assert alignment.METRICS["l2_centred"](other, own).item() == pytest.approx(math.sqrt(6))
 
 
 def test_alignment_in_chunks_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

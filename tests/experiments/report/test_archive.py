@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from report_fixtures import COEFFICIENTS, write_run
 
+from experiments import __main__ as command
 from experiments.report import archive, report
 
 RESULTS = Path(__file__).resolve().parents[3] / "results"
@@ -81,12 +82,29 @@ def test_what_is_no_pack_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtur
     path.parent.mkdir()
     with tarfile.open(path, "w:xz"):
         pass
-    assert archive.main(["--results", str(tmp_path), "rebuild"]) == 1
+    assert command.main(["report", "archive", "--results", str(tmp_path), "rebuild"]) == 1
     assert f"{path} is no pack of records" in capsys.readouterr().err
     path.write_bytes(b"not xz")
-    assert archive.main(["--results", str(tmp_path), "rebuild"]) == 1
-    assert archive.main(["--results", str(tmp_path / "demo"), "rebuild"]) == 1
+    assert command.main(["report", "archive", "--results", str(tmp_path), "rebuild"]) == 1
+    assert command.main(["report", "archive", "--results", str(tmp_path / "demo"), "rebuild"]) == 1
     assert "experiments report archive write" in capsys.readouterr().err
+
+
+def test_a_study_without_runs_points_to_its_pack(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    archive.write("demo", runs, tmp_path / "demo" / archive.NAME)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert command.main(["report", "--study", "demo", "--runs", str(empty), "--out", str(tmp_path)]) == 1
+    assert "report archive rebuild --study demo` makes its report" in capsys.readouterr().err
+    words = ["report", "archive", "--results", str(tmp_path), "rebuild", "--study", "demo", "--no-figures"]
+    assert command.main(words) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'demo'}\n"
+    assert (tmp_path / "demo/table.md").is_file()
+    assert not (tmp_path / "report").exists()
+    assert command.main([*words[:-3], "--study", "other"]) == 1
+    assert f"no other/{archive.NAME} below {tmp_path}" in capsys.readouterr().err
 
 
 # ---- what is committed
