@@ -6,8 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
+
 from evaluation.answers import Generation, LogLikelihood, Sample, Sampling
 from evaluation.suites import Suite
+
+_REFUSALS = (ValueError, OSError, KeyError, TemplateError)
 
 
 def rehearse(suite: Suite, tokenizer: Any, data_dir: Path | None, max_length: int) -> None:
@@ -23,9 +27,11 @@ def rehearse(suite: Suite, tokenizer: Any, data_dir: Path | None, max_length: in
             benchmark.run(_Listener(tokenizer, max_length), data_dir)
         except _AskedError:
             continue
-        except Exception as error:
-            kind = "" if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: "
-            raise ValueError(f"benchmark {name}: {kind}{error}") from error
+        except _REFUSALS as error:
+            told = f"no field {error}" if isinstance(error, KeyError) else str(error)
+            raise ValueError(f"benchmark {name}: {told}") from error
+        except Exception:  # a fault of the benchmark's code: the run meets it again, and keeps its traceback
+            continue
 
 
 class _AskedError(Exception):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from sensmerge.blockwise import passes as blockwise
 from sensmerge.calibration import Calibration, Sample
 from sensmerge.checkpoints.reader import Source
 from sensmerge.coefficients import Evidence, Rule, Table
+from sensmerge.device.resident import release, relieved
 from sensmerge.family.family import Family
 
 log = logging.getLogger(__name__)
@@ -40,16 +42,31 @@ class Calibrated:
     samples: dict[str, str]  # task -> digest of its calibration set
 
     def to_json(self) -> dict[str, Any]:
-        """Coefficients, their range, and what they were made of: alpha [K][L] and distances g by metric."""
-        blocks = self.table.blocks.shape[1]
-        by_task = self.evidence.sensitivities
-        alpha = by_task and {task: coefficients.profile(by_task[task], blocks).tolist() for task in self.evidence.tasks}
+        """Coefficients, their range, and what they were made of: alpha [K][L] and distances g by metric.
+
+        evidence, of rules that look at something else: fisher, profiles [L] of squared gradients; information, I [L] by
+        number of bins; magnitudes, squared norms of the whole task vectors; each by task.
+        """
+        known = self.evidence
+        other = {
+            "fisher": self._profiles(known.fisher),
+            "information": known.information,
+            "magnitudes": known.magnitudes and {t: math.fsum(found.values()) for t, found in known.magnitudes.items()},
+        }
+        other = {kind: found for kind, found in other.items() if found}
         return {
             "table": self.table.to_json(),
             "range": self.table.summary(),
-            "alpha": alpha,
-            "distances": self.evidence.distances,
+            "alpha": self._profiles(known.sensitivities),
+            "distances": known.distances,
+            **({"evidence": other} if other else {}),
         }
+
+    def _profiles(self, by_task: Mapping[str, Mapping[str, float]] | None) -> dict[str, list[float]] | None:
+        if by_task is None:
+            return None
+        blocks = self.table.blocks.shape[1]
+        return {task: coefficients.profile(by_task[task], blocks).tolist() for task in self.evidence.tasks}
 
 
 def read_pairs(path: Path) -> list[tuple[str, str]]:
@@ -225,10 +242,13 @@ class _Passes:
         with ExitStack() as stack:
             sources = self.family.opened(stack)
             fit = self._fit(sources, task, peaks, device, blocks=self.stream is True)
+            if fit.mode == "streamed" and self.stream is not True and release():  # merges read them again
+                fit = self._fit(sources, task, peaks, device, blocks=False)
             reason = "as asked" if self.stream else "the whole model does not fit the memory that is free"
             if self.stream is False or fit.mode == "resident":
                 try:
-                    return resident(self.family.load(task, dtype=self.settings.dtype, device=device))
+                    how: Any = {"dtype": self.settings.dtype, "device": device}
+                    return relieved(f"the pass of {task}", lambda: resident(self.family.load(task, **how)))
                 except torch.OutOfMemoryError:
                     if self.stream is False:
                         raise

@@ -80,6 +80,9 @@ def merge(given: Namespace) -> str:
     recipe.check(family)
     merger.check(len(family.tasks))
     seed = recipe.seed if given.seed is None else given.seed
+    if given.adapter:
+        table = recipe.table or _computed(family, recipe, seed, given.device)
+        return f"{api.write_adapter(family, given.out, merger, table, seed=seed, dtype=given.dtype or recipe.dtype)}\n"
     api.write_merged(
         family, given.out, merger, recipe.table or _computed(family, recipe, seed, given.device),
         seed=seed, device=given.device, threads=given.threads, title=given.title, rule=recipe.rule,
@@ -121,6 +124,16 @@ def export(given: Namespace) -> str:
     return f"{given.out}\n"
 
 
+def onebit(given: Namespace) -> str:
+    """Write each expert's one-bit task vector; a line each with its size."""
+    _absent(given.out)
+    sizes = api.write_onebit(_family(given, Recipe()), given.out)
+    rows = [f"{task:<16}{size:>16,}{whole:>16,}{whole / size:>8.2f}" for task, (size, whole) in sizes.items()]
+    size, whole = (sum(parts) for parts in zip(*sizes.values(), strict=True))
+    head = f"{'expert':<16}{'bytes':>16}{'in bf16':>16}{'ratio':>8}"
+    return "\n".join([head, *rows, f"{'all':<16}{size:>16,}{whole:>16,}{whole / size:>8.2f}", str(given.out)]) + "\n"
+
+
 def inspect(given: Namespace) -> str:
     """A recipe as text."""
     recipe = recipe_file.read(given.recipe)
@@ -147,6 +160,7 @@ VERBS: dict[str, Callable[[Namespace], str]] = {
     "coefficients": coefficients,
     "merge": merge,
     "export": export,
+    "onebit": onebit,
     "inspect": inspect,
     "push": push,
 }

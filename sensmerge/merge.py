@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from torch import Tensor
 from sensmerge.checkpoints.reader import Entry, Source, copy_companions
 from sensmerge.checkpoints.writer import Writer
 from sensmerge.coefficients import Table
+from sensmerge.device import lanes
+from sensmerge.device.inputs import Progress, each, mapped
+from sensmerge.device.outgoing import Outgoing
 from sensmerge.engine.engine import Engine
 from sensmerge.engine.kernel_args import NotFinite, Out, Setting
 from sensmerge.engine.survey import Asking, Edges, Vectors, survey
@@ -23,10 +27,6 @@ from sensmerge.mergers import Merger
 from sensmerge.seeds import key
 from sensmerge.sparsify import Cut
 from sensmerge.store import digest
-
-_AHEAD = 256 * 2**20  # bytes of each checkpoint that are read before they are needed
-
-Progress = Callable[[list[Entry]], Iterable[Entry]]
 
 
 @dataclass
@@ -87,33 +87,28 @@ class Merge:
             yield entry.name, out
 
     def entries(self, progress: Progress = iter, skip: Container[str] = ()) -> Iterator[Entry]:
-        """The base's entries in file order; up to _AHEAD bytes of the next ones are prefetched meanwhile."""
-        entries = [entry for entry in self.base.entries.values() if entry.name not in skip]
-        sources = (self.base, *self.experts.values())
-        ahead, asked, behind = 0, 0, 0
-        for entry in progress(entries):
-            while asked < len(entries) and ahead < _AHEAD:
-                for source in sources:
-                    source.prefetch(entries[asked].name)
-                ahead += entries[asked].nbytes
-                asked += 1
-            yield entry
-            ahead -= entry.nbytes
-            behind += entry.nbytes
-            if behind >= _AHEAD:
-                behind = 0
-                for source in sources:
-                    source.release()
+        """The base's entries in file order; up to 256 MiB of the next ones are prefetched meanwhile."""
+        return mapped((self.base, *self.experts.values()), progress, skip)
 
 
 @torch.inference_mode()
-def into_all(merges: Sequence[Merge], name: str, outs: Sequence[Tensor | Out]) -> None:
-    """`Merge.into` for several merges of the same sources on one engine, which reads their tensors once for all."""
+def into_all(
+    merges: Sequence[Merge],
+    name: str,
+    outs: Sequence[Tensor | Out],
+    inputs: tuple[Tensor, Sequence[Tensor]] | None = None,
+) -> None:
+    """`Merge.into` for several merges of the same sources on one engine, which reads their tensors once for all.
+
+    inputs: the base's tensor and the experts' by task, where they are at hand; None: they are read.
+    """
     first = merges[0]
     ask(merges)
+    if inputs is None:
+        inputs = first.inputs(name)
     settings = [merge.setting(name, out) for merge, out in zip(merges, outs, strict=True)]
     try:
-        first.engine.merge(*first.inputs(name), settings)
+        first.engine.merge(*inputs, settings)
     except NotFinite:
         raise ValueError(_blame(name, first.base, first.experts, outs[0].dtype)) from None
 
@@ -203,12 +198,24 @@ def write_all(outputs: Sequence[Output], progress: Progress = iter) -> None:
     with ExitStack() as stack:
         writers = [stack.enter_context(Writer(one.directory, one.entries, key=digest(one.recipe))) for one in outputs]
         everywhere = set.intersection(*(writer.finished for writer in writers))
-        for entry in first.entries(progress, skip=everywhere):
+        lane = lanes.lane(first.engine.device)
+        outgoing = None if lane is None else stack.enter_context(Outgoing(lane))
+
+        def work(entry: Entry, base: Tensor, experts: list[Tensor]) -> None:
             left = [number for number, writer in enumerate(writers) if entry.name not in writer.finished]
-            outs = [writers[number].place(entry.name) for number in left]
-            into_all([outputs[number].merge for number in left], entry.name, outs)
-            for number in left:
-                writers[number].done(entry.name)
+            outs: list[Any] = [writers[number].place(entry.name) for number in left]
+            if outgoing is not None:
+                outs = [torch.empty(base.shape, dtype=out.dtype, device=base.device) for out in outs]
+            into_all([outputs[number].merge for number in left], entry.name, outs, (base, experts))
+            for number, out in zip(left, outs, strict=True):
+                if outgoing is not None:
+                    outgoing.put(writers[number].place(entry.name), out, partial(writers[number].done, entry.name))
+                else:
+                    writers[number].done(entry.name)
+
+        each(first.base, first.experts, first.engine.device, work, progress, skip=everywhere)
+        if outgoing is not None:
+            outgoing.finish()
         for one, writer in zip(outputs, writers, strict=True):
             _accompany(one, writer.staging)
 
@@ -252,19 +259,23 @@ def load_into(model: Any, merge: Merge, progress: Progress = iter) -> None:
     if strange:
         raise ValueError(f"{type(model).__name__} has no parameter {strange[0]!r}: is it the base's own architecture?")
     left = {tensor.data_ptr(): name for name, tensor in state.items()}
-    for entry in merge.entries(progress):
+
+    def work(entry: Entry, base: Tensor, experts: list[Tensor]) -> None:
         target = state[entry.name]
         if target.shape != entry.shape:
             raise ValueError(
                 f"{entry.name} is {list(target.shape)} in {type(model).__name__} and {list(entry.shape)} in the merge: "
                 "is it the base's own architecture?"
             )
+        inputs = (base, experts)
         if target.dtype == entry.dtype:
-            merge.into(entry.name, target)
+            into_all([merge], entry.name, [target], inputs)
         else:
-            made = torch.empty(entry.shape, dtype=entry.dtype)
-            merge.into(entry.name, made)
+            made = torch.empty(entry.shape, dtype=entry.dtype, device=base.device)
+            into_all([merge], entry.name, [made], inputs)
             target.copy_(made)
         left.pop(target.data_ptr(), None)
+
+    each(merge.base, merge.experts, merge.engine.device, work, progress)
     if left:
         raise ValueError(f"the merge never set {sorted(left.values())[:3]} of {type(model).__name__}")

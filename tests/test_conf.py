@@ -23,13 +23,13 @@ from omegaconf import OmegaConf
 from experiments.run import command
 from experiments.run.command import Frozen
 from experiments.run.spec import Member, RunSpec
-from sensmerge import coefficients, mergers
+from sensmerge import adapters, coefficients, mergers, onebit
 from sensmerge.coefficients import Rule
 from sensmerge.mergers import Merger
 from sensmerge.publish import classes
 from sensmerge.store import describe
 
-NOT_CHOSEN_AT_THE_TOP = {"benchmark", "source", "hydra", "protocol", "recommended", "trim"}
+NOT_CHOSEN_AT_THE_TOP = {"benchmark", "family", "source", "hydra", "protocol", "recommended", "trim"}
 GROUPS = (
     "model",
     "merger",
@@ -118,7 +118,8 @@ def settings(value: Any) -> Any:
 def test_every_merger_and_rule_of_the_library_has_a_yaml() -> None:
     described = {json.dumps(describe(classes.named(name, kind))) for name, kind in (one.values[:2] for one in DEFAULTS)}
     own = [made for kind in (Merger, Rule) for made in classes.known(kind).values() if "sensmerge" in made.__module__]
-    every = [*(made() for made in own), *mergers.VARIANTS.values(), *coefficients.VARIANTS.values()]
+    variants = [one for place in (mergers, adapters, onebit, coefficients) for one in place.VARIANTS.values()]
+    every = [*(made() for made in own), *variants]
     assert described == {json.dumps(describe(one)) for one in every}
 
 

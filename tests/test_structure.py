@@ -16,9 +16,16 @@ PACKAGES = ("sensmerge", "evaluation", "experiments", "hydra_plugins")
 WALLS = {
     "sensmerge": {"sensmerge"},
     "sensmerge/mergers": {"sensmerge/sparsify", "sensmerge/seeds"},
+    "sensmerge/adapters": {
+        "sensmerge/checkpoints", "sensmerge/coefficients", "sensmerge/mergers", "sensmerge/seeds", "sensmerge/sparsify",
+    },
     "sensmerge/coefficients": {"sensmerge/calibration", "sensmerge/seeds", "sensmerge/tensor_names"},
     "sensmerge/checkpoints": {"sensmerge/tensor_names", "sensmerge/store"},
-    "sensmerge/family": {"sensmerge/checkpoints", "sensmerge/models", "sensmerge/store", "sensmerge/tensor_names"},
+    "sensmerge/device": {"sensmerge/checkpoints"},
+    "sensmerge/family": {
+        "sensmerge/checkpoints", "sensmerge/device", "sensmerge/models", "sensmerge/store", "sensmerge/tensor_names",
+    },
+    "sensmerge/onebit": {"sensmerge/checkpoints", "sensmerge/mergers"},
     "sensmerge/engine": {
         "sensmerge/checkpoints", "sensmerge/family", "sensmerge/mergers", "sensmerge/sparsify", "sensmerge/store",
     },
@@ -27,8 +34,8 @@ WALLS = {
         "sensmerge/models", "sensmerge/sensitivity", "sensmerge/tensor_names",
     },
     "sensmerge/publish": {
-        "sensmerge/calibration", "sensmerge/checkpoints", "sensmerge/coefficients", "sensmerge/family",
-        "sensmerge/mergers", "sensmerge/store", "sensmerge/tensor_names",
+        "sensmerge/adapters", "sensmerge/calibration", "sensmerge/checkpoints", "sensmerge/coefficients",
+        "sensmerge/family", "sensmerge/mergers", "sensmerge/onebit", "sensmerge/store", "sensmerge/tensor_names",
     },
     "evaluation": {"evaluation/sandbox"},
     "evaluation/sandbox": set(),
@@ -74,6 +81,7 @@ ALLOWED = {
     "matplotlib": {"experiments/report/figures.py"},
     "numba": {"sensmerge/engine/kernels.py", "sensmerge/engine/intrinsics.py"},
     "llvmlite": {"sensmerge/engine/intrinsics.py"},
+    "triton": {"sensmerge/engine/triton_kernels.py"},
 }
 
 

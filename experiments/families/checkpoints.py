@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass
 
 from evaluation.data import Pairs
 from experiments.families import Located, Members, Place
-from sensmerge.checkpoints import hub
+from sensmerge.checkpoints import hub, onebit
 from sensmerge.checkpoints.vocabulary import Policy
 
 _REPOSITORY = re.compile(r"(?:\w[\w.-]*/)?\w[\w.-]*")
@@ -41,7 +41,7 @@ class Source:
         if self.path is not None:
             if self.revision is not None:
                 return f"revision={self.revision} belongs to an id, and path={self.path} is given"
-            if not any((self.path / name).is_file() for name in ("config.json", "adapter_config.json")):
+            if not any((self.path / name).is_file() for name in ("config.json", "adapter_config.json", onebit.FILE)):
                 return f"no checkpoint at {self.path}: neither config.json nor adapter_config.json is there"
         return None
 

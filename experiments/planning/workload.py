@@ -17,6 +17,9 @@ from experiments.run.prepare import draw_samples
 from experiments.run.spec import RunSpec
 from sensmerge import memory, models
 from sensmerge.checkpoints.reader import Entry
+from sensmerge.device.arrivals import AHEAD
+from sensmerge.device.outgoing import BUFFERS as LEAVING
+from sensmerge.device.resident import GIB, fits
 from sensmerge.memory import Fit, Peaks, Weights
 from sensmerge.mergers import Merger
 from sensmerge.store import nearest
@@ -128,9 +131,24 @@ class Workload:
             )
         if spec.references:
             said.append(f"references: {len(self.members)} more models are evaluated, once for all runs of the family")
+        if resident := self._resident():
+            said.append(resident)
         if spec.record_path.is_file():
             said.append(f"complete already: {spec.directory} has its record, nothing would be done again")
         return said
+
+    def _resident(self) -> str | None:
+        """What becomes of base and experts on a GPU between the points of a sweep in one process."""
+        if self.machine.device == "cpu" or not isinstance(self.spec.merger, Merger):
+            return None
+        need = sum(self._passed(member) for member in self.members.values())
+        if self.machine.device_memory is None:
+            return f"base and experts would stay on the GPU between points of a local sweep: {need / GIB:.1f} GiB"
+        left = max(0, self.machine.device_memory - self.weights.parameters * self._size(self._evaluation_dtype))
+        room = f"{need / GIB:.1f} GiB of {left / GIB:.1f} GiB free beside the model"
+        if not fits(need, left):
+            return f"base and experts are read again for every point of a sweep: they would take {room}"
+        return f"base and experts resident: {room}, between points of a local sweep (not in the figures above)"
 
     # ---- calibration
 
@@ -225,7 +243,10 @@ class Workload:
         sizes = [member.computed for member in members]
         made += sum(sizes) + 2 * max(sizes)
         scratch = costs.merge_scratch(merger, self.weights, len(members) - 1, here.device, here.threads)
-        host, device = (model + scratch, 0) if here.device == "cpu" else (model, model + scratch)
+        host, device = model + scratch, 0
+        if here.device != "cpu":  # base and experts of a tensor are there as stored, and the next ones arrive
+            there = (len(members) + 1) * self.weights.largest * self._size("auto")
+            host, device = model + min(write, LEAVING), model + scratch + there + min(AHEAD, once)
         read = once * times + sum(adapters)
         seconds = read / here.reading if here.reading else None
         note = f"{times} pass{'es' * (times > 1)} over {len(members)} checkpoints"
@@ -237,10 +258,13 @@ class Workload:
         return sum(entry.nbytes for entry in (member.merged or self._entries).values())
 
     def _evaluation(self) -> Stage:
-        size = self.weights.parameters * self._size(self._evaluation_dtype)
+        resident = 1 + self.spec.routed  # the router looks at the base's hidden states
+        size = resident * self.weights.parameters * self._size(self._evaluation_dtype)
         device = 0 if self.machine.device == "cpu" else size
         flops = 2 * self.weights.matmul * sum(self._tokens or ())
-        return Stage("evaluation", size, device, flops=flops, note="weights alone: batches come on top")
+        note = "weights alone: batches come on top"
+        note += ", and the base for the router; merged again at every change of task" if self.spec.routed else ""
+        return Stage("evaluation", size, device, flops=flops, note=note)
 
     @property
     def _tokens(self) -> tuple[int, int] | None:

@@ -65,8 +65,14 @@ def as_csv(found: Sequence[tables.Table]) -> str:
     names = list(dict.fromkeys(benchmark.name for table in found for benchmark in table.benchmarks))
     means = list(dict.fromkeys(mean.name for table in found for mean in table.means))
     ranked = any(table.ranked for table in found)
+    generated = [name for name in names if any(name in table.generated for table in found)]
     lines = [
-        {"model": table.model, "suite": table.suite, **_line(row, names, means, ranked=ranked)}
+        {
+            "model": table.model,
+            "suite": table.suite,
+            **_line(row, names, means, ranked=ranked),
+            **_lengths(row, generated),
+        }
         for table in found
         for row in table.rows
     ]
@@ -99,6 +105,10 @@ def _line(row: tables.Row, names: Sequence[str], means: Sequence[str], *, ranked
             line |= {f"rank_{name}": place and place.place, f"rank_{name}_of": place and place.of}
     low, high = row.weights or (None, None)
     return line | {"ksigma_min": low, "ksigma_max": high, "runs": " ".join(record.id for record in row.records)}
+
+
+def _lengths(row: tables.Row, names: Sequence[str]) -> dict[str, object]:
+    return {f"{name}_tokens": row.lengths.get(name) for name in names}
 
 
 def commands_of(found: Sequence[tables.Table], study: str) -> list[str]:

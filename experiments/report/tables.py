@@ -49,6 +49,7 @@ class Row:
     new. scores: by benchmark, and means: by Mean.name, over the different models. differences: by Mean.name, to the
     uniform control of the same merger and seed, paired by item; nothing without a control for every seed.
     weights: smallest and largest K * sigma. ranks: by Mean.name, of a rule among its shuffles, where there are enough.
+    lengths: by benchmark that generates, mean tokens of an answer.
     """
 
     merger: str
@@ -59,6 +60,7 @@ class Row:
     means: Mapping[str, Metric] = field(default_factory=dict)
     differences: Mapping[str, Difference] = field(default_factory=dict)
     weights: tuple[float, float] | None = None
+    lengths: Mapping[str, float] = field(default_factory=dict)
     ranks: Mapping[str, Rank] = field(default_factory=dict)
 
     @property
@@ -87,6 +89,11 @@ class Table:
     @property
     def merges(self) -> list[Row]:
         return [row for row in self.rows if row.scaling is not None]
+
+    @property
+    def generated(self) -> list[str]:
+        """Benchmarks of which some row has the length of answers."""
+        return [b.name for b in self.benchmarks if any(b.name in row.lengths for row in self.rows)]
 
     @property
     def ranked(self) -> bool:
@@ -188,7 +195,18 @@ def _row(
             if evaluated(mean.benchmarks)
         },
         weights=_weights(records),
+        lengths=_lengths(models),
     )
+
+
+def _lengths(models: Sequence[Record]) -> dict[str, float]:
+    """Over the models; of benchmarks whose answers all of them have counted."""
+    told = [
+        {name: float(one.settings["tokens"]) for name, one in model.results.items() if "tokens" in one.settings}
+        for model in models
+    ]
+    names = [name for name in told[0] if all(name in one for one in told)]
+    return {name: sum(one[name] for one in told) / len(told) for name in names}
 
 
 def _weights(records: Sequence[Record]) -> tuple[float, float] | None:

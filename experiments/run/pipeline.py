@@ -20,10 +20,11 @@ from filelock import FileLock, Timeout
 from evaluation.record import Result
 from experiments import provenance
 from experiments.locks import held
-from experiments.run import preflight, recipe, record, stages
+from experiments.run import preflight, recipe, record, routed, stages
 from experiments.run.prepare import Prepared, prepare, verify
 from experiments.run.progress import Progress
 from experiments.run.record import Record, Scores
+from experiments.run.routing import Routing
 from experiments.run.spec import Member, RunSpec
 from experiments.tracking import upload
 from sensmerge import memory
@@ -151,8 +152,9 @@ def _execute(spec: RunSpec, config: Mapping[str, Any] | None, family: Prepared, 
         write_json(spec.directory / "outcomes" / f"{name}.json", [dataclasses.asdict(o) for o in result.outcomes])
     if spec.output.checkpoint and not isinstance(spec.merger, Member):
         clock("write", lambda: stages.write_checkpoint(spec, family, subject, _on_card(results), progress))
+    routing = routed.measured(spec, family, progress) if spec.routed else None
     measured = _measured(clock, family.store.asked - before)
-    made = _record(spec, config, family, calibrated, subject, results, measured)
+    made = _record(spec, config, family, calibrated, subject, results, routing, measured)
     made.write(spec.record_path)
     log.info(
         "  done in %.1f s: %s -> %s",
@@ -170,6 +172,7 @@ def _record(
     calibrated: stages.Calibrated | None,
     subject: stages.Subject,
     results: Mapping[str, Result],
+    routing: Routing | None,
     measured: record.Measured,
 ) -> Record:
     return Record(
@@ -194,6 +197,7 @@ def _record(
         vocabulary=family.layout and family.layout.report.to_json(),
         coefficients=None if calibrated is None else _coefficients(calibrated),
         results={name: Scores.of(name, result) for name, result in results.items()},
+        routing=routing,
         score=primary_score(results),
         versions=versions(*provenance.PACKAGES),
         measured=measured,
@@ -204,7 +208,7 @@ def _record(
 def _coefficients(calibrated: stages.Calibrated) -> record.Coefficients:
     content = calibrated.to_json()
     table, summary = record.Table(**content["table"]), record.Range(**content["range"])
-    return record.Coefficients(table, summary, content["alpha"], content["distances"])
+    return record.Coefficients(table, summary, content["alpha"], content["distances"], content.get("evidence"))
 
 
 def _measured(clock: Clock, asked: Counter[tuple[str, bool]]) -> record.Measured:

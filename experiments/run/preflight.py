@@ -79,6 +79,11 @@ def _unfit(spec: RunSpec, tasks: list[str]) -> list[str]:
             check()
         except ValueError as error:
             return [f"{setting}: {error}"]
+    if spec.routed and spec.output.checkpoint:
+        return [
+            "output=checkpoint: with a router there is a model for each task and no one checkpoint; store the experts "
+            "with `python -m sensmerge onebit`, or write one route (merger.chosen=NUMBER)"
+        ]
     return []
 
 
@@ -90,7 +95,7 @@ def _data(spec: RunSpec, data: Path | None) -> list[str]:
         for problem in benchmark.problems(data)
     ]
     for task, pairs in spec.model.calibration.items():
-        if spec.scaling.needs and not isinstance(spec.merger, Member) and (why := pairs.missing(data)):
+        if spec.draws and (why := pairs.missing(data)):
             found.append(f"calibration of {task}: {why}")
     return found
 

@@ -14,6 +14,7 @@ from evaluation.rehearsal import rehearse
 from experiments.run import preflight
 from experiments.run.spec import Member, RunSpec
 from sensmerge import calibrate, calibration, models
+from sensmerge.adapters import joined
 from sensmerge.family import fit
 from sensmerge.family.family import Family, ready
 from sensmerge.store import Store, nearest
@@ -62,6 +63,7 @@ def verify(spec: RunSpec, family: Prepared) -> None:
     spec.merger.check(len(family.tasks))
     with ExitStack() as stack:
         base, experts = family.readers(stack)
+        joined.check(spec.merger, experts)
         fit.check_compatible(base, experts)
         fit.check_architectures(family.shells, {"base": base, **experts})
         if spec.output.checkpoint and (free := shutil.disk_usage(nearest(spec.output.runs)).free) < base.nbytes:
@@ -70,7 +72,7 @@ def verify(spec: RunSpec, family: Prepared) -> None:
                 f"{free / 1e9:.1f} GB are free; free some, or choose another output.runs"
             )
     rehearse(spec.suite, models.load_tokenizer(family.shells["base"]), family.data, _context(spec, family))
-    if spec.scaling.needs:
+    if spec.draws:
         _check_unseen(spec, family, family.samples(spec))
 
 

@@ -20,6 +20,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from evaluation.record import Metric, Outcome, Result
+from experiments.run.routing import Routing
 from sensmerge.store import write_json
 
 RECORD_JSON = "record.json"
@@ -73,12 +74,16 @@ class Range:
 
 @dataclass(frozen=True, config=_EXACT)
 class Coefficients:
-    """alpha: task -> [L]; distances: metric -> [K][K]. None where the rule asked for no such evidence."""
+    """alpha: task -> [L]; distances: metric -> [K][K]. None where the rule asked for no such evidence.
+
+    evidence: of other kinds, by kind and task (sensmerge/calibrate.py); None where there is none.
+    """
 
     table: Table
     range: Range
     alpha: dict[str, list[float]] | None
     distances: dict[str, list[list[float]]] | None
+    evidence: dict[str, dict[str, Any]] | None = None
 
     @property
     def profiles(self) -> list[list[float]] | None:
@@ -162,6 +167,7 @@ class Record:
     versions: dict[str, str]
     measured: Measured
     vocabulary: dict[str, Any] | None = field(default_factory=dict)  # empty: not told
+    routing: Routing | None = None
     directory: Path = Field(default=Path(), exclude=True)
 
     @staticmethod

@@ -20,6 +20,7 @@ from sensmerge import models
 from sensmerge.calibration import Calibration
 from sensmerge.coefficients import Rule
 from sensmerge.mergers import Merger
+from sensmerge.onebit import OneBitMerge
 from sensmerge.store import describe, digest
 
 # Names become directories: one part of a path, none that begins with a dot.
@@ -113,7 +114,7 @@ class RunSpec:
             parts["suite_data"] = data_digests(self.suite, self.output.data)
         if isinstance(self.merger, Merger):
             parts |= {"seed": self.seed, "scaling": self.scaling}
-            if self.scaling.needs:
+            if self.draws:
                 parts["calibration"] = self.calibration
                 if not self.model.brings_data:
                     parts["calibration_data"] = data_digests(dict(self.model.calibration), self.output.data)
@@ -142,7 +143,7 @@ class RunSpec:
             f"model {self.labels.get('model', self.model.name)}",
             f"merger {_settings(self.merger)}",
             *([f"scaling {_settings(self.scaling)}"] if isinstance(self.merger, Merger) else []),
-            *([calibrated] if self._calibrates else []),
+            *([calibrated] if self.draws else []),
             f"suite {self.suite.name} ({len(self.suite.benchmarks)} benchmarks)",
             f"evaluation {self.evaluation.dtype_on(models.device_kind(self.device))}, "
             f"batches {self.evaluation.on(models.device_kind(self.device)).batch_size}",
@@ -151,8 +152,14 @@ class RunSpec:
         return " · ".join(parts)
 
     @property
-    def _calibrates(self) -> bool:
-        return isinstance(self.merger, Merger) and bool(self.scaling.needs)
+    def draws(self) -> bool:
+        """Whether anything looks at calibration samples."""
+        return isinstance(self.merger, Merger) and (bool(self.scaling.needs) or self.routed)
+
+    @property
+    def routed(self) -> bool:
+        """Whether each prompt is answered by a merge of its own."""
+        return isinstance(self.merger, OneBitMerge) and self.merger.routed
 
     @property
     def directory(self) -> Path:

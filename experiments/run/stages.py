@@ -10,21 +10,26 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import sensmerge.calibrate
 from evaluation.harness import Harness
 from evaluation.record import Result
 from experiments import provenance
+from experiments.run import routed
 from experiments.run.prepare import Prepared, say
 from experiments.run.progress import Progress
 from experiments.run.spec import Member, RunSpec
 from sensmerge import merge, models
+from sensmerge.adapters import joined
 from sensmerge.calibrate import Calibrated
+from sensmerge.device import resident
 from sensmerge.engine import thresholds
 from sensmerge.engine.engine import Engine
 from sensmerge.family.members import tokenizer_digest
 from sensmerge.mergers import Merger
+from sensmerge.onebit import OneBitMerge
 from sensmerge.publish import recipes
 from sensmerge.publish.card import card
 from sensmerge.publish.versions import versions
@@ -33,7 +38,7 @@ from sensmerge.store import describe, digest
 log = logging.getLogger(__name__)
 # Part of what results are kept under. Raise one when a change to this project's code changes what the stage computes.
 _VERSIONS = {
-    "sensitivity": 1, "fisher": 1, "alignment": 2, "information": 1, "magnitudes": 1, "merge": 1, "evaluation": 2,
+    "sensitivity": 1, "fisher": 1, "alignment": 2, "information": 1, "magnitudes": 1, "merge": 1, "evaluation": 3,
 }  # fmt: skip
 
 
@@ -45,6 +50,7 @@ class Subject:
     member: str
     merge: Callable[[ExitStack], merge.Merge] | None  # None: the member itself
     recipe: dict[str, Any]
+    by_merger: Callable[[ExitStack, Merger], merge.Merge] | None = None  # where a router chooses: of another merger
 
 
 def calibrate(spec: RunSpec, family: Prepared, progress: Progress) -> Calibrated:
@@ -75,15 +81,18 @@ def merge_recipe(spec: RunSpec, family: Prepared, calibrated: Calibrated) -> Sub
     merger = spec.merger
     assert isinstance(merger, Merger)
     recipe = recipes.made_of(family, merger, calibrated.table, spec.seed, version=_VERSIONS["merge"])
+    if spec.routed:
+        recipe["router"] = routed.identity(spec, family)
 
-    def opened(stack: ExitStack) -> merge.Merge:
-        base, experts = family.readers(stack)
-        engine = stack.enter_context(Engine(models.resolve_device(spec.device), spec.threads))
-        return merge.Merge(
-            base, experts, merger, calibrated.table, engine, spec.seed, *thresholds.known(family.store, family, merger)
-        )
+    def opened(stack: ExitStack, merger: Merger = merger) -> merge.Merge:
+        device = models.resolve_device(spec.device)
+        base, experts = family.readers(stack, device)
+        experts, made, table = joined.as_one_expert(merger, base, experts, calibrated.table, spec.seed)
+        engine = stack.enter_context(Engine(device, spec.threads))
+        known = thresholds.known(family.store, family, merger)
+        return merge.Merge(base, experts, made, table, engine, spec.seed, *known)
 
-    return Subject(digest(recipe), "base", opened, recipe)
+    return Subject(digest(recipe), "base", opened, recipe, opened if spec.routed else None)
 
 
 def evaluate(spec: RunSpec, family: Prepared, subject: Subject, progress: Progress) -> dict[str, Result]:
@@ -105,8 +114,11 @@ def evaluate(spec: RunSpec, family: Prepared, subject: Subject, progress: Progre
         def stage(name: str = name, benchmark: Any = benchmark) -> dict[str, Any]:
             nonlocal harness
             harness = harness or _harness(spec, family, subject, progress)
+            if isinstance(harness, routed.Routed):
+                harness.begin()
             progress.stage(name)
-            return benchmark.run(harness, family.data).to_json()
+            # An item that does not fit by itself; what does not fit with others is halved before.
+            return resident.relieved(name, partial(benchmark.run, harness, family.data)).to_json()
 
         value, computed = family.store.compute("evaluation", key, stage)
         results[name] = result = Result.from_json(value)
@@ -133,10 +145,16 @@ def _circumstances(spec: RunSpec, stage: str) -> dict[str, Any]:
 
 
 def _harness(spec: RunSpec, family: Prepared, subject: Subject, progress: Progress) -> Harness:
+    if subject.by_merger is not None:
+        assert isinstance(spec.merger, OneBitMerge)
+        return routed.harness(spec, family, spec.merger, subject.by_merger, progress)
     start = time.perf_counter()
     device = models.resolve_device(spec.device)
-    model = family.load(subject.member, dtype=spec.evaluation.dtype_on(device.type), device=device)
-    if subject.merge is not None:
+    dtype = spec.evaluation.dtype_on(device.type)
+    if subject.merge is None:
+        model = family.load(subject.member, dtype=dtype, device=device)
+    else:
+        model = family.to_fill(dtype=dtype, device=device)
         with ExitStack() as stack:
             merged = subject.merge(stack)
             merge.load_into(model, merged, progress.bar("merge"))

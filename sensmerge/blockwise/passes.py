@@ -24,7 +24,7 @@ from sensmerge.blockwise.model import Call, Shell
 from sensmerge.calibration import Sample
 from sensmerge.checkpoints.open import open_source
 from sensmerge.checkpoints.reader import Source
-from sensmerge.sensitivity import importance, reduce_into, sample_loss
+from sensmerge.sensitivity import Sums, importance, require_finite, sample_loss
 
 HEAD_ROWS = 4096  # of the head, whose gradient exists at once: 4096 x 4096 fp32 = 67 MB
 Bar = Callable[[Sequence[int]], Iterable[int]]
@@ -58,12 +58,12 @@ def sensitivities(
         raise ValueError("no calibration samples: sensitivities over an empty set do not exist")
     with _opened(model) as source, _states(spill, device) as states:
         parts = Shell(source, shell, dtype=dtype, device=device)
-        totals = dict.fromkeys(parts.names, 0.0)
+        sums = Sums(parts.names, device)
         calls = _forward(parts, samples, states, progress, keep=True)
-        _through_end(parts, samples, states, totals, loss, squared)
-        _through_blocks(parts, calls, states, totals, progress, squared)
-        _through_start(parts, samples, states, totals, squared)
-    return totals
+        _through_end(parts, samples, states, sums, loss, squared)
+        _through_blocks(parts, calls, states, sums, progress, squared)
+        _through_start(parts, samples, states, sums, squared)
+    return sums.read()
 
 
 @torch.no_grad()
@@ -213,7 +213,7 @@ def _through_end(
     shell: Shell,
     samples: Sequence[Sample],
     states: _States,
-    totals: dict[str, float],
+    sums: Sums,
     loss: Literal["answer", "full"],
     squared: bool,
 ) -> None:
@@ -232,32 +232,30 @@ def _through_end(
             rows = shell.closing(sample.ids, hidden)[0, first:]
             logits = shell.head(rows)
             value = sample_loss(logits, Sample(sample.ids[first:], 1), loss)
-            if not torch.isfinite(value):
-                raise ValueError(
-                    f"loss is {value.item()} on a calibration sample: does the expert hold non-finite weights?"
-                )
+            require_finite(value)
             to_hidden, to_logits, *others = torch.autograd.grad(
                 value, [hidden, logits, *rest.values()], allow_unused=True
             )
             states.put("gradient", number, to_hidden)
             for (other, parameter), gradient in zip(rest.items(), others, strict=True):
-                totals[other] += 0.0 if gradient is None else importance(parameter, gradient, squared=squared).item()
+                if gradient is not None:
+                    sums.add(other, importance(parameter, gradient, squared=squared))
             by_token = _head_importance(shell.head.weight, to_logits, rows.detach(), squared)
             if shell.tied:
                 tokens = sample.ids.unique().to(by_token.device)
                 states.put("head", number, to_logits[:, tokens].T @ rows.detach())
                 by_token[tokens] = 0
-            totals[name] += by_token.sum().item()
+            sums.add(name, by_token.sum())
 
 
 def _through_blocks(
-    shell: Shell, calls: list[list[Call]], states: _States, totals: dict[str, float], progress: Bar, squared: bool
+    shell: Shell, calls: list[list[Call]], states: _States, sums: Sums, progress: Bar, squared: bool
 ) -> None:
     """Backward through the blocks, the last first: the gradient at each boundary becomes that at the one before."""
     for block in progress(range(len(shell.blocks))[::-1]):
         with shell.holding(block) as held:
             for name, parameter in held.items():
-                parameter.register_post_accumulate_grad_hook(reduce_into(totals, name, squared=squared))
+                parameter.register_post_accumulate_grad_hook(sums.hook(name, squared=squared))
             for number, call in enumerate(calls):
                 hidden = states.pop(block, number).requires_grad_()
                 shell.block(block, hidden, call[block]).backward(states.pop("gradient", number))
@@ -265,9 +263,7 @@ def _through_blocks(
                 states.put("gradient", number, hidden.grad)
 
 
-def _through_start(
-    shell: Shell, samples: Sequence[Sample], states: _States, totals: dict[str, float], squared: bool
-) -> None:
+def _through_start(shell: Shell, samples: Sequence[Sample], states: _States, sums: Sums, squared: bool) -> None:
     """Backward through the embeddings, whose gradient is there only for the tokens that occur."""
     with shell.holding("embedding", "rest") as held:
         for number, sample in enumerate(samples):
@@ -284,7 +280,7 @@ def _through_start(
                         own, tokens = tokens, sample.ids.unique().to(tokens.device)
                         part = states.pop("head", number).index_add_(0, torch.searchsorted(tokens, own), part)
                     parameter = parameter[tokens]
-                totals[name] += importance(parameter, part, squared=squared).item()
+                sums.add(name, importance(parameter, part, squared=squared))
 
 
 def _head_importance(weight: Tensor, to_logits: Tensor, rows: Tensor, squared: bool = False) -> Tensor:

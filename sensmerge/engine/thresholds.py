@@ -41,13 +41,11 @@ def keep(store: Store, family: Family, merger: Merger, cuts: Mapping[str, Mappin
         return
     for number, task in enumerate(family.tasks):
         if _by_model(merger):
-            edge = edges[_asked(merger)][number]
-            value = [edge.value, edge.name, edge.last]
-            complete = True
+            found = edges.get(_asked(merger), [])
+            complete = len(found) == len(family.tasks)
+            value = [found[number].value, found[number].name, found[number].last] if complete else []
         else:
-            value = {
-                name: [found[number].threshold, found[number].last] for name, found in cuts.items() if number in found
-            }
+            value = {name: [cut[number].threshold, cut[number].last] for name, cut in cuts.items() if number in cut}
             complete = len(value) == len(cuts)
         if complete:
             store.compute("cuts", _key(family, merger, task), lambda value=value: value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import inspect
 import json
 import pkgutil
 import re
@@ -13,7 +14,7 @@ from typing import Any, TypeVar, cast, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError
 
-from sensmerge import coefficients, mergers
+from sensmerge import adapters, coefficients, mergers, onebit
 from sensmerge.coefficients import Rule
 from sensmerge.mergers import Merger
 from sensmerge.publish.strict import did_you_mean, dotted, mapping, sentence
@@ -23,11 +24,11 @@ T = TypeVar("T", bound="Merger | Rule")
 
 
 def known(kind: type[T]) -> dict[str, type[T]]:
-    """Name -> class of all that derive from `kind`, in any file of sensmerge/mergers or sensmerge/coefficients."""
-    package = mergers if kind is Merger else coefficients
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"{package.__name__}.{module.name}")
-    return {made.__name__: made for made in _below(kind)}
+    """Name -> class of all that derive from `kind`, in any file of the folders that hold mergers, or rules."""
+    for folder in (mergers, adapters, onebit) if kind is Merger else (coefficients,):
+        for module in pkgutil.iter_modules(folder.__path__):
+            importlib.import_module(f"{folder.__name__}.{module.name}")
+    return {made.__name__: made for made in _below(kind) if not inspect.isabstract(made)}
 
 
 def _below(kind: type[Any]) -> list[type[Any]]:
@@ -36,7 +37,8 @@ def _below(kind: type[Any]) -> list[type[Any]]:
 
 def named(name: str, kind: type[T], where: str = "") -> T:
     """The merger or rule that command lines call `name`, as it is by default. ValueError where there is none."""
-    variants: Mapping[str, Any] = mergers.VARIANTS if kind is Merger else coefficients.VARIANTS
+    places: tuple[Any, ...] = (mergers, adapters, onebit) if kind is Merger else (coefficients,)
+    variants: dict[str, Any] = {own: made for place in places for own, made in place.VARIANTS.items()}
     classes: dict[str, Any] = {re.sub(r"(?<!^)(?=[A-Z])", "_", own).lower(): made for own, made in known(kind).items()}
     names = sorted({**classes, **variants})
     if name not in names:

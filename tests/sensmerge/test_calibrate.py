@@ -61,6 +61,8 @@ def test_magnitudes_take_no_data(family: Family, root: Path, rule: Rule) -> None
         assert found.evidence.magnitudes[task] == pytest.approx(norms, rel=1e-6)
     assert asked.keys == {"magnitudes": [{"base": family.base_digest, "experts": family.expert_digests}]}
     assert found.samples == {}
+    told = found.to_json()["evidence"]["magnitudes"]
+    assert told == {task: pytest.approx(sum(found.evidence.magnitudes[task].values())) for task in TASKS}
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -75,6 +77,9 @@ def test_squared_gradients_are_each_experts_own(
         want = sensitivity.sensitivities(model, samples[task], squared=True)
         assert found.evidence.fisher[task] == pytest.approx(want, rel=1e-5)
     assert (set(asked.keys), found.evidence.sensitivities) == ({"fisher"}, None)
+    told = found.to_json()
+    assert told["alpha"] is None
+    assert [sum(value**2 for value in told["evidence"]["fisher"][task]) for task in TASKS] == pytest.approx([1.0] * 3)
 
 
 @pytest.mark.parametrize("stream", [False, True])

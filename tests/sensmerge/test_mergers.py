@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from sensmerge.engine.engine import Engine
 from sensmerge.engine.kernel_args import Setting
 from sensmerge.mergers import Average, Breadcrumbs, Dare, Della, Merger, Pcb, Slerp, TaskArithmetic, Ties
+from sensmerge.onebit import OneBitMerge
 from sensmerge.seeds import key
 from sensmerge.sparsify import keep_largest
 
@@ -32,6 +33,8 @@ MERGERS: list[Merger] = [
     Della(density=0.7, epsilon=0.3, inner=TaskArithmetic(scale=0.5)),
     Pcb(ratio=0.3, scale=1.2),
     Pcb(ratio=1.0, clamp=0.1, scope="tensor"),
+    OneBitMerge(inner=TaskArithmetic(scale=0.5)),
+    OneBitMerge(inner=Dare(drop=0.4, inner=Ties(density=1.0))),
 ]
 SHAPES = [(7, 5), (96,), (1,), (3, 2, 4)]
 
@@ -68,6 +71,10 @@ def oracle(merger: Merger, base: list[float], taus: list[list[float]], weights: 
             for tau, key in zip(taus, keys(k), strict=True)
         ]
         return oracle(merger.inner, base, dropped, weights, row)
+    if isinstance(merger, OneBitMerge):
+        sizes = [sum(map(abs, tau)) / len(tau) for tau in taus]
+        coarse = [[math.copysign(size, value) for value in tau] for size, tau in zip(sizes, taus, strict=True)]
+        return oracle(merger.inner, base, coarse, weights, row)
     if isinstance(merger, Ties):
         taus = [oracle_trim(tau, merger.density) for tau in taus]
     out = []

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -53,6 +56,36 @@ def test_no_gradient_outlives_the_hook_and_the_model_is_left_as_it_was() -> None
         assert not p.requires_grad
         assert torch.equal(p, before[name])
     assert not any(p._post_accumulate_grad_hooks for p in model.parameters())
+
+
+def test_the_device_is_waited_for_once_a_sample_and_once_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever brings a number from a device to Python goes through one of these. transformers does so itself once a
+    forward pass, to look for packed sequences."""
+    waits: list[str] = []
+
+    def watch(name: str) -> None:
+        real = getattr(torch.Tensor, name)
+
+        def watched(self: torch.Tensor) -> Any:
+            if "transformers" not in sys._getframe(1).f_code.co_filename:
+                waits.append(name)
+            return real(self)
+
+        monkeypatch.setattr(torch.Tensor, name, watched)
+
+    def count(work: Callable[[], object]) -> int:
+        waits.clear()
+        work()
+        return len(waits)
+
+    for name in ("item", "tolist", "__bool__", "__float__", "__int__"):
+        watch(name)
+    model = llama(1)
+    one, three = (count(lambda n=n: sensitivities(model, samples(n))) for n in (1, 3))
+    assert three - one == 2
+    sets = {name: samples(3) for name in "abc"}
+    predictions = {name: alignment.predict(llama(seed), sets) for seed, name in enumerate(sets)}
+    assert count(lambda: alignment.distances(predictions)) == 3
 
 
 def test_two_samples_add_up() -> None:

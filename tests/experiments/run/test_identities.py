@@ -90,7 +90,7 @@ def test_a_changed_setting_or_field_changes_it() -> None:
 
 def test_stages_keep_their_keys(spec: RunSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("experiments.run.stages.versions", lambda *names: dict.fromkeys(names, "1"))
-    monkeypatch.setattr("sensmerge.checkpoints.reader.digest", lambda path: path.name)
+    monkeypatch.setattr("sensmerge.checkpoints.reader.digest", lambda path, _: path.name)
     # 2 since one more metric is kept, beside the others as they were.
     monkeypatch.setitem(stages._VERSIONS, "alignment", 1)
     # 2 since log-likelihoods are made at the scored positions alone, which moves last bits; nothing else moved keys.

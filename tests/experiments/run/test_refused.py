@@ -122,7 +122,7 @@ def test_each_is_refused_in_a_line_that_names_the_setting(line: str) -> None:
     [
         ({"items": ("q1", "q99")}, "benchmark choice: no item q99 among 12, such as q0"),
         ({"items": ()}, "benchmark choice: the list of items is empty"),
-        ({"prompt": "{{questoin}}"}, "benchmark choice: UndefinedError: 'questoin' is undefined"),
+        ({"prompt": "{{questoin}}"}, "benchmark choice: 'questoin' is undefined"),
     ],
 )
 def test_what_only_the_data_can_tell_is_told_before_the_first_stage(spec: RunSpec, changes: dict, message: str) -> None:
