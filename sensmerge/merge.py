@@ -21,7 +21,7 @@ from sensmerge.engine.kernel_args import Cut, NotFinite, Out, Setting
 from sensmerge.mergers import Merger
 from sensmerge.seeds import key
 from sensmerge.store import digest
-from sensmerge.tensor_names import is_derived
+from sensmerge.tensor_names import holds_tokens, is_derived
 
 _AHEAD = 256 * 2**20  # bytes of each checkpoint that are read before they are needed
 
@@ -86,6 +86,7 @@ class Merge:
     neither on the order of `experts` nor on shards, threads or device. seed: draws the masks of a stochastic merger.
     cuts: what trimming keeps, by tensor and expert (see Engine.merge); merges of one family that differ in coefficients
     and scale only may share it.
+    tell: keyword of `merger.told` -> what it says of a tensor, by name; "linear" is known here.
 
     Raises ValueError for experts that do not fit the base, the table, or the merger.
     """
@@ -97,12 +98,19 @@ class Merge:
     engine: Engine
     seed: int = 0
     cuts: dict[str, dict[int, Cut]] = field(default_factory=dict)
+    tell: Mapping[str, Callable[[str], Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._tasks = sorted(self.experts)
         self.table.check(self._tasks, self.base.names)
         self.merger.check(len(self._tasks))
         check_compatible(self.base, self.experts)
+        self.tell = {"linear": lambda name: not holds_tokens(name), **self.tell}
+        if missing := sorted(self.merger.told - self.tell.keys()):
+            raise ValueError(
+                f"{type(self.merger).__name__} has to be told {', '.join(missing)} of every tensor, which this merge "
+                "does not know: a run (python run.py merger=...) finds it out"
+            )
 
     def into(self, name: str, out: Tensor | Out) -> None:
         """Write tensor `name`, merged, into `out`, which has the base's shape and dtype.
@@ -114,7 +122,8 @@ class Merge:
     def setting(self, name: str, out: Tensor | Out) -> Setting:
         """What differs, for tensor `name`, between merges of the same inputs; the result goes to `out`."""
         keys = [key(self.seed, task, name) for task in self._tasks] if self.merger.stochastic else None
-        return Setting(self.merger, self.table.weights(name), out, keys, self.cuts.setdefault(name, {}))
+        more = {word: self.tell[word](name) for word in sorted(self.merger.told)}
+        return Setting(self.merger, self.table.weights(name), out, keys, self.cuts.setdefault(name, {}), more)
 
     def tensors(self, progress: Progress = iter) -> Iterator[tuple[str, Tensor]]:
         """Every tensor of the base, merged, in file order, each in memory of its own."""

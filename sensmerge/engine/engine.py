@@ -95,7 +95,8 @@ class Engine:
     def _defined(self, base: Tensor, experts: Sequence[Tensor], setting: Setting) -> None:
         origin = base.to(self.device, torch.float32)
         taus = torch.stack([expert.to(self.device, torch.float32) for expert in experts]).sub_(origin)
-        made = setting.merger(origin, taus, setting.weights.to(self.device), keys=setting.keys).to(setting.out.dtype)
+        weights = setting.weights.to(self.device)
+        made = setting.merger(origin, taus, weights, keys=setting.keys, **setting.more).to(setting.out.dtype)
         if not (torch.isfinite(made).all() and torch.isfinite(taus).all()):
             raise NotFinite
         if isinstance(setting.out, Tensor):

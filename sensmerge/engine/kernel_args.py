@@ -5,7 +5,7 @@ Pieces are slices of the flattened tensor; any cut into pieces gives the same bi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -75,6 +75,7 @@ class Setting:
     weights [K] fp32. out: where the result goes, [*s] if it is a tensor. keys: see `Merger`.
     cuts: expert number -> what trimming keeps of it, read where it is known and filled in where it is not; it depends
     on base, expert and density (and DARE's key) alone, so settings that differ otherwise can share it.
+    more: what the merger is told of this tensor beside its numbers (see `Merger.told`).
     """
 
     merger: Merger
@@ -82,6 +83,7 @@ class Setting:
     out: Tensor | Out
     keys: Sequence[int] | None = None
     cuts: dict[int, Cut] = field(default_factory=dict)
+    more: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Loop:

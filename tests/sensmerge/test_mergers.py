@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from baseline_oracles import BASELINES, oracle_baseline
 from gpu_fixtures import MERGING, agree, apart, device  # noqa: F401
 from oracles import oracle_della, oracle_outliers, oracle_trim, philox
 from pydantic import ValidationError
@@ -30,8 +31,9 @@ MERGERS: list[Merger] = [
     Breadcrumbs(density=0.9, gamma=0.3, inner=Ties(density=1.0)),
     Della(density=0.5, epsilon=0.3),
     Della(density=0.7, epsilon=0.3, inner=TaskArithmetic(scale=0.5)),
+    *BASELINES,
 ]
-SHAPES = [(7, 5), (96,), (1,), (3, 2, 4)]
+SHAPES = [(7, 5), (96,), (1,), (3, 2, 4), (4, 9)]
 
 
 def keys(k: int) -> list[int]:
@@ -49,20 +51,24 @@ def problem(shape: tuple[int, ...], k: int = 3) -> tuple[torch.Tensor, torch.Ten
 # ---- slow oracles, element by element in fp64, from the papers
 
 
-def oracle(merger: Merger, base: list[float], taus: list[list[float]], weights: list[float], row: int) -> list[float]:
-    k = len(taus)
+def oracle(
+    merger: Merger, base: list[float], taus: list[list[float]], weights: list[float], shape: tuple[int, ...]
+) -> list[float]:
+    k, row = len(taus), shape[-1]
+    if merger in BASELINES:
+        return oracle_baseline(merger, base, taus, weights, shape)
     if isinstance(merger, Breadcrumbs):
         kept = [oracle_outliers(tau, merger.density, merger.gamma) for tau in taus]
-        return oracle(merger.inner, base, kept, weights, row)
+        return oracle(merger.inner, base, kept, weights, shape)
     if isinstance(merger, Della):
         kept = [oracle_della(tau, merger, number, row) for tau, number in zip(taus, keys(k), strict=True)]
-        return oracle(merger.inner, base, kept, weights, row)
+        return oracle(merger.inner, base, kept, weights, shape)
     if isinstance(merger, Dare):
         dropped = [
             [0.0 if philox(i, key) < merger.drop * 2**32 else v / (1 - merger.drop) for i, v in enumerate(tau)]
             for tau, key in zip(taus, keys(k), strict=True)
         ]
-        return oracle(merger.inner, base, dropped, weights, row)
+        return oracle(merger.inner, base, dropped, weights, shape)
     if isinstance(merger, Ties):
         taus = [oracle_trim(tau, merger.density) for tau in taus]
     out = []
@@ -85,7 +91,7 @@ def test_equals_oracle(merger: Merger, shape: tuple[int, ...]) -> None:
     base, taus, weights = problem(shape)
     got = merger(base, taus, weights, keys=keys(3))
     exact = base.double().flatten(), taus.double().flatten(1), weights.double()
-    want = oracle(merger, *(part.tolist() for part in exact), row=shape[-1])
+    want = oracle(merger, *(part.tolist() for part in exact), shape=shape)
     torch.testing.assert_close(got.double().flatten(), torch.tensor(want, dtype=torch.float64), rtol=1e-5, atol=1e-6)
 
 
