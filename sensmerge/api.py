@@ -7,7 +7,7 @@ has all of it by name (docs/library.md).
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from sensmerge.checkpoints import hub
 from sensmerge.checkpoints.open import is_adapter
 from sensmerge.checkpoints.vocabulary import Policy
 from sensmerge.coefficients import Evidence, Rule, Sens, Table, Uniform
+from sensmerge.distances.survey import survey
 from sensmerge.engine.engine import Engine
 from sensmerge.family.family import Family, ready
 from sensmerge.family.members import Models, line_up, opened
@@ -189,4 +190,8 @@ def _merge(
 ) -> merge.Merge:
     base, experts = family.readers(stack)
     engine = stack.enter_context(Engine(models.resolve_device(device), threads))
-    return merge.Merge(base, experts, merger, table, engine, seed)
+    tell: dict[str, Callable[[str], Any]] = {}
+    if "interference" in merger.told:
+        found = survey(base, experts)
+        tell["interference"] = lambda name: found.of(base.entries[name])
+    return merge.Merge(base, experts, merger, table, engine, seed, tell=tell)

@@ -16,6 +16,7 @@ from sensmerge import models
 from sensmerge.checkpoints.reader import Entry, Source, copy_companions, differences
 from sensmerge.checkpoints.writer import Writer
 from sensmerge.coefficients import Table
+from sensmerge.distances.survey import root, squared_distance
 from sensmerge.engine.engine import Engine
 from sensmerge.engine.kernel_args import Cut, NotFinite, Out, Setting
 from sensmerge.mergers import Merger
@@ -264,8 +265,8 @@ def _name_dtype(config: Path, dtype: str) -> None:
 
 
 @torch.inference_mode()
-def load_into(model: Any, merge: Merge, progress: Progress = iter) -> None:
-    """Merge into a resident model's parameters, without touching the disk.
+def load_into(model: Any, merge: Merge, progress: Progress = iter) -> float:
+    """Merge into a resident model's parameters, without touching the disk; returns ||theta_m - theta_0||.
 
     What is merged is rounded to the base's dtype, as a checkpoint would be, whatever the model's is.
     Raises ValueError if the merge and the model's parameters do not cover each other (tied weights count as one).
@@ -275,6 +276,7 @@ def load_into(model: Any, merge: Merge, progress: Progress = iter) -> None:
     if strange:
         raise ValueError(f"{type(model).__name__} has no parameter {strange[0]!r}: is it the base's own architecture?")
     left = {tensor.data_ptr(): name for name, tensor in state.items()}
+    moved = 0.0
     for entry in merge.entries(progress):
         target = state[entry.name]
         if target.shape != entry.shape:
@@ -289,5 +291,7 @@ def load_into(model: Any, merge: Merge, progress: Progress = iter) -> None:
             merge.into(entry.name, made)
             target.copy_(made)
         left.pop(target.data_ptr(), None)
+        moved += squared_distance(target, merge.base.tensor(entry.name))
     if left:
         raise ValueError(f"the merge never set {sorted(left.values())[:3]} of {type(model).__name__}")
+    return root(moved)

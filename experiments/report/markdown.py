@@ -88,6 +88,7 @@ def _section(table: Table, commands: Sequence[str]) -> str:
         which = mean.name + ("" if mean.higher_is_better else " ↓")
         header += [f"mean {which}", *([f"Δ {which} [95 %]", "p"] if table.merges else [])]
     header += ["K·σ"] if table.merges else []
+    header += ["‖θ−θ₀‖"] if table.measured else []
     rows = [_cells(table, row) for row in table.rows]
     for anchor in published.anchors(table):
         scores = [f"{anchor.scores[b.name] * 100:.1f}" if b.name in anchor.scores else DASH for b in table.benchmarks]
@@ -109,4 +110,6 @@ def _cells(table: Table, row: Row) -> list[str]:
             cells += [difference(found, percent=percent), probability(found and found.p_holm)]
     if table.merges:
         cells.append("{:.2f}..{:.2f}".format(*row.weights) if row.weights else DASH)
+    if table.measured:
+        cells.append(DASH if row.distance is None else f"{row.distance:.3g}")
     return cells

@@ -54,12 +54,15 @@ def as_csv(found: Sequence[tables.Table]) -> str:
     """A line per row of every table, in raw units: accuracies in 0..1. An empty field: no such number.
 
     *_n: what its standard error is over, items or, where models > 1, models. Limits of intervals and p values are
-    random in their last digits: limits are rounded to six decimals, p values to six digits.
+    random in their last digits: limits are rounded to six decimals, p values to six digits. distance: `Row.distance`,
+    where any row has one.
     """
     names = list(dict.fromkeys(benchmark.name for table in found for benchmark in table.benchmarks))
     means = list(dict.fromkeys(mean.name for table in found for mean in table.means))
+    measured = any(table.measured for table in found)
     lines = [
         {"model": table.model, "suite": table.suite, **_line(row, names, means)}
+        | ({"distance": row.distance} if measured else {})
         for table in found
         for row in table.rows
     ]

@@ -21,12 +21,14 @@ from evaluation.record import Result
 from experiments import provenance
 from experiments.locks import held
 from experiments.run import preflight, recipe, record, stages
+from experiments.run.measures import Distances
 from experiments.run.prepare import Prepared, prepare, verify
 from experiments.run.progress import Progress
 from experiments.run.record import Record, Scores
 from experiments.run.spec import Member, RunSpec
 from experiments.tracking import upload
 from sensmerge import memory
+from sensmerge.distances.survey import Survey
 from sensmerge.publish.versions import versions
 from sensmerge.store import write_json
 
@@ -141,10 +143,11 @@ def _execute(spec: RunSpec, config: Mapping[str, Any] | None, family: Prepared, 
     clock = Clock()
     before = family.store.asked.copy()
     if isinstance(spec.merger, Member):
-        calibrated, subject = None, stages.member(family, spec.merger)
+        calibrated, found, subject = None, None, stages.member(family, spec.merger)
     else:
         calibrated = clock("calibrate", lambda: stages.calibrate(spec, family, progress))
         subject = stages.merge_recipe(spec, family, calibrated)
+        found = clock("survey", lambda: stages.survey(family, progress))
     write_json(spec.directory / recipe.RECIPE_JSON, subject.recipe)
     results = clock("evaluate", lambda: stages.evaluate(spec, family, subject, progress))
     for name, result in results.items():
@@ -152,7 +155,8 @@ def _execute(spec: RunSpec, config: Mapping[str, Any] | None, family: Prepared, 
     if spec.output.checkpoint and not isinstance(spec.merger, Member):
         clock("write", lambda: stages.write_checkpoint(spec, family, subject, _on_card(results), progress))
     measured = _measured(clock, family.store.asked - before)
-    made = _record(spec, config, family, calibrated, subject, results, measured)
+    distances = found and _distances(found, stages.distance(family, subject))
+    made = _record(spec, config, family, calibrated, subject, results, distances, measured)
     made.write(spec.record_path)
     log.info(
         "  done in %.1f s: %s -> %s",
@@ -170,6 +174,7 @@ def _record(
     calibrated: stages.Calibrated | None,
     subject: stages.Subject,
     results: Mapping[str, Result],
+    distances: Distances | None,
     measured: record.Measured,
 ) -> Record:
     return Record(
@@ -197,6 +202,7 @@ def _record(
         score=primary_score(results),
         versions=versions(*provenance.PACKAGES),
         measured=measured,
+        distances=distances,
         directory=spec.directory,
     )
 
@@ -205,6 +211,10 @@ def _coefficients(calibrated: stages.Calibrated) -> record.Coefficients:
     content = calibrated.to_json()
     table, summary = record.Table(**content["table"]), record.Range(**content["range"])
     return record.Coefficients(table, summary, content["alpha"], content["distances"])
+
+
+def _distances(found: Survey, merged: float) -> Distances:
+    return Distances(found.base, dict(found.experts), merged, found.score, found.cancellation)
 
 
 def _measured(clock: Clock, asked: Counter[tuple[str, bool]]) -> record.Measured:

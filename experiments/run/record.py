@@ -20,6 +20,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from evaluation.record import Metric, Outcome, Result
+from experiments.run.measures import Distances
 from sensmerge.store import write_json
 
 RECORD_JSON = "record.json"
@@ -139,8 +140,8 @@ class Record:
     study: the one that first asked for the run. labels: model, suite, merger, scaling, the names of the chosen yamls,
     and experiment and protocol where there was one (older records lack these two). member: where nothing was merged
     "base" or the expert's task, else None. vocabulary: what became of experts' token rows; None: every row is where it
-    is stored. Repeated with the same versions, all of it is the same but `measured`, and the paths in `config` and
-    `overrides`.
+    is stored. distances: of a merge; None: not measured. Repeated with the same versions, all of it is the same but
+    `measured`, and the paths in `config` and `overrides`.
     """
 
     schema: Literal[1]
@@ -161,6 +162,7 @@ class Record:
     versions: dict[str, str]
     measured: Measured
     vocabulary: dict[str, Any] | None = field(default_factory=dict)  # empty: not told
+    distances: Distances | None = None
     directory: Path = Field(default=Path(), exclude=True)
 
     @staticmethod

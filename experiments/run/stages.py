@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -21,6 +22,8 @@ from experiments.run.progress import Progress
 from experiments.run.spec import Member, RunSpec
 from sensmerge import merge, models
 from sensmerge.calibrate import Calibrated
+from sensmerge.distances import survey as distances
+from sensmerge.distances.survey import Survey, root, squared_distance
 from sensmerge.engine import thresholds
 from sensmerge.engine.engine import Engine
 from sensmerge.family.members import tokenizer_digest
@@ -32,7 +35,7 @@ from sensmerge.store import describe, digest
 
 log = logging.getLogger(__name__)
 # Part of what results are kept under. Raise one when a change to this project's code changes what the stage computes.
-_VERSIONS = {"sensitivity": 1, "alignment": 1, "merge": 1, "evaluation": 2}
+_VERSIONS = {"sensitivity": 1, "alignment": 1, "merge": 1, "evaluation": 2, "survey": 1}
 
 
 @dataclass(frozen=True)
@@ -77,11 +80,42 @@ def merge_recipe(spec: RunSpec, family: Prepared, calibrated: Calibrated) -> Sub
     def opened(stack: ExitStack) -> merge.Merge:
         base, experts = family.readers(stack)
         engine = stack.enter_context(Engine(models.resolve_device(spec.device), spec.threads))
-        return merge.Merge(
-            base, experts, merger, calibrated.table, engine, spec.seed, thresholds.known(family.store, family, merger)
-        )
+        tell: dict[str, Callable[[str], Any]] = {}
+        if "interference" in merger.told:
+            found = survey(family)
+            tell["interference"] = lambda name: found.of(base.entries[name])
+        cuts = thresholds.known(family.store, family, merger)
+        return merge.Merge(base, experts, merger, calibrated.table, engine, spec.seed, cuts, tell)
 
     return Subject(digest(recipe), "base", opened, recipe)
+
+
+def survey(family: Prepared, progress: Progress | None = None) -> Survey:
+    """Norms and interference of the family's task vectors, once for all its merges."""
+    start = time.perf_counter()
+    key = {"base": family.base_digest, "experts": family.expert_digests, "version": _VERSIONS["survey"]}
+
+    def stage() -> dict[str, Any]:
+        with ExitStack() as stack:
+            return distances.survey(*family.readers(stack), progress.bar("survey") if progress else iter).to_json()
+
+    value, computed = family.store.compute("survey", key, stage)
+    say("norms and interference of task vectors", start, family.store.path("survey", key), reused=not computed)
+    return Survey.from_json(value)
+
+
+def distance(family: Prepared, subject: Subject) -> float:
+    """||theta_m - theta_0|| of a merge, as it was measured while it was made; one that an earlier version made and
+    evaluated is made once more, tensor by tensor, for that alone."""
+
+    def stage() -> float:
+        assert subject.merge is not None
+        with ExitStack() as stack:
+            merged = subject.merge(stack)
+            parts = (squared_distance(made, merged.base.tensor(name)) for name, made in merged.tensors())
+            return root(math.fsum(parts))
+
+    return family.store.compute("distance", {"subject": subject.digest}, stage)[0]
 
 
 def evaluate(spec: RunSpec, family: Prepared, subject: Subject, progress: Progress) -> dict[str, Result]:
@@ -137,7 +171,8 @@ def _harness(spec: RunSpec, family: Prepared, subject: Subject, progress: Progre
     if subject.merge is not None:
         with ExitStack() as stack:
             merged = subject.merge(stack)
-            merge.load_into(model, merged, progress.bar("merge"))
+            moved = merge.load_into(model, merged, progress.bar("merge"))
+            family.store.compute("distance", {"subject": subject.digest}, lambda: moved)
             thresholds.keep(family.store, family, merged.merger, merged.cuts)
         say(f"merged {models.n_parameters(model) / 1e6:.2f} M parameters", start, "in memory")
     tokenizer = models.load_tokenizer(family.shells["base"])

@@ -39,12 +39,9 @@ def scales(norms: Sequence[float]) -> tuple[float, ...]:
     return tuple(least / norm if norm > 0 else 1.0 for norm in norms)
 
 
-def variance(gram: Tensor, scaled: Sequence[float]) -> float:
-    """Sum over entries of Var_k(s_k tau_k), over K: mean of squares less the square of the mean. gram: <tau_j, tau_k>
-    [K, K]; divided by the number of entries it is I."""
-    s = torch.tensor(scaled, dtype=torch.float64)
-    power, signal = (s.square() * gram.diagonal()).mean(), s @ gram @ s / len(s) ** 2
-    return max(0.0, float(power - signal))
+def variance(taus: Tensor) -> float:
+    """Sum over entries of Var_k(s_k tau_k), over K, of s_k tau_k [K, *s]; divided by the number of entries it is I."""
+    return float(taus.double().var(0, correction=0).sum())
 
 
 def cancelled(taus: Tensor) -> float:
@@ -121,8 +118,8 @@ class Prism(Merger):
 def alone(taus: Tensor) -> Interference:
     """Of one tensor's task vectors [K, *s], the model being that tensor."""
     flat = taus.double().reshape(len(taus), taus[0].numel())
-    gram = (flat @ flat.T).cpu()
-    found, n = scales(gram.diagonal().sqrt().tolist()), flat.shape[1]
-    spread = variance(gram, found)
-    cancellation = cancelled(flat * flat.new_tensor(found)[:, None]) / spread if spread > 0 else 0.0
+    found, n = scales(flat.norm(dim=1).tolist()), flat.shape[1]
+    scaled = flat * flat.new_tensor(found)[:, None]
+    spread = variance(scaled)
+    cancellation = cancelled(scaled) / spread if spread > 0 else 0.0
     return Interference(found, n, spread / n, math.sqrt(spread / n / len(flat)), cancellation)
