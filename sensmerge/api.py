@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from sensmerge import merge, models
+from sensmerge.blockwise import grams
 from sensmerge.calibrate import Bar, Calibrated, Pairs, calibrate, draw_samples, no_bar, read_pairs
 from sensmerge.calibration import Calibration
 from sensmerge.checkpoints import hub
@@ -114,13 +115,15 @@ def write_merged(
     title: str | None = None,
     rule: Rule | None = None,
     dtype: str | None = None,
+    covariances: Mapping[str, Path] | None = None,
     progress: merge.Progress = iter,
 ) -> Path:
     """Merge into a new Hugging Face checkpoint at `out`: weights, tokenizer, configuration, merge.json, model card.
 
     `out` appears when all of it is complete; what a killed call left is taken up by the same call. seed: of a merger
     that draws. rule: what made the table, for the card. dtype: "float32", "float16" or "bfloat16", of what is written;
-    None is the base's.
+    None is the base's. covariances: task -> what `sensmerge.calibrate.covariances` left, for mergers that look at
+    inputs of layers (`covariance`, `regmean`).
 
     Raises FileExistsError where `out` holds something, OSError where there is no room, ValueError for coefficients of
     other tasks and for results that are not finite.
@@ -133,7 +136,7 @@ def write_merged(
     moved = "; ".join(family.layout.said()) if family.layout else None
     text = card(title or out.resolve().name, recipe, sources=kept["sources"], rule=described, moved=moved)
     with ExitStack() as stack:
-        merged = _merge(stack, family, merger, table, seed, device, threads)
+        merged = _merge(stack, family, merger, table, seed, device, threads, covariances)
         output = merge.Output(out, merged, text, kept, family.shells["base"], stored)
         needed, free = sum(entry.nbytes for entry in output.entries), shutil.disk_usage(nearest(out)).free
         if free < needed:
@@ -151,6 +154,7 @@ def load_merged(
     dtype: str = "auto",
     device: str = "auto",
     threads: int | None = None,
+    covariances: Mapping[str, Path] | None = None,
 ) -> tuple[Any, Any]:
     """The merged model and its tokenizer, transformers' own, in memory; nothing is written.
 
@@ -159,7 +163,7 @@ def load_merged(
     place = models.resolve_device(device)
     model = family.load("base", dtype=dtype, device=place)
     with ExitStack() as stack:
-        merge.load_into(model, _merge(stack, family, merger, table, seed, device, threads))
+        merge.load_into(model, _merge(stack, family, merger, table, seed, device, threads, covariances))
     return model, models.load_tokenizer(family.shells["base"])
 
 
@@ -186,11 +190,18 @@ def export_mergekit(
 
 
 def _merge(
-    stack: ExitStack, family: Family, merger: Merger, table: Table, seed: int, device: str, threads: int | None
+    stack: ExitStack,
+    family: Family,
+    merger: Merger,
+    table: Table,
+    seed: int,
+    device: str,
+    threads: int | None,
+    covariances: Mapping[str, Path] | None,
 ) -> merge.Merge:
     base, experts = family.readers(stack)
     engine = stack.enter_context(Engine(models.resolve_device(device), threads))
-    tell: dict[str, Callable[[str], Any]] = {}
+    tell: dict[str, Callable[[str], Any]] = {"grams": grams.reader(covariances)} if covariances else {}
     if "interference" in merger.told:
         found = survey(base, experts)
         tell["interference"] = lambda name: found.of(base.entries[name])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,11 +19,13 @@ import torch
 
 from sensmerge import alignment, calibration, coefficients, memory, models, sensitivity
 from sensmerge.alignment import Predictions
+from sensmerge.blockwise import grams
 from sensmerge.blockwise import passes as blockwise
 from sensmerge.calibration import Calibration, Sample
 from sensmerge.checkpoints.reader import Source
 from sensmerge.coefficients import Evidence, Rule, Table
 from sensmerge.family.family import Family
+from sensmerge.store import build_whole, digest
 
 log = logging.getLogger(__name__)
 Pairs = Sequence[tuple[str, str]]  # prompts with their answers
@@ -138,6 +141,35 @@ def calibrate(
     return Calibrated(evidence, rule.table(evidence), digests)
 
 
+def covariances(
+    family: Family,
+    samples: Mapping[str, Sequence[Sample]],
+    settings: Calibration,
+    *,
+    device: str = "auto",
+    circumstances: Mapping[str, Any] | None = None,
+    progress: Bar = no_bar,
+) -> dict[str, Path]:
+    """Task -> directory of X^T X of its expert's linear layers on its own samples (blockwise/grams.py), below the
+    family's cache; made where it is not there, by one forward pass a block at a time.
+
+    circumstances: what else the numbers depend on, such as libraries and the kind of device.
+    """
+    passes = _Passes(family, settings, device, True, progress)
+    made = {}
+    for task in family.tasks:
+        key = {
+            "expert": family.expert_digests[task],
+            "samples": calibration.digest(samples[task]),
+            "dtype": settings.dtype,
+            **(circumstances or {}),
+        }
+        made[task] = build_whole(
+            family.cache / "covariances" / digest(key)[:32], partial(passes.grams, task, samples[task])
+        )
+    return made
+
+
 @dataclass(frozen=True)
 class _Passes:
     """Calibration samples through one expert at a time, the model gone before the next."""
@@ -157,6 +189,24 @@ class _Passes:
             lambda weights, size: memory.sensitivity_peaks(weights, lengths, size),
             lambda model: sensitivity.sensitivities(model, **how),
             lambda streaming: blockwise.sensitivities(**streaming, **how),
+        )
+
+    def grams(self, task: str, samples: Sequence[Sample], directory: Path) -> None:
+        """Into `directory`: see blockwise/grams.py."""
+        with ExitStack() as stack:
+            numbers, every = memory.gram_numbers(self.family.opened(stack)[task].entries)
+        lengths, free = [len(sample.ids) for sample in samples], shutil.disk_usage(directory).free
+        if free < 4 * every:
+            raise OSError(
+                f"covariances of {task} may take {4 * every / 1e9:.1f} GB below {directory.parent}, {free / 1e9:.1f} "
+                "GB are free; free some, or choose another output.cache"
+            )
+        how: Any = {"samples": samples, "progress": self.progress(f"covariances {task}")}
+        self._pass(
+            task,
+            lambda weights, size: memory.gram_peaks(weights, numbers, lengths, size),
+            lambda model: None,  # never: all fit block by block
+            lambda streaming: grams.collect(directory=directory, **streaming, **how),
         )
 
     def distances(self, samples: Mapping[str, Sequence[Sample]]) -> dict[str, list[list[float]]]:

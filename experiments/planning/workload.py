@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import sys
@@ -17,9 +18,11 @@ from experiments.run.prepare import draw_samples
 from experiments.run.spec import RunSpec
 from sensmerge import memory, models
 from sensmerge.checkpoints.reader import Entry
+from sensmerge.distances.survey import PIECE
 from sensmerge.memory import Fit, Peaks, Weights
 from sensmerge.mergers import Merger
 from sensmerge.store import nearest
+from sensmerge.tensor_names import is_projection
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
@@ -27,7 +30,7 @@ _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 @dataclass(frozen=True)
 class Stage:
     """host, device: bytes at the stage's peak, beside what the process holds anyway. seconds: at least; None: unknown.
-    spilled: bytes of hidden states put into files below output.cache."""
+    spilled: bytes of hidden states put into files below output.cache. kept: of covariances, which stay there."""
 
     name: str
     host: int
@@ -37,6 +40,7 @@ class Stage:
     flops: int = 0
     seconds: float | None = None
     spilled: int = 0
+    kept: int = 0
     note: str = ""
 
 
@@ -85,6 +89,9 @@ class Workload:
                 stages.append(self._sensitivity())
             if "alignment" in self.spec.scaling.needs:
                 stages.append(self._alignment())
+            if "grams" in merger.told:
+                stages.append(self._covariances())
+            stages.append(self._survey())
             stages.append(self._merge(merger))
         stages.append(self._evaluation())
         if isinstance(merger, Merger) and self.spec.output.checkpoint:
@@ -99,6 +106,7 @@ class Workload:
         wanted: list[tuple[str, Path, int]] = [
             ("checkpoint", spec.output.runs, sum(stage.write for stage in stages)),
             ("hidden states", spec.output.cache, max((stage.spilled for stage in stages), default=0)),
+            ("covariances", spec.output.cache, sum(stage.kept for stage in stages)),
             ("downloads", Path(constants.HF_HUB_CACHE), sum(m.nbytes for m in self.members.values() if not m.path)),
         ]
         disks: dict[int, Disk] = {}
@@ -112,7 +120,7 @@ class Workload:
     def notes(self) -> list[str]:
         """What the numbers rest on."""
         spec, said = self.spec, []
-        if isinstance(spec.merger, Merger) and spec.scaling.needs:
+        if spec.calibrates:
             lengths = [length for task in self.lengths.values() for length in task]
             how = "drawn" if self._drawn else "at most: neither data nor tokenizer is read here"
             said.append(
@@ -183,6 +191,25 @@ class Workload:
         flops = experts * costs.forward_flops(self.weights, lengths)
         return self._pass("alignment", self._fit(peaks, size), peaks, flops)
 
+    def _covariances(self) -> Stage:
+        """X^T X of linear layers' inputs into files, one expert after the other, a block at a time whatever fits."""
+        size = self._size(self.spec.calibration.dtype)
+        block, every = memory.gram_numbers(self._entries)
+        peaks = [memory.gram_peaks(self.weights, block, lengths, size) for lengths in self.lengths.values()]
+        worst = max(peaks, key=lambda one: one.states)
+        flops = sum(costs.gram_flops(self.weights, every, lengths) for lengths in self.lengths.values())
+        made = self._pass("covariances", self._fit(worst, size), worst, flops)
+        return dataclasses.replace(made, kept=4 * every * len(self.lengths), note="a block at a time, kept in files")
+
+    def _survey(self) -> Stage:
+        """Norms of all task vectors and interference of the MLP projections: once a family, in pieces."""
+        once = sum(self._passed(member) for member in self.members.values())
+        inside = sum(entry.nbytes for entry in self._entries.values() if is_projection(entry.name))
+        read = once + inside * len(self.members)
+        held = 8 * 4 * len(self.members) * min(PIECE, self.weights.largest)  # fp64, and what is made of it
+        seconds = read / self.machine.reading if self.machine.reading else None
+        return Stage("survey", held, read=read, seconds=seconds, note="once for all merges of the family")
+
     def _fit(self, peaks: Peaks, size: int) -> Fit:
         here = self.machine
         return memory.fit(
@@ -225,6 +252,7 @@ class Workload:
         sizes = [member.computed for member in members]
         made += sum(sizes) + 2 * max(sizes)
         scratch = costs.merge_scratch(merger, self.weights, len(members) - 1, here.device, here.threads)
+        scratch = max(scratch, costs.matrix_scratch(merger, self._entries, len(members) - 1))
         host, device = (model + scratch, 0) if here.device == "cpu" else (model, model + scratch)
         read = once * times + sum(adapters)
         seconds = read / here.reading if here.reading else None

@@ -146,6 +146,8 @@ def _execute(spec: RunSpec, config: Mapping[str, Any] | None, family: Prepared, 
         calibrated, found, subject = None, None, stages.member(family, spec.merger)
     else:
         calibrated = clock("calibrate", lambda: stages.calibrate(spec, family, progress))
+        if "grams" in spec.merger.told:
+            clock("covariances", lambda: stages.covariances(spec, family, progress))
         subject = stages.merge_recipe(spec, family, calibrated)
         found = clock("survey", lambda: stages.survey(family, progress))
     write_json(spec.directory / recipe.RECIPE_JSON, subject.recipe)

@@ -58,7 +58,7 @@ def _data(spec: RunSpec, data: Path | None) -> list[str]:
         for problem in benchmark.problems(data)
     ]
     for task, pairs in spec.model.calibration.items():
-        if spec.scaling.needs and not isinstance(spec.merger, Member) and (why := pairs.missing(data)):
+        if spec.calibrates and (why := pairs.missing(data)):
             found.append(f"calibration of {task}: {why}")
     return found
 

@@ -67,7 +67,7 @@ def verify(spec: RunSpec, family: Prepared) -> None:
                 f"output=checkpoint needs {base.nbytes / 1e9:.1f} GB below {spec.directory.parent}, "
                 f"{free / 1e9:.1f} GB are free; free some, or choose another output.runs"
             )
-    if spec.scaling.needs:
+    if spec.calibrates:
         _check_unseen(spec, family, family.samples(spec))
 
 

@@ -72,7 +72,7 @@ class RunSpec:
 
     references: also evaluate the base and every expert (once per suite), without which no merge's score means anything.
     threads: of torch; None leaves it to torch.
-    plan: only say what the run would take; "deep" also reads six tensors of every member.
+    plan: only say what the run would take; "deep" also reads the members that are here.
     labels, study, overrides: names of the chosen yamls, of the experiment, and what the command line said; they name
         things in directories and tables.
     """
@@ -110,7 +110,7 @@ class RunSpec:
             parts["suite_data"] = data_digests(self.suite, self.output.data)
         if isinstance(self.merger, Merger):
             parts |= {"seed": self.seed, "scaling": self.scaling}
-            if self.scaling.needs:
+            if self.calibrates:
                 parts["calibration"] = self.calibration
                 if not self.model.brings_data:
                     parts["calibration_data"] = data_digests(dict(self.model.calibration), self.output.data)
@@ -139,7 +139,7 @@ class RunSpec:
             f"model {self.labels.get('model', self.model.name)}",
             f"merger {_settings(self.merger)}",
             *([f"scaling {_settings(self.scaling)}"] if isinstance(self.merger, Merger) else []),
-            *([calibrated] if self._calibrates else []),
+            *([calibrated] if self.calibrates else []),
             f"suite {self.suite.name} ({len(self.suite.benchmarks)} benchmarks)",
             f"evaluation {self.evaluation.dtype_on(models.device_kind(self.device))}, "
             f"batches {self.evaluation.on(models.device_kind(self.device)).batch_size}",
@@ -148,8 +148,9 @@ class RunSpec:
         return " · ".join(parts)
 
     @property
-    def _calibrates(self) -> bool:
-        return isinstance(self.merger, Merger) and bool(self.scaling.needs)
+    def calibrates(self) -> bool:
+        """Whether the rule or the merger looks at calibration samples."""
+        return isinstance(self.merger, Merger) and (bool(self.scaling.needs) or "grams" in self.merger.told)
 
     @property
     def directory(self) -> Path:

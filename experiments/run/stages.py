@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import sensmerge.calibrate
@@ -20,7 +21,8 @@ from experiments import provenance
 from experiments.run.prepare import Prepared, say
 from experiments.run.progress import Progress
 from experiments.run.spec import Member, RunSpec
-from sensmerge import merge, models
+from sensmerge import calibration, merge, models
+from sensmerge.blockwise import grams
 from sensmerge.calibrate import Calibrated
 from sensmerge.distances import survey as distances
 from sensmerge.distances.survey import Survey, root, squared_distance
@@ -35,7 +37,7 @@ from sensmerge.store import describe, digest
 
 log = logging.getLogger(__name__)
 # Part of what results are kept under. Raise one when a change to this project's code changes what the stage computes.
-_VERSIONS = {"sensitivity": 1, "alignment": 1, "merge": 1, "evaluation": 2, "survey": 1}
+_VERSIONS = {"sensitivity": 1, "alignment": 1, "merge": 1, "evaluation": 2, "survey": 1, "covariances": 1}
 
 
 @dataclass(frozen=True)
@@ -71,11 +73,26 @@ def member(family: Prepared, which: Member) -> Subject:
     return Subject(family.expert_digests[which.member], which.member, None, describe(which))
 
 
+def covariances(spec: RunSpec, family: Prepared, progress: Progress | None = None) -> dict[str, Path]:
+    """Task -> directory of X^T X of its expert's linear layers, kept below output.cache."""
+    start = time.perf_counter()
+    made = sensmerge.calibrate.covariances(
+        family, family.samples(spec), spec.calibration,
+        device=spec.device, circumstances=_circumstances(spec, "covariances"),
+        progress=progress.bar if progress else sensmerge.calibrate.no_bar,
+    )  # fmt: skip
+    say(f"covariances of {len(made)} experts", start, next(iter(made.values())).parent)
+    return made
+
+
 def merge_recipe(spec: RunSpec, family: Prepared, calibrated: Calibrated) -> Subject:
     """What a merge will be made of; nothing is merged before somebody needs it."""
     merger = spec.merger
     assert isinstance(merger, Merger)
     recipe = recipes.made_of(family, merger, calibrated.table, spec.seed, version=_VERSIONS["merge"])
+    if "grams" in merger.told:
+        drawn = {task: calibration.digest(samples) for task, samples in family.samples(spec).items()}
+        recipe["covariances"] = {**drawn, "of": digest([spec.calibration.dtype, _circumstances(spec, "covariances")])}
 
     def opened(stack: ExitStack) -> merge.Merge:
         base, experts = family.readers(stack)
@@ -84,6 +101,8 @@ def merge_recipe(spec: RunSpec, family: Prepared, calibrated: Calibrated) -> Sub
         if "interference" in merger.told:
             found = survey(family)
             tell["interference"] = lambda name: found.of(base.entries[name])
+        if "grams" in merger.told:
+            tell["grams"] = grams.reader(covariances(spec, family))
         cuts = thresholds.known(family.store, family, merger)
         return merge.Merge(base, experts, merger, calibrated.table, engine, spec.seed, cuts, tell)
 

@@ -53,10 +53,10 @@ def sensitivities(
     """
     if not samples:
         raise ValueError("no calibration samples: sensitivities over an empty set do not exist")
-    with _opened(model) as source, _states(spill, device) as states:
+    with opened(model) as source, held_states(spill, device) as states:
         parts = Shell(source, shell, dtype=dtype, device=device)
         totals = dict.fromkeys(parts.names, 0.0)
-        calls = _forward(parts, samples, states, progress, keep=True)
+        calls = forward(parts, samples, states, progress, keep=True)
         _through_end(parts, samples, states, totals, loss)
         _through_blocks(parts, calls, states, totals, progress)
         _through_start(parts, samples, states, totals)
@@ -80,9 +80,9 @@ def predict(
     checkpoint's own dtype on the CPU it is the file itself, mapped).
     """
     every = [sample for of_task in samples.values() for sample in of_task]
-    with _opened(model) as source, _states(spill, device) as states:
+    with opened(model) as source, held_states(spill, device) as states:
         parts = Shell(source, shell, dtype=dtype, device=device)
-        _forward(parts, every, states, progress, keep=False)
+        forward(parts, every, states, progress, keep=False)
         with parts.holding("rest"):
             last = (
                 parts.closing(sample.ids, states.pop(len(parts.blocks), number))[0, sample.answer_start - 1 : -1]
@@ -92,7 +92,7 @@ def predict(
         return Predictions(hidden, parts.whole_head())
 
 
-def _opened(model: Path | Source) -> AbstractContextManager[Source]:
+def opened(model: Path | Source) -> AbstractContextManager[Source]:
     return nullcontext(model) if isinstance(model, Source) else open_source(model)
 
 
@@ -136,7 +136,7 @@ class _States:
 
 
 @contextmanager
-def _states(spill: Path | None, device: torch.device | str) -> Iterator[_States]:
+def held_states(spill: Path | None, device: torch.device | str) -> Iterator[_States]:
     if spill is None:
         yield _States(None, device)
         return
@@ -146,17 +146,26 @@ def _states(spill: Path | None, device: torch.device | str) -> Iterator[_States]
 
 
 @torch.no_grad()
-def _forward(
-    shell: Shell, samples: Sequence[Sample], states: _States, progress: Bar, *, keep: bool
+def forward(
+    shell: Shell,
+    samples: Sequence[Sample],
+    states: _States,
+    progress: Bar,
+    *,
+    keep: bool,
+    watch: Callable[[int, Mapping[str, torch.nn.Parameter]], AbstractContextManager[object]] | None = None,
 ) -> list[list[Call]]:
-    """Put every sample's hidden states at boundary 0 .. L (keep), or L alone. Returns the call [sample][block]."""
+    """Put every sample's hidden states at boundary 0 .. L (keep), or L alone. Returns the call [sample][block].
+
+    watch: of a block and its parameters by name, entered while all samples go through that block.
+    """
     calls = []
     if samples:
         shell.rehearse(samples[0].ids)
         calls = _enter(shell, samples, states)
         states.require(states.nbytes * (len(shell.blocks) if keep else 1))  # that much again at every other boundary
     for block in progress(range(len(shell.blocks))):
-        with shell.holding(block):
+        with shell.holding(block) as held, watch(block, held) if watch else nullcontext():
             for number, call in enumerate(calls):
                 hidden = states.get(block, number) if keep else states.pop(block, number)
                 states.put(block + 1, number, shell.block(block, hidden, call[block]))

@@ -83,6 +83,7 @@ class _File:
     alpha: dict[str, list[float]] | None = None
     distances: dict[str, list[list[float]]] | None = None
     versions: dict[str, str | None] | None = None
+    covariances: dict[str, str] | None = None
 
 
 def read(path: Path) -> Recipe:

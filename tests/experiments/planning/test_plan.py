@@ -46,7 +46,7 @@ def test_a_plan_by_hand_opens_no_tensor(family: dict[str, Path], tmp_path: Path,
     }
     assert [warning for one in made.members for warning in one.warnings()] == []
     stages = {stage.name: stage for stage in made.stages}
-    assert list(stages) == ["sensitivity", "alignment", "merge", "evaluation", "checkpoint"]
+    assert list(stages) == ["sensitivity", "alignment", "survey", "merge", "evaluation", "checkpoint"]
     once, scratch = 4 * 2 * PARAMETERS, 5 * 4 * 2**20 + 3 * 2**16 * 8 * 4
     assert stages["merge"].read == 5 * once
     assert stages["merge"].host == 4 * PARAMETERS + 2 * 640 + scratch, "fp32 model, a bf16 tensor, the engine's own"
@@ -65,7 +65,8 @@ def test_a_plan_by_hand_opens_no_tensor(family: dict[str, Path], tmp_path: Path,
     assert json.loads(json.dumps(made.to_json()))["host"] == made.host
     made.check()
     bare = plan.of(dataclasses.replace(asked, scaling=Uniform(), merger=Average()), machine=here())
-    assert [stage.name for stage in bare.stages] == ["merge", "evaluation", "checkpoint"]
+    assert [stage.name for stage in bare.stages] == ["survey", "merge", "evaluation", "checkpoint"]
+    assert bare.stages[0].read == once + 4 * 2 * 2 * 3 * 16 * 24, "all tensors, and the MLPs' three projections again"
     assert not list(tmp_path.glob("runs")) + list(tmp_path.glob("cache"))
 
 
