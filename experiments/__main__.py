@@ -56,7 +56,15 @@ def _listing(program: str, verb: str) -> str:
 
 
 def _run(command: str, arguments: list[str]) -> int:
-    return importlib.import_module(COMMANDS[command][0]).main(arguments)
+    """The command's exit status; 1 after saying on stderr what it refused. A job's log gets the whole traceback."""
+    module, listed = COMMANDS[command]
+    try:
+        return importlib.import_module(module).main(arguments)
+    except (ValueError, FileNotFoundError) as error:
+        if not listed:
+            raise
+        sys.stderr.write(f"{error}\n")
+        return 1
 
 
 if __name__ == "__main__":

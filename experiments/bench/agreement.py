@@ -30,6 +30,7 @@ from evaluation.checks.canary import Oracle
 from evaluation.checks.doctor import available, data_argument, missing
 from evaluation.checks.export import export
 from evaluation.harness import Harness
+from experiments import command_line
 from experiments.bench import rounds
 from sensmerge.models import DTYPES, load, load_tokenizer, resolve_device
 
@@ -231,7 +232,7 @@ def add_evaluation(options: argparse.ArgumentParser, benchmarks: str, dtype: str
 
 def _parser() -> argparse.ArgumentParser:
     example = "--model DIR --data DIR --benchmarks mmlu,humaneval"
-    parser = rounds.parser("check agreement", __doc__, example, usage="--model DIR [options]")
+    parser = command_line.parser("check agreement", __doc__, example, usage="--model DIR [options]")
     add_evaluation(parser, ",".join(BENCHMARKS), "float32")
     parser.add_argument("--limit", type=int, default=57, help="items of each, spread evenly (default: %(default)s)")
     return parser

@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 
+from experiments import command_line
 from experiments.bench import mergekit, rounds
 from experiments.bench.mergekit import Case
 from experiments.bench.random_checkpoints import add_family, family
@@ -159,7 +160,9 @@ def main(arguments: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = rounds.parser("bench merge", __doc__, "--shape 1.1b --work DIR --mergers ties,dare_ties")
+    parser = command_line.parser(
+        "bench merge", __doc__, "--shape 1.1b --work DIR --mergers ties,dare_ties", usage="[options]"
+    )
     add_family(parser)
     parser.add_argument("--mergers", default=",".join(CASES), help="default: %(default)s")
     parser.add_argument("--experts", type=int, choices=range(1, 4), default=3, help="default: %(default)s")

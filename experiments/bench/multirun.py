@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from experiments import command_line
 from experiments.analysis import records
 from experiments.bench import rounds
 from experiments.sweeps.code_state import ROOT
@@ -82,7 +83,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = rounds.parser("bench multirun", __doc__, "--points 20 threads=1", usage="[options] [override ...]")
+    parser = command_line.parser("bench multirun", __doc__, "--points 20 threads=1", usage="[options] [override ...]")
     parser.add_argument("--cache", type=Path, default=Path(".cache"), help="where families lie (default: %(default)s)")
     parser.add_argument("--points", type=int, default=20, help="runs of the sweep (default: %(default)s)")
     parser.add_argument("--launchers", default="local", help="of local,local_parallel (default: %(default)s)")

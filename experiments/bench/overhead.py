@@ -25,6 +25,7 @@ from evaluation.checks.bare_lm_eval import Direct
 from evaluation.checks.doctor import available, missing
 from evaluation.checks.export import export
 from evaluation.harness import Harness
+from experiments import command_line
 from experiments.bench import rounds
 from experiments.bench.agreement import add_evaluation
 from sensmerge.models import load, load_tokenizer, resolve_device
@@ -101,7 +102,7 @@ def _chosen(known: dict[str, Any], name: str, given: argparse.Namespace) -> Stoc
 
 def _parser() -> argparse.ArgumentParser:
     example = "--model CHECKPOINT --data DIR --items 64"
-    parser = rounds.parser("bench overhead", __doc__, example, usage="--model DIR [options]")
+    parser = command_line.parser("bench overhead", __doc__, example, usage="--model DIR [options]")
     add_evaluation(parser, "mmlu,hellaswag,gsm8k", "bfloat16")
     parser.add_argument("--items", type=int, default=64, help="of each benchmark (default: %(default)s)")
     rounds.add_rounds(parser, 5)

@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from experiments import command_line
 from experiments.bench import rounds
 from experiments.report import page
 
@@ -66,7 +67,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = rounds.parser("bench page", __doc__, "--study tiny_screen", usage="--study NAME ... [options]")
+    parser = command_line.parser("bench page", __doc__, "--study tiny_screen", usage="--study NAME ... [options]")
     parser.add_argument("--study", nargs="+", required=True, help="studies to show")
     parser.add_argument("--runs", type=Path, default=Path("results/runs"), help="default: %(default)s")
     rounds.add_rounds(parser, 5)

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from experiments import command_line
 from experiments.bench import mergekit, rounds
 from experiments.bench.mergekit import Case
 from sensmerge.checkpoints.reader import Entry, Reader
@@ -104,7 +105,7 @@ def compare(folder: Path, name: str, theirs: Path) -> float:
 
 def main(arguments: list[str]) -> int:
     """One line a merger; 1 if one lies further off than rounding explains."""
-    parser = rounds.parser("bench parity", __doc__, "--work DIR", usage="--work DIR")
+    parser = command_line.parser("bench parity", __doc__, "--work DIR", usage="--work DIR")
     parser.add_argument("--work", type=Path, required=True, help="where the family and mergekit's environment are made")
     given = parser.parse_args(arguments)
     work = given.work.resolve()

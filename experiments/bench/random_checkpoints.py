@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from experiments.bench import rounds
+from experiments import command_line
 from sensmerge.checkpoints.reader import SINGLE, Entry, Reader
 from sensmerge.checkpoints.shapes import SHAPES, Shape
 from sensmerge.checkpoints.writer import Writer
@@ -107,7 +107,7 @@ def _expert(entry: Entry, seed: int, source: Reader, spread: float) -> Tensor:
 def main(arguments: list[str]) -> int:
     """Write a family; 0."""
     example = "DIR --shape 13b --tasks general,math,code --headers"
-    parser = rounds.parser("bench checkpoints", __doc__, example, usage="DIR --shape SHAPE [options]")
+    parser = command_line.parser("bench checkpoints", __doc__, example, usage="DIR --shape SHAPE [options]")
     parser.add_argument("directory", type=Path, help="gets base/ and a directory for each task")
     parser.add_argument("--shape", choices=SHAPES, required=True)
     parser.add_argument("--tasks", default="general,math,code", help="default: %(default)s")

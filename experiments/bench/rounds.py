@@ -152,17 +152,6 @@ def head(
     return f"`python -m experiments {command} {shlex.join(arguments)}`\n{', '.join(told)}\n\n{columns}\n"
 
 
-def parser(command: str, doc: str | None, example: str, usage: str = "[options]") -> argparse.ArgumentParser:
-    """A command's parser of arguments, described by the first line of its module's docstring."""
-    program = f"python -m experiments {command}"
-    return argparse.ArgumentParser(
-        prog=program,
-        usage=f"%(prog)s {usage}",
-        description=(doc or "").partition("\n")[0],
-        epilog=f"example: {program} {example}",
-    )
-
-
 def add_rounds(options: argparse.ArgumentParser, default: int) -> None:
     options.add_argument(
         "--rounds", type=int, default=default, help="counted rounds of each side (default: %(default)s)"

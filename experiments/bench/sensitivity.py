@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from experiments import command_line
 from experiments.bench import rounds
 from experiments.bench.random_checkpoints import add_family, family
 from experiments.bench.rounds import Process
@@ -102,7 +103,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = rounds.parser("bench sensitivity", __doc__, "--shape 1.1b --samples 4")
+    parser = command_line.parser("bench sensitivity", __doc__, "--shape 1.1b --samples 4", "[options]")
     add_family(parser)
     parser.add_argument("--samples", type=int, default=4, help="default: %(default)s")
     parser.add_argument(

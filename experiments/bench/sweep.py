@@ -25,6 +25,7 @@ from pathlib import Path
 
 import torch
 
+from experiments import command_line
 from experiments.bench import rounds
 from experiments.bench.merge import CASES, TASKS
 from experiments.bench.random_checkpoints import add_family, family
@@ -119,7 +120,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = rounds.parser("bench sweep", __doc__, "--shape 0.13b --work DIR --mergers ties")
+    parser = command_line.parser("bench sweep", __doc__, "--shape 0.13b --work DIR --mergers ties", "[options]")
     add_family(parser)
     parser.add_argument("--mergers", default="task_arithmetic,ties", help=f"of {','.join(CASES)}")
     parser.add_argument("--points", type=int, default=12, help="settings of the sweep (default: %(default)s)")

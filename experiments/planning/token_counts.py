@@ -20,6 +20,7 @@ from evaluation.answers import Generation, LogLikelihood, Sampling
 from evaluation.checks.doctor import available, data_argument, missing
 from evaluation.harness import Harness
 from evaluation.suites import Benchmark
+from experiments import command_line
 from sensmerge.models import load_tokenizer
 
 
@@ -116,11 +117,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments check tokens",
-        description=(__doc__ or "").partition("\n")[0],
-        epilog="example: python -m experiments check tokens --tokenizer CHECKPOINT --data DIR --benchmarks mmlu,gsm8k",
-    )
+    parser = command_line.parser("check tokens", __doc__, "--tokenizer CHECKPOINT --data DIR --benchmarks mmlu,gsm8k")
     data_argument(parser)
     parser.add_argument("--tokenizer", type=Path, required=True, help="checkpoint directory whose tokenizer counts")
     parser.add_argument(

@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from experiments import command_line
 from experiments.analysis import records
 from experiments.report import best, page, report
 from experiments.run.record import RECORD_JSON
@@ -111,29 +112,20 @@ def _json(value: Any) -> bytes:
 
 
 def main(arguments: list[str]) -> int:
-    """The command line; 0, or 1 after saying on stderr what is wrong."""
+    """The command line; 0."""
     given = _parser().parse_args(arguments)
-    try:
-        if given.verb == "write":
-            path = given.results / given.study / NAME
-            how = How(tuple(given.by), given.best)
-            count = write(given.study, given.runs, path, how)
-            sys.stdout.write(f"{path}: {count} runs, {path.stat().st_size / 1e6:.2f} MB\n")
-        else:
-            for study in regenerate(given.results, given.out or given.results, figures=not given.no_figures):
-                sys.stdout.write(f"{(given.out or given.results) / study}\n")
-    except (ValueError, FileNotFoundError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
+    if given.verb == "write":
+        path = given.results / given.study / NAME
+        count = write(given.study, given.runs, path, How(tuple(given.by), given.best))
+        sys.stdout.write(f"{path}: {count} runs, {path.stat().st_size / 1e6:.2f} MB\n")
+    else:
+        for study in regenerate(given.results, given.out or given.results, figures=not given.no_figures):
+            sys.stdout.write(f"{(given.out or given.results) / study}\n")
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments report archive",
-        description=(__doc__ or "").partition(":")[0],
-        epilog="example: python -m experiments report archive write --study tiny_seeds",
-    )
+    parser = command_line.parser("report archive", __doc__, "write --study tiny_seeds")
     parser.add_argument("--results", type=Path, default=Path("results"), help="where studies' reports and packs lie")
     verbs = parser.add_subparsers(dest="verb", required=True)
     writing = verbs.add_parser("write", help="pack a study's records")

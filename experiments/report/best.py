@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments import command_line
 from experiments.report import markdown, row_names, tables
 from experiments.report.tables import Row, Table
 
@@ -113,22 +114,14 @@ def _entry(table: Table, row: Row) -> dict[str, Any]:
 
 
 def main(arguments: list[str]) -> int:
-    """The command line; 0, or 1 after saying on stderr why nothing is chosen."""
+    """The command line; 0."""
     given = _parser().parse_args(arguments)
-    try:
-        sys.stdout.write(choose(given.study, given.runs, given.out, given.count, by=given.by))
-    except (ValueError, FileNotFoundError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
+    sys.stdout.write(choose(given.study, given.runs, given.out, given.count, by=given.by))
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments report best",
-        description=(__doc__ or "").partition("\n")[0],
-        epilog="example: python -m experiments report best --study smollm2_135m_screen --count 2",
-    )
+    parser = command_line.parser("report best", __doc__, "--study smollm2_135m_screen --count 2")
     parser.add_argument("--study", required=True, help="a study with one table")
     parser.add_argument("--count", type=int, default=1, help="settings of each merger (default: %(default)s)")
     parser.add_argument("--runs", type=Path, default=Path("results/runs"), help="directory of run directories")

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from experiments import command_line
 from experiments.report import notes, report, tables
 from experiments.run.record import Record
 
@@ -188,23 +189,15 @@ def _rounded(value: Any) -> Any:
 
 
 def main(arguments: list[str]) -> int:
-    """The command line; 0, or 1 after saying on stderr what is wrong."""
+    """The command line; 0."""
     given = _parser().parse_args(arguments)
-    try:
-        path = write([study(name, given.runs) for name in given.study], given.out)
-    except (ValueError, FileNotFoundError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
+    path = write([study(name, given.runs) for name in given.study], given.out)
     sys.stdout.write(f"{path}: {path.stat().st_size / 1e6:.1f} MB\n")
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments report page",
-        description=(__doc__ or "").partition(":")[0],
-        epilog="example: python -m experiments report page --study tiny_test smollm2_135m_cpu",
-    )
+    parser = command_line.parser("report page", __doc__, "--study tiny_test smollm2_135m_cpu")
     parser.add_argument("--study", nargs="+", required=True, help="studies to show, in this order")
     parser.add_argument("--runs", type=Path, default=Path("results/runs"), help="directory of run directories")
     parser.add_argument("--out", type=Path, default=Path("results/report"), help="gets index.html")

@@ -14,20 +14,16 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from experiments import command_line
 from experiments.analysis import records
 from experiments.report import figure_list, latex, markdown, tables
 from experiments.run.record import Record
 
 
 def main(arguments: list[str]) -> int:
-    """The command line; 0, or 1 after saying on stderr why there is no report."""
+    """The command line; 0."""
     given = _parser().parse_args(arguments)
-    try:
-        text = report(given.study, given.runs, given.out, by=given.by, figures=not given.no_figures)
-    except (ValueError, FileNotFoundError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-    sys.stdout.write(text)
+    sys.stdout.write(report(given.study, given.runs, given.out, by=given.by, figures=not given.no_figures))
     return 0
 
 
@@ -184,11 +180,7 @@ def _wandb_directories(used: Sequence[dict]) -> set[Path]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments report",
-        description=(__doc__ or "").partition(":")[0],
-        epilog="example: python -m experiments report --study quickstart; beside it: report page, best, archive",
-    )
+    parser = command_line.parser("report", __doc__, "--study quickstart; beside it: report page, best, archive")
     parser.add_argument("--study", required=True, help="name of the study: what its experiment's yaml says")
     parser.add_argument("--runs", type=Path, default=Path("results/runs"), help="directory of run directories")
     parser.add_argument("--out", type=Path, default=Path("results"), help="the report goes to <out>/<study>")

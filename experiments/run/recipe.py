@@ -8,13 +8,13 @@ model proves it.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
+from experiments import command_line
 from experiments.run.record import RECORD_JSON, Record
 from sensmerge.store import digest, write_json
 
@@ -52,17 +52,9 @@ def complete(directory: Path) -> Path:
 
 
 def main(arguments: list[str]) -> int:
-    """The command line: a line per run; 0, or 1 after saying on stderr which has no recipe."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments report recipe",
-        description=(__doc__ or "").partition(":")[0],
-        epilog="example: python -m experiments report recipe results/runs/RUN",
-    )
+    """The command line: a line per run; 0."""
+    parser = command_line.parser("report recipe", __doc__, "results/runs/RUN")
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="directory of a finished run")
-    try:
-        for directory in parser.parse_args(arguments).runs:
-            sys.stdout.write(f"{complete(directory)}\n")
-    except (ValueError, FileNotFoundError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
+    for directory in parser.parse_args(arguments).runs:
+        sys.stdout.write(f"{complete(directory)}\n")
     return 0

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments import locks
+from experiments import command_line, locks
 from experiments.run import progress
 from experiments.sweeps import manifest, slurm
 from experiments.sweeps.manifest import Job, Sweep
@@ -242,11 +242,7 @@ def _chosen(given: argparse.Namespace) -> tuple[str, list[Row]]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments status",
-        description=(__doc__ or "").partition("\n")[0],
-        epilog="example: python -m experiments status --study tiny_seeds --failed",
-    )
+    parser = command_line.parser("status", __doc__, "--study tiny_seeds --failed")
     chosen = parser.add_mutually_exclusive_group()
     chosen.add_argument("which", nargs="?", choices=["latest"], help="the latest sweep, as without any choice")
     chosen.add_argument("--sweep", help="a sweep by its name")

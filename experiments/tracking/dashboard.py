@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from experiments import command_line
 from experiments.analysis import records
 from experiments.tracking.upload import logged_in
 
@@ -146,11 +147,7 @@ def _bars(title: str, metrics: list[Any], by: str | None = None) -> Any:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments track dashboard",
-        description=(__doc__ or "").partition(":")[0],
-        epilog="example: python -m experiments track dashboard --entity E --project sensmerge",
-    )
+    parser = command_line.parser("track dashboard", __doc__, "--entity E --project sensmerge")
     parser.add_argument("--entity", required=True, help="W&B user or team")
     parser.add_argument("--project", required=True, help="W&B project, as tracking.project")
     parser.add_argument("--out", type=Path, help="write the definition here as JSON, and save nothing")

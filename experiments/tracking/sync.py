@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from experiments import command_line
 from experiments.analysis import records
 from experiments.run.record import Record
 from experiments.tracking import upload
@@ -22,21 +23,16 @@ def main(arguments: list[str]) -> int:
     """The command line: a line per run; 0, or 1 if a run could not be mirrored or there was none."""
     given = _parser().parse_args(arguments)
     if problems := Tracking(mode=given.mode).problems():
-        sys.stderr.write(f"{problems[0]}\n")
-        return 1
+        raise ValueError(problems[0])
     failed = 0
-    try:
-        for directory, found in _chosen(given.runs, given.study):
-            try:
-                said = _mirror(directory, found, given)
-            except Exception as error:  # one run's trouble is not the others'
-                failed += 1
-                said = f"FAILED: {upload.reason(error)}"
-            sys.stdout.write(f"{directory.name}: {said}\n")
-            sys.stdout.flush()
-    except (ValueError, FileNotFoundError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
+    for directory, found in _chosen(given.runs, given.study):
+        try:
+            said = _mirror(directory, found, given)
+        except Exception as error:  # one run's trouble is not the others'
+            failed += 1
+            said = f"FAILED: {upload.reason(error)}"
+        sys.stdout.write(f"{directory.name}: {said}\n")
+        sys.stdout.flush()
     return 1 if failed else 0
 
 
@@ -83,11 +79,7 @@ def _tracking(record: Record, given: argparse.Namespace) -> Tracking:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments track",
-        description=(__doc__ or "").partition(":")[0],
-        epilog="example: python -m experiments track --study quickstart --mode online; beside it: track dashboard",
-    )
+    parser = command_line.parser("track", __doc__, "--study quickstart --mode online; beside it: track dashboard")
     parser.add_argument("--study", help="only this study's runs, and those they are compared with")
     parser.add_argument("--runs", type=Path, default=Path("results/runs"), help="directory of run directories")
     parser.add_argument("--project", help="default: where a run was mirrored last, or its tracking.project")

@@ -18,6 +18,7 @@ from conftest import weights
 from pipeline_fixtures import root, spec  # noqa: F401
 
 import sensmerge
+from experiments import __main__ as command
 from experiments.run import pipeline, stages
 from experiments.run import recipe as from_record
 from experiments.run.spec import RunSpec
@@ -163,7 +164,7 @@ def test_a_record_is_no_recipe_but_one_can_be_made_of_it(
     assert from_record.main([str(run.directory)]) == 0
     assert capsys.readouterr().out == f"{path}\n"
     assert path.read_bytes() == before
-    assert from_record.main([str(run.directory / "gone")]) == 1
+    assert command.main(["report", "recipe", str(run.directory / "gone")]) == 1
     assert "gone" in capsys.readouterr().err
 
 

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from conf_fixtures import build
 from evaluation_fixtures import Answering, write_rows
+from pipeline_fixtures import root, spec  # noqa: F401
 
 from evaluation.benchmarks.lm_eval_by_name import LmEvalTask
 from evaluation.benchmarks.lm_eval_task import StockTask
@@ -20,6 +21,8 @@ from evaluation.checks import canary
 from evaluation.data import Rows, needed
 from evaluation.lm_eval_rows import stock_configs
 from evaluation.suites import Suite
+from experiments.run import pipeline
+from experiments.run.spec import RunSpec
 
 GOALS = [{"goal": f"open jar {i}", "sol1": "turn the lid", "sol2": "é", "label": i % 2} for i in range(6)]
 CHOICE: dict[str, Any] = {
@@ -222,3 +225,13 @@ def test_acc_norm_of_ones_own_choices_is_lm_evals(tmp_path: Path) -> None:
 
 def test_every_stock_yaml_is_found_as_before() -> None:
     assert len(stock_configs("mmlu/default/mmlu_*.yaml")) == 57
+
+
+def test_in_a_run(spec: RunSpec, tmp_path: Path) -> None:
+    """From preflight to the record, beside a benchmark of another kind; a task that cannot be had stops it before."""
+    suite = Suite("s", {**spec.suite.benchmarks, "mine": LmEvalTask(tasks=own(tmp_path))})
+    pipeline.run(replace(spec, suite=suite), {})
+    (record,) = (tmp_path / "runs").glob("given-taskarithmetic-*/record.json")
+    assert (record.parent / "outcomes" / "mine.json").is_file()
+    with pytest.raises(ValueError, match="no task 'piqqa'; there are piqa"):
+        pipeline.run(replace(spec, suite=Suite("s", {"piqqa": LmEvalTask()})), {})

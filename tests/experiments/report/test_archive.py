@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from report_fixtures import COEFFICIENTS, write_run
 
+from experiments import __main__ as command
 from experiments.report import archive, report
 
 RESULTS = Path(__file__).resolve().parents[3] / "results"
@@ -81,11 +82,11 @@ def test_what_is_no_pack_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtur
     path.parent.mkdir()
     with tarfile.open(path, "w:xz"):
         pass
-    assert archive.main(["--results", str(tmp_path), "rebuild"]) == 1
+    assert command.main(["report", "archive", "--results", str(tmp_path), "rebuild"]) == 1
     assert f"{path} is no pack of records" in capsys.readouterr().err
     path.write_bytes(b"not xz")
-    assert archive.main(["--results", str(tmp_path), "rebuild"]) == 1
-    assert archive.main(["--results", str(tmp_path / "demo"), "rebuild"]) == 1
+    assert command.main(["report", "archive", "--results", str(tmp_path), "rebuild"]) == 1
+    assert command.main(["report", "archive", "--results", str(tmp_path / "demo"), "rebuild"]) == 1
     assert "experiments report archive write" in capsys.readouterr().err
 
 

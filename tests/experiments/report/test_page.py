@@ -14,6 +14,7 @@ import pytest
 from page_fixtures import runs, written  # noqa: F401
 from report_fixtures import write_run
 
+from experiments import __main__ as command
 from experiments.report import page
 
 
@@ -104,7 +105,7 @@ def test_every_colour_of_text_can_be_read(theme: str) -> None:
 
 
 def test_no_study_is_an_error(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert page.main(["--study", "none", "--runs", str(runs), "--out", str(tmp_path)]) == 1
+    assert command.main(["report", "page", "--study", "none", "--runs", str(runs), "--out", str(tmp_path)]) == 1
     assert "no complete run of study 'none'" in capsys.readouterr().err
     assert page.main(["--study", "demo", "--runs", str(runs), "--out", str(tmp_path)]) == 0
     with pytest.raises(ValueError, match="no study to show"):

@@ -14,6 +14,7 @@ import pytest
 from report_fixtures import COEFFICIENTS, write_run
 
 from evaluation.record import Metric
+from experiments import __main__ as command
 from experiments.analysis import records
 from experiments.report import markdown, report, tables
 
@@ -202,12 +203,12 @@ def test_command_of_an_experiment_leaves_out_where_things_lie(runs: Path) -> Non
 def test_command_of_a_study_that_found_every_run_done(runs: Path) -> None:
     """The directory says what asked; where it does not, an experiment is called as its study is."""
     asked = "experiment=paper/main protocol=tiny"
-    for study, text, command in (("paper_tiny_main", asked, asked), ("demo_again", "", "experiment=demo_again")):
+    for study, text, words in (("paper_tiny_main", asked, asked), ("demo_again", "", "experiment=demo_again")):
         for directory in runs.iterdir():
             (directory / "studies").mkdir(exist_ok=True)
             (directory / "studies" / study).write_text(text)
         table = table_of(runs, study=study)
-        assert report.commands_of([table], study) == [f"python run.py -m {command}"]
+        assert report.commands_of([table], study) == [f"python run.py -m {words}"]
 
 
 def test_tracked_runs_say_where(tmp_path: Path) -> None:
@@ -265,9 +266,9 @@ def test_other_items_cannot_be_paired(runs: Path) -> None:
 
 
 def test_no_study_no_runs_no_json(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert report.main(["--study", "dmeo", "--runs", str(runs), "--out", str(tmp_path)]) == 1
+    assert command.main(["report", "--study", "dmeo", "--runs", str(runs), "--out", str(tmp_path)]) == 1
     assert "no complete run of study 'dmeo'; studies found: demo, earlier" in capsys.readouterr().err
-    assert report.main(["--study", "demo", "--runs", str(tmp_path / "nowhere")]) == 1
+    assert command.main(["report", "--study", "demo", "--runs", str(tmp_path / "nowhere")]) == 1
     assert "--runs" in capsys.readouterr().err
     (runs / "tiny-base-0000/record.json").write_text("{")
     with pytest.raises(ValueError, match="not JSON"):

@@ -10,6 +10,7 @@ import pytest
 from report_fixtures import COEFFICIENTS, write_run
 from wandb_fixtures import apart, folders, read  # noqa: F401
 
+from experiments import __main__ as command
 from experiments.tracking import sync, upload
 from experiments.tracking.upload import Tracking
 
@@ -87,7 +88,7 @@ def test_one_bad_record_is_named_and_the_others_are_mirrored(runs: Path, capsys:
 def test_nothing_to_do_or_nowhere_to_go(
     words: list[str], said: str, runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert sync.main(["--runs", str(runs), *words]) == 1
+    assert command.main(["track", "--runs", str(runs), *words]) == 1
     assert said in capsys.readouterr().err
 
 
