@@ -110,7 +110,7 @@ class Merge:
         if missing := sorted(self.merger.told - self.tell.keys()):
             raise ValueError(
                 f"{type(self.merger).__name__} has to be told {', '.join(missing)} of every tensor, which this merge "
-                "does not know: a run (python run.py merger=...) finds it out"
+                "does not know: a run (python run.py merger=...) finds it out; write_merged(covariances=...) is told"
             )
 
     def into(self, name: str, out: Tensor | Out) -> None:
@@ -284,14 +284,12 @@ def load_into(model: Any, merge: Merge, progress: Progress = iter) -> float:
                 f"{entry.name} is {list(target.shape)} in {type(model).__name__} and {list(entry.shape)} in the merge: "
                 "is it the base's own architecture?"
             )
-        if target.dtype == entry.dtype:
-            merge.into(entry.name, target)
-        else:
-            made = torch.empty(entry.shape, dtype=entry.dtype)
-            merge.into(entry.name, made)
+        made = target if target.dtype == entry.dtype else torch.empty(entry.shape, dtype=entry.dtype)
+        merge.into(entry.name, made)
+        if made is not target:
             target.copy_(made)
         left.pop(target.data_ptr(), None)
-        moved += squared_distance(target, merge.base.tensor(entry.name))
+        moved += squared_distance(made, merge.base.tensor(entry.name))
     if left:
         raise ValueError(f"the merge never set {sorted(left.values())[:3]} of {type(model).__name__}")
     return root(moved)

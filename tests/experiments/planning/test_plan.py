@@ -26,6 +26,7 @@ from sensmerge.checkpoints.reader import Reader
 from sensmerge.coefficients import Uniform
 from sensmerge.memory import Weights
 from sensmerge.mergers import Average, Ties
+from sensmerge.mergers.covariance import Covariance
 
 
 @pytest.fixture
@@ -67,6 +68,13 @@ def test_a_plan_by_hand_opens_no_tensor(family: dict[str, Path], tmp_path: Path,
     bare = plan.of(dataclasses.replace(asked, scaling=Uniform(), merger=Average()), machine=here())
     assert [stage.name for stage in bare.stages] == ["survey", "merge", "evaluation", "checkpoint"]
     assert bare.stages[0].read == once + 4 * 2 * 2 * 3 * 16 * 24, "all tensors, and the MLPs' three projections again"
+    seen = plan.of(dataclasses.replace(asked, scaling=Uniform(), merger=Covariance()), machine=here())
+    assert [stage.name for stage in seen.stages] == ["covariances", "survey", "merge", "evaluation", "checkpoint"]
+    squares = 6 * 16**2 + 24**2  # of the inputs of a block's seven matrices
+    assert seen.stages[0].kept == 3 * 2 * squares * 4
+    assert {"covariances": seen.stages[0].kept}.items() <= seen.disks[0].needs.items()
+    assert seen.stages[0].host >= 16 * squares
+    assert seen.stages[2].host > bare.stages[1].host, "matrices of inputs, and what is made of them"
     assert not list(tmp_path.glob("runs")) + list(tmp_path.glob("cache"))
 
 
