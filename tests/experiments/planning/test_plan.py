@@ -74,7 +74,8 @@ def test_a_plan_by_hand_opens_no_tensor(family: dict[str, Path], tmp_path: Path,
     assert seen.stages[0].kept == 3 * 2 * squares * 4
     assert {"covariances": seen.stages[0].kept}.items() <= seen.disks[0].needs.items()
     assert seen.stages[0].host >= 16 * squares
-    assert seen.stages[2].host > bare.stages[1].host, "matrices of inputs, and what is made of them"
+    held = 16 * 24 * (4 * 11 + 8 * 6) + 8 * 5 * 24**2 + 4 * 3 * 24**2  # of the MLP's [16, 24]
+    assert seen.stages[2].host == 4 * PARAMETERS + 2 * 640 + held, "matrices of inputs, and what is made of them"
     assert not list(tmp_path.glob("runs")) + list(tmp_path.glob("cache"))
 
 
