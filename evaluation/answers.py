@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any, Protocol
@@ -13,11 +14,14 @@ from pydantic.dataclasses import dataclass as validated
 
 @dataclass(frozen=True)
 class Generation:
-    """text: up to the first stop string; truncated: max_new_tokens came first; clipped: the prompt lost its head."""
+    """text: up to the first stop string; truncated: max_new_tokens came first; clipped: the prompt lost its head.
+    tokens: how many the model wrote, the one that completed a stop string included and an end token not; None: not
+    counted."""
 
     text: str
     truncated: bool
     clipped: bool = False
+    tokens: int | None = None
 
 
 @validated(frozen=True, config={"extra": "forbid"})
@@ -51,6 +55,7 @@ class Sample:
     gold: str
     truncated: bool
     clipped: bool
+    tokens: int | None = None
 
 
 def remark(*, truncated: bool, empty: bool = False, clipped: bool = False) -> str | None:
@@ -59,12 +64,28 @@ def remark(*, truncated: bool, empty: bool = False, clipped: bool = False) -> st
     return "; ".join(text for text, applies in said.items() if applies) or None
 
 
-def tally(generations: Sequence[Generation]) -> dict[str, int]:
-    """How many answers were cut short, empty, or given to a prompt without its head."""
+def lengths(tokens: Sequence[int | None]) -> dict[str, float]:
+    """Mean tokens of answers, and its standard error s / sqrt(n) where there are two; nothing where one is uncounted.
+
+    >>> lengths([2, 4, 6]), lengths([3, None])
+    ({'tokens': 4.0, 'tokens_stderr': 1.1547005383792515}, {})
+    """
+    counted = [count for count in tokens if count is not None]
+    if not tokens or len(counted) < len(tokens):
+        return {}
+    mean, n = math.fsum(counted) / len(counted), len(counted)
+    if n == 1:
+        return {"tokens": mean}
+    return {"tokens": mean, "tokens_stderr": math.sqrt(sum((c - mean) ** 2 for c in counted) / (n - 1) / n)}
+
+
+def tally(generations: Sequence[Generation]) -> dict[str, float]:
+    """How many answers were cut short, empty, or given to a prompt without its head, and their mean length."""
     return {
         "truncated": sum(answer.truncated for answer in generations),
         "empty": sum(not answer.text.strip() for answer in generations),
         "clipped": sum(answer.clipped for answer in generations),
+        **lengths([answer.tokens for answer in generations]),
     }
 
 
@@ -151,7 +172,10 @@ class TaskModel:
             clipped = (task, index) in self._clipped or (answer is not None and answer.clipped)
             truncated = answer is not None and answer.truncated
             output = None if answer is None else answer.text
-            samples.append(Sample(self._ids[task][index], values[index], output, golds[index], truncated, clipped))
+            tokens = None if answer is None else answer.tokens
+            samples.append(
+                Sample(self._ids[task][index], values[index], output, golds[index], truncated, clipped, tokens)
+            )
         return samples
 
     def _id(self, request: Any) -> str:

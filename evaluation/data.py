@@ -49,6 +49,8 @@ def chosen(ids: Sequence[str], limit: int | None, items: Sequence[str] | None) -
         return evenly(len(ids), limit)
     if limit is not None:
         raise ValueError(f"limit={limit} and a list of {len(items)} items were given: set one of them to null")
+    if not items:
+        raise ValueError("the list of items is empty: set it to null for all of them, or name some")
     at = {identity: index for index, identity in enumerate(ids)}
     if unknown := [item for item in items if item not in at]:
         raise ValueError(f"no item {', '.join(unknown[:5])} among {len(ids)}, such as {', '.join(list(ids)[:3])}")

@@ -272,7 +272,13 @@ class Harness:
         head, whole = decode(before), decode(before + answer)
         text = whole[len(head) :] if whole.startswith(head) else decode(answer)  # else: a character cut in two
         at = min((position for stop in until if (position := text.find(stop)) >= 0), default=None)
-        return Generation(text[:at], truncated=not ended and at is None, clipped=clipped)
+        # Generation looks for stop strings every few steps only: what came after one was not asked for.
+        low, high = (0, len(answer)) if at is not None else (len(answer), len(answer))
+        while low < high:
+            middle = (low + high) // 2
+            stopped = any(stop in decode(before + answer[:middle])[len(head) :] for stop in until)
+            low, high = (low, middle) if stopped else (middle + 1, high)
+        return Generation(text[:at], truncated=not ended and at is None, clipped=clipped, tokens=low)
 
 
 def _bar(label: str, batches: Iterable[Batch], items: int) -> Iterator[Batch]:

@@ -12,6 +12,7 @@ COMMANDS = {  # command -> the module whose main(arguments) it is, and what it d
     "report page": ("experiments.report.page", "one HTML page of several studies, down to single answers"),
     "report best": ("experiments.report.best", "each merger's best rule settings in a study"),
     "report archive": ("experiments.report.archive", "a study's records in one file; reports from such files"),
+    "report readings": ("experiments.report.readings", "what published readings do to coefficients: docs/method.md"),
     "report recipe": ("experiments.run.recipe", "recipe.json of runs that are older than that file"),
     "track": ("experiments.tracking.sync", "mirror finished runs to W&B again, from disk"),
     "track dashboard": ("experiments.tracking.dashboard", "save a W&B workspace for the runs"),
@@ -27,6 +28,7 @@ COMMANDS = {  # command -> the module whose main(arguments) it is, and what it d
     "bench multirun": ("experiments.bench.multirun", "what a sweep costs beyond its merges and evaluations"),
     "bench page": ("experiments.bench.page", "how soon the report page shows its first table"),
     "bench parity": ("experiments.bench.parity", "merged weights beside mergekit's, tensor by tensor"),
+    "bench gpu": ("experiments.bench.gpu", "a GPU at each step of a run, beside its own limits"),
     "bench checkpoints": ("experiments.bench.random_checkpoints", "random weights in published shapes, for benches"),
     "job": ("experiments.sweeps.job", ""),  # what launchers start; not listed
 }
@@ -52,7 +54,7 @@ def main(arguments: list[str]) -> int:
 def _listing(program: str, verb: str) -> str:
     names = [name for name, (_, text) in COMMANDS.items() if text and name.startswith(verb)]
     lines = [f"  {name:<18} {COMMANDS[name][1]}\n" for name in names]
-    return f"usage: {program} COMMAND ...\n{''.join(lines)}example: {PROGRAM} {names[0]} --help\n"
+    return f"usage: {program} COMMAND ..., such as {names[0].rpartition(' ')[2]} --help\n{''.join(lines)}"
 
 
 def _run(command: str, arguments: list[str]) -> int:

@@ -13,10 +13,22 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sensmerge.api import compute_coefficients, export_mergekit, load_merged, open_family, uniform, write_merged
+    from sensmerge.adapters import OnFactors, RobustMerge
+    from sensmerge.api import (
+        compute_coefficients,
+        export_mergekit,
+        load_merged,
+        open_family,
+        uniform,
+        write_adapter,
+        write_merged,
+        write_onebit,
+    )
     from sensmerge.calibration import Calibration
     from sensmerge.coefficients import Fixed, Sens, Shuffled, Table, Uniform
+    from sensmerge.device.resident import across_points
     from sensmerge.mergers import Average, Breadcrumbs, Dare, Della, Slerp, TaskArithmetic, Ties
+    from sensmerge.onebit import OneBitMerge
     from sensmerge.publish.recipes import Recipe
 
 __version__ = "0.1.0"  # the only place: pyproject.toml reads it here
@@ -27,7 +39,10 @@ __all__ = [
     "Dare",
     "Della",
     "Fixed",
+    "OnFactors",
+    "OneBitMerge",
     "Recipe",
+    "RobustMerge",
     "Sens",
     "Shuffled",
     "Slerp",
@@ -35,17 +50,23 @@ __all__ = [
     "TaskArithmetic",
     "Ties",
     "Uniform",
+    "across_points",
     "compute_coefficients",
     "export_mergekit",
     "load_merged",
     "open_family",
     "uniform",
+    "write_adapter",
     "write_merged",
+    "write_onebit",
 ]
 _HOMES = {
+    "sensmerge.adapters": ("OnFactors", "RobustMerge"),
+    "sensmerge.onebit": ("OneBitMerge",),
     "sensmerge.mergers": ("Average", "Breadcrumbs", "Dare", "Della", "Slerp", "TaskArithmetic", "Ties"),
     "sensmerge.coefficients": ("Fixed", "Sens", "Shuffled", "Table", "Uniform"),
     "sensmerge.calibration": ("Calibration",),
+    "sensmerge.device.resident": ("across_points",),
     "sensmerge.publish.recipes": ("Recipe",),
 }
 

@@ -13,8 +13,14 @@ from pathlib import Path
 
 from sensmerge import __version__
 
-_MERGERS = "average, task_arithmetic, ties, dare, dare_ties, breadcrumbs, della, slerp, or a class of yours"
-_RULES = "sens, task_specific, cross_task, uniform, random, sens_farther, cross_task_farther, or a class of yours"
+_MERGERS = (
+    "average, task_arithmetic, ties, dare, dare_ties, breadcrumbs, della, slerp, of LoRA experts robustmerge, "
+    "lora_average, lora_ties, lora_dare, or a class of yours"
+)
+_RULES = (
+    "sens, task_specific, cross_task, uniform, random, sens_farther, cross_task_farther, sens_words, sens_rcp, "
+    "sens_l2s, metagpt, lines, fisher, acm, or a class of yours"
+)
 _RECIPE = (
     "a recipe of yours or mergekit's, JSON or YAML (docs/library.md), a table of `coefficients`, a run's recipe.json, "
     "a checkpoint's merge.json, or the directory of one of the last two"
@@ -29,6 +35,7 @@ def parser() -> argparse.ArgumentParser:
     _coefficients(verbs.add_parser("coefficients", help="compute coefficients from calibration data, into a JSON file"))
     _merge(verbs.add_parser("merge", help="merge into a Hugging Face checkpoint, from a table, a recipe, or uniformly"))
     _export(verbs.add_parser("export", help="write the merge as a configuration of mergekit"))
+    _onebit(verbs.add_parser("onebit", help="store experts as one bit a number and a scale a tensor"))
     show = verbs.add_parser("inspect", help="print a file's coefficients by block, and what it was made of")
     show.add_argument("recipe", type=Path, help=_RECIPE)
     _push(verbs.add_parser("push", help="upload a written checkpoint to the Hugging Face hub, private unless told"))
@@ -101,6 +108,9 @@ def _merge(verb: argparse.ArgumentParser) -> None:
     )
     verb.add_argument("--device", default="auto", help="default: %(default)s")
     verb.add_argument("--threads", type=int, help="default: as many as torch uses")
+    verb.add_argument(
+        "--adapter", action="store_true", help="of LoRA experts: write the merged adapter, in PEFT's format, alone"
+    )
     verb.add_argument("--title", help="of the model card; default: the name of the directory")
     verb.add_argument("--out", type=Path, required=True, help="the checkpoint's directory; must not exist, or be empty")
 
@@ -112,6 +122,13 @@ def _export(verb: argparse.ArgumentParser) -> None:
         "--approximate", action="store_true", help="also what mergekit does otherwise, with that said in the file"
     )
     verb.add_argument("--out", type=Path, required=True, help="the YAML file to write; must not exist")
+
+
+def _onebit(verb: argparse.ArgumentParser) -> None:
+    _models(verb, recipe=False)
+    verb.add_argument(
+        "--out", type=Path, required=True, help="gets a directory for each task, which is an expert's place anywhere"
+    )
 
 
 def _push(verb: argparse.ArgumentParser) -> None:

@@ -17,9 +17,17 @@ from torch import Tensor
 
 from sensmerge.calibration import Sample
 
+
+def _centred(rows: Tensor) -> Tensor:
+    """Rows [n, V] minus their means over V."""
+    return rows - rows.mean(-1, keepdim=True)
+
+
 METRICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     # Of two logit rows [n, V] (another expert's, the task's own expert's) -> [n].
     "l2": lambda other, own: (other - own).norm(dim=-1),
+    # A shift common to all tokens moves logits and no softmax: without it.
+    "l2_centred": lambda other, own: _centred(other - own).norm(dim=-1),
     "l2sq": lambda other, own: (other - own).square().sum(-1),
     "kl": lambda other, own: F.kl_div(
         other.log_softmax(-1), own.log_softmax(-1), reduction="none", log_target=True
@@ -58,7 +66,7 @@ def predict(
     for task, task_samples in samples.items():
         hidden[task] = []
         for sample in progress(task_samples):
-            ids = sample.ids.to(model.device)[None]
+            ids = sample.ids.to(model.device, non_blocking=True)[None]
             states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
             if not hidden[task]:
                 logits = model(input_ids=ids, use_cache=False).logits[0]
@@ -72,29 +80,37 @@ def predict(
 
 @torch.inference_mode()
 def distances(predictions: Mapping[str, Predictions]) -> dict[str, list[list[float]]]:
-    """Metric name -> g [K][K], rows and columns in sorted order of the tasks. fp32 logits, fp64 means."""
+    """Metric name -> g [K][K], rows and columns in sorted order of the tasks. fp32 logits, fp64 means.
+
+    A task's own expert gives its logits once for all that are compared with it, and the device is waited for once a
+    task.
+    """
     tasks = sorted(predictions)
     table = {metric: [[0.0] * len(tasks) for _ in tasks] for metric in METRICS}
     for j, task in enumerate(tasks):
-        own = predictions[task]
-        for i, name in enumerate(tasks):
-            if i == j:
-                continue
-            other = predictions[name]
-            per_sample = [
-                _compare(a, b, other.head, own.head) for a, b in zip(other.hidden[task], own.hidden[task], strict=True)
-            ]
-            for metric in METRICS:
-                table[metric][i][j] = sum(values[metric] for values in per_sample) / len(per_sample)
+        own, others = predictions[task], [i for i in range(len(tasks)) if i != j]
+        compared = [predictions[tasks[i]] for i in others]
+        if not compared:
+            continue
+        sums = [
+            _compare(list(zip(hidden, [one.head for one in compared], strict=True)), rows, own.head)
+            for rows, *hidden in zip(own.hidden[task], *(one.hidden[task] for one in compared), strict=True)
+        ]
+        read = torch.stack(sums).tolist()  # [samples][K - 1][metrics]
+        for row, i in enumerate(others):
+            for column, metric in enumerate(METRICS):
+                means = [found[row][column] / len(rows) for found, rows in zip(read, own.hidden[task], strict=True)]
+                table[metric][i][j] = sum(means) / len(means)
     return table
 
 
-def _compare(other: Tensor, own: Tensor, other_head: Any, own_head: Any) -> dict[str, float]:
-    """Each metric's mean over one sample's answer positions."""
-    sums = dict.fromkeys(METRICS, 0.0)
+def _compare(others: Sequence[tuple[Tensor, Any]], own: Tensor, own_head: Any) -> Tensor:
+    """Each metric's sum over one sample's answer positions, [K - 1, metrics] fp64, for other experts' hidden states
+    [n_answer, d] and heads against the task's own."""
+    sums = torch.zeros(len(others), len(METRICS), dtype=torch.float64, device=own.device)
     for start in range(0, len(own), _ROWS):
-        a = other_head(other[start : start + _ROWS]).float()
         b = own_head(own[start : start + _ROWS]).float()
-        for metric, distance in METRICS.items():
-            sums[metric] += distance(a, b).sum(dtype=torch.float64).item()
-    return {metric: value / len(own) for metric, value in sums.items()}
+        for row, (hidden, head) in enumerate(others):
+            a = head(hidden[start : start + _ROWS]).float()
+            sums[row] += torch.stack([distance(a, b).sum(dtype=torch.float64) for distance in METRICS.values()])
+    return sums

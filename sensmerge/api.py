@@ -6,6 +6,9 @@ has all of it by name (docs/library.md).
 
 from __future__ import annotations
 
+import json
+import math
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -15,11 +18,13 @@ from typing import Any
 import torch
 
 from sensmerge import merge, models
+from sensmerge.adapters import joined, peft_format
+from sensmerge.adapters.factors import FactorMerger
 from sensmerge.blockwise import grams
 from sensmerge.calibrate import Bar, Calibrated, Pairs, calibrate, draw_samples, no_bar, read_pairs
 from sensmerge.calibration import Calibration
-from sensmerge.checkpoints import hub
-from sensmerge.checkpoints.open import is_adapter
+from sensmerge.checkpoints import hub, onebit, staging
+from sensmerge.checkpoints.open import is_adapter, on_base
 from sensmerge.checkpoints.vocabulary import Policy
 from sensmerge.coefficients import Evidence, Rule, Sens, Table, Uniform
 from sensmerge.distances.survey import survey
@@ -122,7 +127,7 @@ def write_merged(
 
     `out` appears when all of it is complete; what a killed call left is taken up by the same call. seed: of a merger
     that draws. rule: what made the table, for the card. dtype: "float32", "float16" or "bfloat16", of what is written;
-    None is the base's. covariances: task -> what `sensmerge.calibrate.covariances` left, for mergers that look at
+    None is the base's. covariances: task -> what `sensmerge.covariances.family` made, for mergers that look at
     inputs of layers (`covariance`, `regmean`).
 
     Raises FileExistsError where `out` holds something, OSError where there is no room, ValueError for coefficients of
@@ -145,6 +150,69 @@ def write_merged(
     return out
 
 
+def write_adapter(
+    family: Family, out: str | Path, merger: Merger, table: Table, *, seed: int = 0, dtype: str | None = None
+) -> Path:
+    """Merge LoRA experts into a new adapter at `out`, in PEFT's format, with merge.json beside it.
+
+    merger: one of sensmerge/adapters, without a rank. dtype: of what is written; None is float32.
+
+    Raises FileExistsError where `out` holds something, ValueError for another merger, for experts that are no adapters
+    or whose factors do not fit together.
+    """
+    out = Path(out)
+    staging.check_output(out)
+    if not isinstance(merger, FactorMerger) or merger.rank is not None:
+        raise ValueError(
+            f"{type(merger).__name__} makes whole weights: an adapter is written by mergers of factors (robustmerge, "
+            "lora_average, lora_ties, lora_dare) with rank=null"
+        )
+    kept = recipes.published(family, recipes.made_of(family, merger, table, seed, dtype=dtype))
+    place, _, _ = recipes.whereabouts(family.members, paths=False).get("base", "").partition("@")
+
+    part = staging.staging_of(out.resolve())
+    with ExitStack() as stack:
+        made = joined.adapter(merger, *family.readers(stack), table, seed)
+    part.mkdir(parents=True, exist_ok=True)
+    try:
+        peft_format.write(part, made, base=place or None, dtype=getattr(torch, dtype or "float32"))
+        (part / "merge.json").write_text(json.dumps(kept, indent=2, sort_keys=True), encoding="utf-8")
+        os.replace(part, out)
+    except BaseException:
+        shutil.rmtree(part)
+        raise
+    return out
+
+
+def write_onebit(family: Family, out: str | Path) -> dict[str, tuple[int, int]]:
+    """Store each expert as signs and scales, in `out`/<task>/onebit.safetensors, which is an expert wherever one is
+    asked for; task -> bytes of its file, and of the same tensors' task vectors in bf16.
+
+    Raises FileExistsError where `out` is, ValueError for experts whose rows for tokens are not the base's.
+    """
+    out = Path(out)
+    staging.check_output(out)
+    if family.layout:
+        raise ValueError(f"experts have other tokens than the base ({'; '.join(family.layout.said())}): resize them")
+    part = staging.staging_of(out.resolve())
+    sizes = {}
+    try:
+        with ExitStack() as stack:
+            base, experts = family.readers(stack)
+            for task, expert in experts.items():
+                (part / task).mkdir(parents=True)
+                size = onebit.write(part / task, base, expert)
+                with onebit.OneBit(part / task, base) as made:
+                    sizes[task] = (size, 2 * sum(math.prod(base.entries[name].shape) for name in made.changed))
+        if out.is_dir():
+            out.rmdir()
+        os.replace(part, out)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    return sizes
+
+
 def load_merged(
     family: Family,
     merger: Merger,
@@ -159,9 +227,10 @@ def load_merged(
     """The merged model and its tokenizer, transformers' own, in memory; nothing is written.
 
     dtype: "auto" is the base's. What is merged is rounded to the base's dtype in any case, as a checkpoint would be.
+    Within `across_points()` several merges on a GPU read base and experts once, where they fit beside the model.
     """
     place = models.resolve_device(device)
-    model = family.load("base", dtype=dtype, device=place)
+    model = family.to_fill(dtype=dtype, device=place)
     with ExitStack() as stack:
         merge.load_into(model, _merge(stack, family, merger, table, seed, device, threads, covariances))
     return model, models.load_tokenizer(family.shells["base"])
@@ -177,6 +246,8 @@ def export_mergekit(
     """
     layout = line_up(members)
     known = recipes.whereabouts(members, paths=True)
+    if coarse := [task for task, path in members.experts.items() if on_base(path) and not is_adapter(path)]:
+        raise ValueError(f"experts {coarse} are one-bit task vectors, which mergekit does not read: export whole ones")
     adapters = {task for task, path in members.experts.items() if is_adapter(path)}
     experts = {task: f"{known['base']}+{known[task]}" if task in adapters else known[task] for task in members.experts}
     with ExitStack() as stack:
@@ -199,10 +270,12 @@ def _merge(
     threads: int | None,
     covariances: Mapping[str, Path] | None,
 ) -> merge.Merge:
-    base, experts = family.readers(stack)
-    engine = stack.enter_context(Engine(models.resolve_device(device), threads))
+    place = models.resolve_device(device)
+    base, experts = family.readers(stack, place)
     tell: dict[str, Callable[[str], Any]] = {"grams": grams.reader(covariances)} if covariances else {}
     if "interference" in merger.told:
         found = survey(base, experts)
         tell["interference"] = lambda name: found.of(base.entries[name])
+    experts, merger, table = joined.as_one_expert(merger, base, experts, table, seed)
+    engine = stack.enter_context(Engine(place, threads))
     return merge.Merge(base, experts, merger, table, engine, seed, tell=tell)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,20 +17,18 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from sensmerge import alignment, calibration, coefficients, memory, models, sensitivity
+from sensmerge import activations, alignment, calibration, coefficients, memory, models, sensitivity
 from sensmerge.alignment import Predictions
-from sensmerge.blockwise import grams
 from sensmerge.blockwise import passes as blockwise
 from sensmerge.calibration import Calibration, Sample
 from sensmerge.checkpoints.reader import Source
 from sensmerge.coefficients import Evidence, Rule, Table
+from sensmerge.device.resident import release, relieved
 from sensmerge.family.family import Family
-from sensmerge.store import build_whole, digest
 
 log = logging.getLogger(__name__)
 Pairs = Sequence[tuple[str, str]]  # prompts with their answers
 Bar = Callable[[str], Callable[[Any], Any]]  # label -> what wraps an iterable of samples, or of blocks
-Result = TypeVar("Result")
 Result = TypeVar("Result")
 _Peaks = Callable[[memory.Weights, int], memory.Peaks]  # of a model whose numbers take that many bytes
 
@@ -44,16 +42,31 @@ class Calibrated:
     samples: dict[str, str]  # task -> digest of its calibration set
 
     def to_json(self) -> dict[str, Any]:
-        """Coefficients, their range, and what they were made of: alpha [K][L] and distances g by metric."""
-        blocks = self.table.blocks.shape[1]
-        by_task = self.evidence.sensitivities
-        alpha = by_task and {task: coefficients.profile(by_task[task], blocks).tolist() for task in self.evidence.tasks}
+        """Coefficients, their range, and what they were made of: alpha [K][L] and distances g by metric.
+
+        evidence, of rules that look at something else: fisher, profiles [L] of squared gradients; information, I [L] by
+        number of bins; magnitudes, squared norms of the whole task vectors; each by task.
+        """
+        known = self.evidence
+        other = {
+            "fisher": self._profiles(known.fisher),
+            "information": known.information,
+            "magnitudes": known.magnitudes and {t: math.fsum(found.values()) for t, found in known.magnitudes.items()},
+        }
+        other = {kind: found for kind, found in other.items() if found}
         return {
             "table": self.table.to_json(),
             "range": self.table.summary(),
-            "alpha": alpha,
-            "distances": self.evidence.distances,
+            "alpha": self._profiles(known.sensitivities),
+            "distances": known.distances,
+            **({"evidence": other} if other else {}),
         }
+
+    def _profiles(self, by_task: Mapping[str, Mapping[str, float]] | None) -> dict[str, list[float]] | None:
+        if by_task is None:
+            return None
+        blocks = self.table.blocks.shape[1]
+        return {task: coefficients.profile(by_task[task], blocks).tolist() for task in self.evidence.tasks}
 
 
 def read_pairs(path: Path) -> list[tuple[str, str]]:
@@ -121,53 +134,48 @@ def calibrate(
 
     Raises what the passes and the rule raise.
     """
+    settings = rule.calibrated(settings)
     with ExitStack() as stack:
         names = family.opened(stack)["base"].names
-    sensitivities = distances = None
+    found: dict[str, Any] = {}
     digests = {task: calibration.digest(samples[task]) for task in family.tasks} if rule.needs else {}
     passes = _Passes(family, settings, device, stream, progress)
-    if "sensitivity" in rule.needs:
-        sensitivities = {}
-        for task in family.tasks:
+    for kind, part, made in (
+        ("sensitivity", "sensitivities", "sensitivities"),
+        ("fisher", "fisher", "squared gradients"),
+    ):
+        for task in family.tasks if kind in rule.needs else ():
             key = {"expert": family.expert_digests[task], "samples": digests[task]}
             key |= {"loss": settings.loss, "dtype": settings.dtype}
-            what = f"sensitivities of {task}, {len(samples[task])} samples"
-            sensitivities[task] = keep("sensitivity", key, what, partial(passes.sensitivities, task, samples[task]))
+            what = f"{made} of {task}, {len(samples[task])} samples"
+            compute = partial(passes.sensitivities, task, samples[task], squared=kind == "fisher")
+            found.setdefault(part, {})[task] = keep(kind, key, what, compute)
+    key = {"experts": family.expert_digests, "samples": digests, "dtype": settings.dtype}
     if "alignment" in rule.needs:
-        key = {"experts": family.expert_digests, "samples": digests, "dtype": settings.dtype}
         what = f"alignment of {len(family.tasks)} experts"
-        distances = keep("alignment", key, what, partial(passes.distances, samples))
-    evidence = Evidence(family.tasks, names, sensitivities, distances, seed)
+        found["distances"] = keep("alignment", key, what, partial(passes.distances, samples))
+    if "information" in rule.needs:
+        what = f"activations of {len(family.tasks)} experts beside the base's"
+        compute = partial(passes.information, samples)
+        found["information"] = keep("information", {"base": family.base_digest, **key}, what, compute)
+    if rule.weighs:
+        key = {"base": family.base_digest, "experts": family.expert_digests}
+        found["magnitudes"] = keep("magnitudes", key, "magnitudes of task vectors", partial(_magnitudes, family))
+    evidence = Evidence(family.tasks, names, seed=seed, **found)
     return Calibrated(evidence, rule.table(evidence), digests)
 
 
-def covariances(
-    family: Family,
-    samples: Mapping[str, Sequence[Sample]],
-    settings: Calibration,
-    *,
-    device: str = "auto",
-    circumstances: Mapping[str, Any] | None = None,
-    progress: Bar = no_bar,
-) -> dict[str, Path]:
-    """Task -> directory of X^T X of its expert's linear layers on its own samples (blockwise/grams.py), below the
-    family's cache; made where it is not there, by one forward pass a block at a time.
-
-    circumstances: what else the numbers depend on, such as libraries and the kind of device.
-    """
-    passes = _Passes(family, settings, device, True, progress)
-    made = {}
-    for task in family.tasks:
-        key = {
-            "expert": family.expert_digests[task],
-            "samples": calibration.digest(samples[task]),
-            "dtype": settings.dtype,
-            **(circumstances or {}),
-        }
-        made[task] = build_whole(
-            family.cache / "covariances" / digest(key)[:32], partial(passes.grams, task, samples[task])
-        )
-    return made
+def _magnitudes(family: Family) -> dict[str, dict[str, float]]:
+    """Task -> tensor name -> squared L2 norm of the task vector: fp32 differences, fp64 sums, a tensor at a time."""
+    with ExitStack() as stack:
+        base, experts = family.readers(stack)
+        found: dict[str, dict[str, float]] = {task: {} for task in family.tasks}
+        for name in base.names:
+            theta = base.tensor(name).float()
+            for task, expert in experts.items():
+                delta = expert.tensor(name).float() - theta
+                found[task][name] = delta.square_().sum(dtype=torch.float64).item()
+    return found
 
 
 @dataclass(frozen=True)
@@ -180,10 +188,11 @@ class _Passes:
     stream: bool | None
     progress: Bar
 
-    def sensitivities(self, task: str, samples: Sequence[Sample]) -> dict[str, float]:
-        """Tensor name -> S of the expert on its own samples."""
+    def sensitivities(self, task: str, samples: Sequence[Sample], *, squared: bool) -> dict[str, float]:
+        """Tensor name -> S of the expert on its own samples; squared: F."""
         lengths = [len(sample.ids) for sample in samples]
         how: Any = {"samples": samples, "loss": self.settings.loss, "progress": self.progress(f"sensitivity {task}")}
+        how["squared"] = squared
         return self._pass(
             task,
             lambda weights, size: memory.sensitivity_peaks(weights, lengths, size),
@@ -191,27 +200,29 @@ class _Passes:
             lambda streaming: blockwise.sensitivities(**streaming, **how),
         )
 
-    def grams(self, task: str, samples: Sequence[Sample], directory: Path) -> None:
-        """Into `directory`: see blockwise/grams.py."""
-        with ExitStack() as stack:
-            numbers, every = memory.gram_numbers(self.family.opened(stack)[task].entries)
-        lengths, free = [len(sample.ids) for sample in samples], shutil.disk_usage(directory).free
-        if free < 4 * every:
-            raise OSError(
-                f"covariances of {task} may take {4 * every / 1e9:.1f} GB below {directory.parent}, {free / 1e9:.1f} "
-                "GB are free; free some, or choose another output.cache"
-            )
-        how: Any = {"samples": samples, "progress": self.progress(f"covariances {task}")}
-        self._pass(
-            task,
-            lambda weights, size: memory.gram_peaks(weights, numbers, lengths, size),
-            lambda model: None,  # never: all fit block by block
-            lambda streaming: grams.collect(directory=directory, **streaming, **how),
-        )
-
     def distances(self, samples: Mapping[str, Sequence[Sample]]) -> dict[str, list[list[float]]]:
         """Metric -> g [K][K] of all experts on all tasks' samples."""
         return alignment.distances({task: self._predict(task, samples) for task in self.family.tasks})
+
+    def information(self, samples: Mapping[str, Sequence[Sample]]) -> dict[str, dict[str, list[float]]]:
+        """Task -> number of bins -> I [L] of the expert and the base, on the task's samples."""
+        every = [sample for task in self.family.tasks for sample in samples[task]]
+        sizes = [len(samples[task]) for task in self.family.tasks]
+        base = self._activations("base", every).split(sizes, 1)
+        return {
+            task: activations.information(of_base, self._activations(task, samples[task]))
+            for task, of_base in zip(self.family.tasks, base, strict=True)
+        }
+
+    def _activations(self, member: str, samples: Sequence[Sample]) -> torch.Tensor:
+        lengths = [len(sample.ids) for sample in samples]
+        how: Any = {"samples": samples, "progress": self.progress(f"activations {member}")}
+        return self._pass(
+            member,
+            lambda weights, size: memory.alignment_peaks(weights, lengths, size, 1),
+            lambda model: activations.means(model, **how),
+            lambda streaming: blockwise.activations(**streaming, **how),
+        )
 
     def _predict(self, task: str, samples: Mapping[str, Sequence[Sample]]) -> Predictions:
         experts, lengths = len(self.family.tasks), [len(sample.ids) for drawn in samples.values() for sample in drawn]
@@ -231,10 +242,13 @@ class _Passes:
         with ExitStack() as stack:
             sources = self.family.opened(stack)
             fit = self._fit(sources, task, peaks, device, blocks=self.stream is True)
+            if fit.mode == "streamed" and self.stream is not True and release():  # merges read them again
+                fit = self._fit(sources, task, peaks, device, blocks=False)
             reason = "as asked" if self.stream else "the whole model does not fit the memory that is free"
             if self.stream is False or fit.mode == "resident":
                 try:
-                    return resident(self.family.load(task, dtype=self.settings.dtype, device=device))
+                    how: Any = {"dtype": self.settings.dtype, "device": device}
+                    return relieved(f"the pass of {task}", lambda: resident(self.family.load(task, **how)))
                 except torch.OutOfMemoryError:
                     if self.stream is False:
                         raise

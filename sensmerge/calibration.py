@@ -41,7 +41,7 @@ class Calibration:
     max_length: int = Field(default=512, gt=1)
     loss: Literal["answer", "full"] = "answer"
     overlong: Literal["error", "drop"] = "error"
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**63)
     dtype: Literal["auto", "float32", "bfloat16"] = "float32"
 
 

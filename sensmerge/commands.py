@@ -21,7 +21,7 @@ from sensmerge.family.family import Family
 from sensmerge.family.members import Models
 from sensmerge.mergers import Merger
 from sensmerge.publish import recipe_file, recipes
-from sensmerge.publish.classes import build, named
+from sensmerge.publish.classes import build, named, options, replaced
 from sensmerge.publish.recipes import Recipe
 from sensmerge.publish.versions import LIBRARIES, versions
 from sensmerge.store import describe, write_json
@@ -80,6 +80,9 @@ def merge(given: Namespace) -> str:
     recipe.check(family)
     merger.check(len(family.tasks))
     seed = recipe.seed if given.seed is None else given.seed
+    if given.adapter:
+        table = recipe.table or _computed(family, recipe, seed, given.device)
+        return f"{api.write_adapter(family, given.out, merger, table, seed=seed, dtype=given.dtype or recipe.dtype)}\n"
     api.write_merged(
         family, given.out, merger, recipe.table or _computed(family, recipe, seed, given.device),
         seed=seed, device=given.device, threads=given.threads, title=given.title, rule=recipe.rule,
@@ -108,10 +111,10 @@ def export(given: Namespace) -> str:
     members = Models(hub.locate(base), {t: hub.locate(at) for t, at in experts.items()}, policy)
     if recipe.conditions:
         raise ValueError(f"{given.recipe} is mergekit's already")
-    if recipe.table is None and recipe.rule and recipe.rule.needs:
+    if recipe.table is None and recipe.rule and (recipe.rule.needs or recipe.rule.weighs):
         raise ValueError(
-            f"{given.recipe}: scaling: its coefficients take a pass over data; compute them by `python -m sensmerge "
-            "coefficients`, or merge and export the checkpoint's merge.json"
+            f"{given.recipe}: scaling: its coefficients take a pass over data or weights; compute them by `python -m "
+            "sensmerge coefficients`, or merge and export the checkpoint's merge.json"
         )
     made = api.export_mergekit(members, merger, recipe.table or recipe.rule, approximate=given.approximate)
     if recipe.dtype:
@@ -119,6 +122,16 @@ def export(given: Namespace) -> str:
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(made.to_yaml(), encoding="utf-8")
     return f"{given.out}\n"
+
+
+def onebit(given: Namespace) -> str:
+    """Write each expert's one-bit task vector; a line each with its size."""
+    _absent(given.out)
+    sizes = api.write_onebit(_family(given, Recipe()), given.out)
+    rows = [f"{task:<16}{size:>16,}{whole:>16,}{whole / size:>8.2f}" for task, (size, whole) in sizes.items()]
+    size, whole = (sum(parts) for parts in zip(*sizes.values(), strict=True))
+    head = f"{'expert':<16}{'bytes':>16}{'in bf16':>16}{'ratio':>8}"
+    return "\n".join([head, *rows, f"{'all':<16}{size:>16,}{whole:>16,}{whole / size:>8.2f}", str(given.out)]) + "\n"
 
 
 def inspect(given: Namespace) -> str:
@@ -147,6 +160,7 @@ VERBS: dict[str, Callable[[Namespace], str]] = {
     "coefficients": coefficients,
     "merge": merge,
     "export": export,
+    "onebit": onebit,
     "inspect": inspect,
     "push": push,
 }
@@ -214,7 +228,7 @@ def _with(made: T, fields: Sequence[str], kind: type[T]) -> T:
 
     if not fields:
         return made
-    description = describe(made)
+    description, told = describe(made), set[tuple[str, ...]]()
     for word in fields:
         path, equals, value = word.partition("=")
         *outer, last = path.split(".")
@@ -222,12 +236,14 @@ def _with(made: T, fields: Sequence[str], kind: type[T]) -> T:
         for step in outer:
             inner = place.get(step)
             place = inner if isinstance(inner, dict) else {}
-        allowed = sorted(set(place) - {"class", "version"})
+        allowed = options(place, kind)
         if not equals or last not in allowed:
             raise ValueError(
                 f"--set {word!r}: {type(made).__name__} takes FIELD=VALUE with {', '.join(allowed) or 'none'}"
             )
+        place |= {other: None for other in replaced(place, [last], kind) if (*outer, other) not in told}
         place[last] = yaml.safe_load(value)
+        told.add((*outer, last))
     return build(description, kind)
 
 
@@ -239,4 +255,11 @@ def _table(table: Table) -> str:
     rows["all else"] = table.default.tolist()
     lines = [label.ljust(24) + "".join(f"{value:12.4f}" for value in row) for label, row in rows.items()]
     span = table.summary()
-    return "\n".join([head, *lines, f"blocks: {span['min']:.4f} to {span['max']:.4f}, mean {span['mean']:.4f}"])
+    return "\n".join(
+        [
+            head,
+            *lines,
+            f"blocks: {span['min']:.4f} to {span['max']:.4f}, mean {span['mean']:.4f}, spread {span['sd']:.4f}; "
+            f"{span['first_block']:.0%} of it in block 0",
+        ]
+    )

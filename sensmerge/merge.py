@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from sensmerge import models
 from sensmerge.checkpoints.reader import Entry, Source, copy_companions, differences
 from sensmerge.checkpoints.writer import Writer
 from sensmerge.coefficients import Table
+from sensmerge.device import lanes
+from sensmerge.device.inputs import Progress, each, mapped
+from sensmerge.device.outgoing import Outgoing
 from sensmerge.distances.survey import root, squared_distance
 from sensmerge.engine.engine import Engine
 from sensmerge.engine.kernel_args import Cut, NotFinite, Out, Setting
@@ -23,10 +27,6 @@ from sensmerge.mergers import Merger
 from sensmerge.seeds import key
 from sensmerge.store import digest
 from sensmerge.tensor_names import holds_tokens, is_derived
-
-_AHEAD = 256 * 2**20  # bytes of each checkpoint that are read before they are needed
-
-Progress = Callable[[list[Entry]], Iterable[Entry]]
 
 
 def check_compatible(base: Source, experts: Mapping[str, Source]) -> None:
@@ -107,11 +107,7 @@ class Merge:
         self.merger.check(len(self._tasks))
         check_compatible(self.base, self.experts)
         self.tell = {"linear": lambda name: not holds_tokens(name), **self.tell}
-        if missing := sorted(self.merger.told - self.tell.keys()):
-            raise ValueError(
-                f"{type(self.merger).__name__} has to be told {', '.join(missing)} of every tensor, which this merge "
-                "does not know: a run (python run.py merger=...) finds it out; write_merged(covariances=...) is told"
-            )
+        self.merger.check_told(self.tell)
 
     def into(self, name: str, out: Tensor | Out) -> None:
         """Write tensor `name`, merged, into `out`, which has the base's shape and dtype.
@@ -134,33 +130,27 @@ class Merge:
             yield entry.name, out
 
     def entries(self, progress: Progress = iter, skip: Container[str] = ()) -> Iterator[Entry]:
-        """The base's entries in file order; up to _AHEAD bytes of the next ones are prefetched meanwhile."""
-        entries = [entry for entry in self.base.entries.values() if entry.name not in skip]
-        sources = (self.base, *self.experts.values())
-        ahead, asked, behind = 0, 0, 0
-        for entry in progress(entries):
-            while asked < len(entries) and ahead < _AHEAD:
-                for source in sources:
-                    source.prefetch(entries[asked].name)
-                ahead += entries[asked].nbytes
-                asked += 1
-            yield entry
-            ahead -= entry.nbytes
-            behind += entry.nbytes
-            if behind >= _AHEAD:
-                behind = 0
-                for source in sources:
-                    source.release()
+        """The base's entries in file order; up to 256 MiB of the next ones are prefetched meanwhile."""
+        return mapped((self.base, *self.experts.values()), progress, skip)
 
 
 @torch.inference_mode()
-def into_all(merges: Sequence[Merge], name: str, outs: Sequence[Tensor | Out]) -> None:
-    """`Merge.into` for several merges of the same sources on one engine, which reads their tensors once for all."""
+def into_all(
+    merges: Sequence[Merge],
+    name: str,
+    outs: Sequence[Tensor | Out],
+    inputs: tuple[Tensor, Sequence[Tensor]] | None = None,
+) -> None:
+    """`Merge.into` for several merges of the same sources on one engine, which reads their tensors once for all.
+
+    inputs: the base's tensor and the experts' by task, where they are at hand; None: they are read.
+    """
     first = merges[0]
-    inputs = [first.experts[task].tensor(name) for task in sorted(first.experts)]
+    if inputs is None:
+        inputs = first.base.tensor(name), [first.experts[task].tensor(name) for task in sorted(first.experts)]
     settings = [merge.setting(name, out) for merge, out in zip(merges, outs, strict=True)]
     try:
-        first.engine.merge(first.base.tensor(name), inputs, settings)
+        first.engine.merge(*inputs, settings)
     except NotFinite:
         raise ValueError(_blame(name, first.base, first.experts, outs[0].dtype)) from None
 
@@ -229,12 +219,24 @@ def write_all(outputs: Sequence[Output], progress: Progress = iter) -> None:
     with ExitStack() as stack:
         writers = [stack.enter_context(Writer(one.directory, one.entries, key=digest(one.recipe))) for one in outputs]
         everywhere = set.intersection(*(writer.finished for writer in writers))
-        for entry in first.entries(progress, skip=everywhere):
+        lane = lanes.lane(first.engine.device)
+        outgoing = None if lane is None else stack.enter_context(Outgoing(lane))
+
+        def work(entry: Entry, base: Tensor, experts: list[Tensor]) -> None:
             left = [number for number, writer in enumerate(writers) if entry.name not in writer.finished]
-            outs = [writers[number].place(entry.name) for number in left]
-            into_all([outputs[number].merge for number in left], entry.name, outs)
-            for number in left:
-                writers[number].done(entry.name)
+            outs: list[Any] = [writers[number].place(entry.name) for number in left]
+            if outgoing is not None:
+                outs = [torch.empty(base.shape, dtype=out.dtype, device=base.device) for out in outs]
+            into_all([outputs[number].merge for number in left], entry.name, outs, (base, experts))
+            for number, out in zip(left, outs, strict=True):
+                if outgoing is not None:
+                    outgoing.put(writers[number].place(entry.name), out, partial(writers[number].done, entry.name))
+                else:
+                    writers[number].done(entry.name)
+
+        each(first.base, first.experts, first.engine.device, work, progress, skip=everywhere)
+        if outgoing is not None:
+            outgoing.finish()
         for one, writer in zip(outputs, writers, strict=True):
             _accompany(one, writer.staging)
 
@@ -266,9 +268,8 @@ def _name_dtype(config: Path, dtype: str) -> None:
 
 @torch.inference_mode()
 def load_into(model: Any, merge: Merge, progress: Progress = iter) -> float:
-    """Merge into a resident model's parameters, without touching the disk; returns ||theta_m - theta_0||.
-
-    What is merged is rounded to the base's dtype, as a checkpoint would be, whatever the model's is.
+    """Merge into a resident model's parameters, without touching the disk; returns ||theta_m - theta_0||. What is
+    merged is rounded to the base's dtype, as a checkpoint would be, whatever the model's is.
     Raises ValueError if the merge and the model's parameters do not cover each other (tied weights count as one).
     """
     state = model.state_dict()
@@ -276,20 +277,24 @@ def load_into(model: Any, merge: Merge, progress: Progress = iter) -> float:
     if strange:
         raise ValueError(f"{type(model).__name__} has no parameter {strange[0]!r}: is it the base's own architecture?")
     left = {tensor.data_ptr(): name for name, tensor in state.items()}
-    moved = 0.0
-    for entry in merge.entries(progress):
+    moved: list[float] = []
+
+    def work(entry: Entry, base: Tensor, experts: list[Tensor]) -> None:
         target = state[entry.name]
         if target.shape != entry.shape:
             raise ValueError(
                 f"{entry.name} is {list(target.shape)} in {type(model).__name__} and {list(entry.shape)} in the merge: "
                 "is it the base's own architecture?"
             )
-        made = target if target.dtype == entry.dtype else torch.empty(entry.shape, dtype=entry.dtype)
-        merge.into(entry.name, made)
-        if made is not target:
+        same = target.dtype == entry.dtype
+        made = target if same else torch.empty(entry.shape, dtype=entry.dtype, device=base.device)
+        into_all([merge], entry.name, [made], (base, experts))
+        if not same:
             target.copy_(made)
         left.pop(target.data_ptr(), None)
-        moved += squared_distance(made, merge.base.tensor(entry.name))
+        moved.append(squared_distance(made, base))
+
+    each(merge.base, merge.experts, merge.engine.device, work, progress)
     if left:
         raise ValueError(f"the merge never set {sorted(left.values())[:3]} of {type(model).__name__}")
-    return root(moved)
+    return root(sum(moved))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import logging
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +14,12 @@ import torch
 from torch import nn
 
 from sensmerge.checkpoints import slots
+from sensmerge.checkpoints.open import open_source
 from sensmerge.checkpoints.reader import Source
+from sensmerge.device import lanes
+from sensmerge.device.arrivals import arriving
 
+log = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -20,6 +27,8 @@ def resolve_device(name: str) -> torch.device:
     """The device called `name`; "auto" is cuda where there is one, else cpu. ValueError if it is not here."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise ValueError(f"device={name or repr(name)}: it is one of auto, cpu, cuda, cuda:0, cuda:1, ...")
     device = torch.device(name)
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -34,10 +43,28 @@ def device_kind(name: str) -> str:
     return name.split(":")[0] if name != "auto" else resolve_device(name).type
 
 
-def load(path: Path, *, dtype: str = "auto", device: torch.device | str = "cpu") -> Any:
-    """The causal LM at `path` (a local Hugging Face checkpoint), in eval mode, gradients off."""
+def places(path: Path) -> int | None:
+    """How many tokens of context the checkpoint at `path` has places for; None where its config.json does not say."""
     import transformers
 
+    config: Any = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
+    return getattr(config, "max_position_embeddings", None)
+
+
+def load(path: Path, *, dtype: str = "auto", device: torch.device | str = "cpu") -> Any:
+    """The causal LM at `path` (a local Hugging Face checkpoint), in eval mode, gradients off.
+
+    Onto an accelerator its tensors go by themselves, ahead of each other (sensmerge/device), and are cast there; a
+    model that cannot be filled so (`load_source` says which) is loaded on the CPU by transformers and then moved.
+    """
+    import transformers
+
+    if lanes.lane(device) is not None:
+        try:
+            with open_source(path) as source:
+                return load_source(source, path, dtype=dtype, device=device)
+        except ValueError as error:
+            log.info("  loaded by way of the CPU: %s", error)
     _quiet()
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(
         path, dtype=DTYPES.get(dtype, dtype), local_files_only=True
@@ -93,9 +120,38 @@ def load_source(source: Source, shell_path: Path, *, dtype: str = "auto", device
             f"{source.path} holds {strange[:3]}, and {shell_path}/config.json makes a {type(model).__name__} without a "
             "place for them"
         )
-    for slot in slots.find(model, source, stored):
-        value = slot.read(source, device, copy=True)
+    found = slots.find(model, source, stored)
+    for slot, value in _values(found, source, device):
         for module, attribute in slot.places:
+            setattr(module, attribute, value)
+    return model
+
+
+def _values(found: list[slots.Slot], source: Source, device: torch.device | str) -> Iterator[tuple[slots.Slot, Any]]:
+    """Every slot with the tensor that goes there."""
+    lane = lanes.lane(device)
+    if lane is None:
+        for slot in found:
+            yield slot, slot.read(source, device, copy=True)
+        return
+    in_file = {name: place for place, name in enumerate(source.entries)}
+    found = sorted(found, key=lambda slot: in_file[slot.stored])
+    with closing(arriving([(source, slot.stored) for slot in found], lane)) as tensors:
+        for slot, tensor in zip(found, tensors, strict=True):
+            yield slot, slot.fill(tensor)
+
+
+def blank(path: Path, *, dtype: str = "auto", device: torch.device | str = "cpu") -> Any:
+    """The causal LM of config.json at `path` with memory for its weights and nothing in it, for a merge that fills it;
+    otherwise what `load` gives.
+
+    Raises ValueError where dtype is "auto" and config.json names none, and for architectures that keep weights in fp32.
+    """
+    model = shell(path, dtype=dtype, device=device)
+    slots.check_dtype(model)
+    for empty, places in slots.shared(model):
+        value = slots.as_in_model(torch.empty_like(empty, device=device), empty)
+        for module, attribute in places.values():
             setattr(module, attribute, value)
     return model
 

@@ -9,6 +9,7 @@ import logging
 import os
 import shutil
 import tempfile
+import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 log = logging.getLogger(__name__)
+_COUNTING = threading.Lock()  # digests of a family's members are asked for side by side
 
 
 def describe(value: Any) -> Any:
@@ -130,7 +132,8 @@ class Store:
         released by the system and the next computes.
         """
         value, computed = self._computed(kind, key, stage)
-        self.asked[kind, computed] += 1
+        with _COUNTING:
+            self.asked[kind, computed] += 1
         return value, computed
 
     def _computed(self, kind: str, key: Mapping[str, Any], stage: Callable[[], Any]) -> tuple[Any, bool]:

@@ -6,7 +6,7 @@ import dataclasses
 import json
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import hydra
 import pytest
@@ -23,13 +23,13 @@ from omegaconf import OmegaConf
 from experiments.run import command
 from experiments.run.command import Frozen
 from experiments.run.spec import Member, RunSpec
-from sensmerge import coefficients, mergers
+from sensmerge import adapters, coefficients, mergers, onebit
 from sensmerge.coefficients import Rule
 from sensmerge.mergers import Merger
 from sensmerge.publish import classes
 from sensmerge.store import describe
 
-NOT_CHOSEN_AT_THE_TOP = {"benchmark", "source", "hydra", "protocol", "recommended"}
+NOT_CHOSEN_AT_THE_TOP = {"benchmark", "family", "source", "hydra", "protocol", "recommended"}
 GROUPS = (
     "model",
     "merger",
@@ -105,7 +105,7 @@ def test_mergers_and_rules_are_by_default_what_the_library_calls_by_that_name(na
     part = composed(f"{group}={name}")[group]
     made = classes.named(name, kind)
     assert describe(hydra.utils.instantiate(part, _convert_="all")) == describe(made)
-    assert settings(OmegaConf.to_container(part)) == settings(describe(made))
+    assert settings(OmegaConf.to_container(part)) == settings(dataclasses.asdict(cast(Any, made)))
 
 
 def settings(value: Any) -> Any:
@@ -118,7 +118,8 @@ def settings(value: Any) -> Any:
 def test_every_merger_and_rule_of_the_library_has_a_yaml() -> None:
     described = {json.dumps(describe(classes.named(name, kind))) for name, kind in (one.values[:2] for one in DEFAULTS)}
     own = [made for kind in (Merger, Rule) for made in classes.known(kind).values() if "sensmerge" in made.__module__]
-    every = [*(made() for made in own), *mergers.VARIANTS.values(), *coefficients.VARIANTS.values()]
+    variants = [one for place in (mergers, adapters, onebit, coefficients) for one in place.VARIANTS.values()]
+    every = [*(made() for made in own), *variants]
     assert described == {json.dumps(describe(one)) for one in every}
 
 
@@ -153,12 +154,12 @@ def test_an_appended_key_is_refused_too() -> None:
 
 def test_finished_runs_keep_their_names() -> None:
     """Runs of these are on disk. A change that makes another run of one has to be meant."""
-    assert build("model=tiny", "device=cpu").run_id == "7324327ee8e1"
+    assert build("model=tiny", "device=cpu", "scaling.temperature=0.1").run_id == "7324327ee8e1"
     assert build("model=tiny", "device=cpu", "merger=ties", "scaling=uniform").run_id == "2f197cd80887"
     old = ("calibration.dtype=float32", "calibration.overlong=error", "evaluation.dtype=auto")
     here = ("device=cpu", "output.data=null", "suite=smoke", *old)
     assert build("model=smollm2_135m", "merger=member", *here).run_id == "7c2d0d8368a1"
-    assert build("model=llama2_7b", *here).run_id == "6b9b85664d1a"
+    assert build("model=llama2_7b", "scaling.temperature=0.1", *here).run_id == "6b9b85664d1a"
     assert build("model=mistral_7b", "merger=member", *here).run_id == "52f82426e2e8"
 
 
@@ -203,7 +204,16 @@ def test_calibration_follows_the_seed() -> None:
 # ---- the tables and figures of a paper
 
 PROTOCOLS = {"llama2_7b": "", "llama2_13b": "", "mistral_7b": "", "smollm2_135m": "smollm2_135m/", "tiny": ""}
-PAPER = {"main": 30, "ablation": 45, "temperature": 30, "calibration": 9, "profiles": 3, "alignment": 3, "lambda": 30}
+PAPER = {
+    "main": 30,
+    "ablation": 45,
+    "temperature": 30,
+    "calibration": 9,
+    "profiles": 3,
+    "alignment": 3,
+    "lambda": 30,
+    "random": 180,
+}
 
 
 @pytest.mark.parametrize("part", PAPER)

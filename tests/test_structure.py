@@ -16,19 +16,31 @@ PACKAGES = ("sensmerge", "evaluation", "experiments", "hydra_plugins")
 WALLS = {
     "sensmerge": {"sensmerge"},
     "sensmerge/mergers": {"sensmerge/sparsify", "sensmerge/seeds"},
+    "sensmerge/adapters": {
+        "sensmerge/checkpoints", "sensmerge/coefficients", "sensmerge/mergers", "sensmerge/seeds", "sensmerge/sparsify",
+    },
+    "sensmerge/coefficients": {"sensmerge/calibration", "sensmerge/seeds", "sensmerge/tensor_names"},
     "sensmerge/checkpoints": {"sensmerge/tensor_names", "sensmerge/store"},
-    "sensmerge/family": {"sensmerge/checkpoints", "sensmerge/models", "sensmerge/store", "sensmerge/tensor_names"},
+    "sensmerge/device": {"sensmerge/checkpoints"},
+    "sensmerge/family": {
+        "sensmerge/checkpoints", "sensmerge/device", "sensmerge/models", "sensmerge/store", "sensmerge/tensor_names",
+    },
+    "sensmerge/covariances": {
+        "sensmerge/blockwise", "sensmerge/calibration", "sensmerge/family", "sensmerge/memory", "sensmerge/models",
+        "sensmerge/store",
+    },
     "sensmerge/distances": {"sensmerge/checkpoints", "sensmerge/mergers", "sensmerge/tensor_names"},
+    "sensmerge/onebit": {"sensmerge/checkpoints", "sensmerge/mergers"},
     "sensmerge/engine": {
         "sensmerge/checkpoints", "sensmerge/family", "sensmerge/mergers", "sensmerge/sparsify", "sensmerge/store",
     },
     "sensmerge/blockwise": {
-        "sensmerge/alignment", "sensmerge/calibration", "sensmerge/checkpoints", "sensmerge/models",
-        "sensmerge/sensitivity", "sensmerge/tensor_names",
+        "sensmerge/activations", "sensmerge/alignment", "sensmerge/calibration", "sensmerge/checkpoints",
+        "sensmerge/models", "sensmerge/sensitivity", "sensmerge/tensor_names",
     },
     "sensmerge/publish": {
-        "sensmerge/calibration", "sensmerge/checkpoints", "sensmerge/coefficients", "sensmerge/family",
-        "sensmerge/mergers", "sensmerge/store", "sensmerge/tensor_names",
+        "sensmerge/adapters", "sensmerge/calibration", "sensmerge/checkpoints", "sensmerge/coefficients",
+        "sensmerge/family", "sensmerge/mergers", "sensmerge/onebit", "sensmerge/store", "sensmerge/tensor_names",
     },
     "evaluation": {"evaluation/sandbox"},
     "evaluation/sandbox": set(),
@@ -46,7 +58,9 @@ WALLS = {
     },
     "experiments/sweeps": {"experiments", "experiments/run", "evaluation/batches", "sensmerge"},
     "experiments/analysis": {"experiments", "experiments/run/record", "evaluation"},
-    "experiments/report": {"experiments", "experiments/analysis", "experiments/run/record", "evaluation"},
+    "experiments/report": {
+        "experiments", "experiments/analysis", "experiments/run/record", "evaluation", "sensmerge/coefficients",
+    },
     "experiments/tracking": {
         "experiments", "experiments/analysis", "experiments/report", "experiments/run/recipe",
         "experiments/run/record", "sensmerge",
@@ -72,6 +86,7 @@ ALLOWED = {
     "matplotlib": {"experiments/report/figures.py"},
     "numba": {"sensmerge/engine/kernels.py", "sensmerge/engine/intrinsics.py"},
     "llvmlite": {"sensmerge/engine/intrinsics.py"},
+    "triton": {"sensmerge/engine/triton_kernels.py"},
 }
 
 

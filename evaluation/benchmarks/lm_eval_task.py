@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from evaluation.answers import Sample, remark
+from evaluation.answers import Sample, lengths, remark
 from evaluation.benchmarks.equivalence import same_number
 from evaluation.data import Rows, chosen, evenly, n_chosen
 from evaluation.harness import Harness
@@ -88,6 +88,7 @@ class StockTask:
             "empty": sum(sample.output is not None and not sample.output.strip() for sample in samples),
             "clipped": sum(sample.clipped for sample in samples),
             "undefined": sum(_undefined(sample) for sample in samples),
+            **lengths([sample.tokens for sample in samples]),
             **harness.settings(),
         }
         outcomes = [_outcome(one, self.last_number, groups[one.id]) for one in samples]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from experiments.analysis import stats
+from experiments.analysis.ranks import replicate
 from experiments.run.record import Record
 
 Records = TypeVar("Records", bound=tuple[Record, ...])
@@ -42,7 +43,10 @@ class Difference:
 
 @dataclass(frozen=True)
 class Pairing:
-    """What one comparison is made of: (ours, its control) for each seed, over these benchmarks."""
+    """What one comparison is made of: (ours, its control) for each seed, over these benchmarks.
+
+    Several shuffles at one seed count as one, their mean: they share their experts.
+    """
 
     pairs: tuple[tuple[Record, Record], ...]
     benchmarks: tuple[str, ...]
@@ -105,7 +109,7 @@ def _paired(pairing: Pairing, controls: dict[tuple[Path, str], dict[str, float]]
     blocks = []
     for benchmark in pairing.benchmarks:
         order: list[str] = []
-        rows = []
+        drawn: dict[str, list[list[float]]] = {}
         for ours, control in pairing.pairs:
             key = (control.directory, benchmark)
             if key not in controls:
@@ -116,8 +120,10 @@ def _paired(pairing: Pairing, controls: dict[tuple[Path, str], dict[str, float]]
             _check_items(
                 f"{benchmark} of {ours.directory.name} and of its other seeds", mine, dict.fromkeys(order, 0.0)
             )
-            rows.append([mine[item] - theirs[item] for item in order])
-        blocks.append(np.array(rows, dtype=float))
+            drawn.setdefault(replicate(ours), []).append([mine[item] - theirs[item] for item in order])
+        blocks.append(
+            np.array([np.mean(rows, 0) if len(rows) > 1 else rows[0] for rows in drawn.values()], dtype=float)
+        )
     return stats.Differences(tuple(blocks))
 
 

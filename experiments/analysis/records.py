@@ -83,9 +83,10 @@ def differing(records: Sequence[Record]) -> dict[str, list[Any]]:
 
 
 def is_seed(path: str) -> bool:
-    """Whether a path of the identity names a seed, and so separates repetitions of one setting, not settings."""
+    """Whether a path of the identity names a seed, or the number of a shuffle, and so separates repetitions of one
+    setting, not settings."""
     last = path.rsplit(".", 1)[-1]
-    return last == "seed" or last.endswith("_seed")
+    return path == "scaling.draw" or last == "seed" or last.endswith("_seed")
 
 
 def _with_comparisons(group: Sequence[Record], records: Sequence[Record]) -> list[Record]:

@@ -23,7 +23,7 @@ from mergekit.merge import run_merge
 from mergekit.options import MergeOptions
 config = MergeConfiguration.model_validate(yaml.safe_load(open(sys.argv[1])))
 start = time.perf_counter()
-run_merge(config, sys.argv[2], MergeOptions(copy_tokenizer=False, write_model_card=False))
+run_merge(config, sys.argv[2], MergeOptions(copy_tokenizer=False, write_model_card=False, cuda="cuda" in sys.argv))
 print(time.perf_counter() - start)
 """
 
@@ -46,10 +46,11 @@ class Case:
         return config if self.method == "linear" else config | {"base_model": str(family / "base")}
 
 
-def command(python: Path, config: Mapping[str, Any], path: Path, out: Path) -> list[str]:
-    """The command that merges into `out` and prints its seconds last; its YAML is written to `path`."""
+def command(python: Path, config: Mapping[str, Any], path: Path, out: Path, *, cuda: bool = False) -> list[str]:
+    """The command that merges into `out` and prints its seconds last; its YAML is written to `path`. cuda: on the GPU,
+    as with mergekit-yaml --cuda."""
     path.write_text(yaml.safe_dump(dict(config)))
-    return [str(python), "-c", _MERGE, str(path), str(out)]
+    return [str(python), "-c", _MERGE, str(path), str(out), *(["cuda"] if cuda else [])]
 
 
 def environment(work: Path) -> Path | None:

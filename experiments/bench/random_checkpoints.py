@@ -30,11 +30,20 @@ from sensmerge.seeds import generator
 _SPREAD = 0.02  # of the base's weights: what Llama models are initialised with
 
 
-def write_checkpoint(path: Path, shape: Shape, *, seed: int, base: Path | None = None, spread: float = 1e-3) -> None:
+def write_checkpoint(
+    path: Path,
+    shape: Shape,
+    *,
+    seed: int,
+    base: Path | None = None,
+    spread: float = 1e-3,
+    device: torch.device | str = "cpu",
+) -> None:
     """Write a bfloat16 checkpoint of random weights to `path`: shards of at most 5 GB, and config.json; no tokenizer.
 
     Without `base`: matrices ~ N(0, 0.02²), norms all one. With it, an expert of that checkpoint: each of its tensors
-    plus N(0, spread²), added in fp32 and rounded once. Numbers belong to (seed, tensor name).
+    plus N(0, spread²), added in fp32 and rounded once. Numbers belong to (seed, tensor name) and the kind of `device`,
+    which draws them: a GPU in seconds.
 
     Raises FileExistsError if `path` holds anything, OSError if the disk is too small for it, and ValueError or KeyError
     naming the tensor if `base` has another shape.
@@ -43,7 +52,8 @@ def write_checkpoint(path: Path, shape: Shape, *, seed: int, base: Path | None =
         source = stack.enter_context(Reader(base)) if base is not None else None
         writer = stack.enter_context(Writer(path, shape.entries()))
         for entry in shape.entries():
-            writer.put(entry.name, _expert(entry, seed, source, spread) if source else _base(entry, seed))
+            made = _expert(entry, seed, source, spread, device) if source else _base(entry, seed, device)
+            writer.put(entry.name, made.cpu())
         (writer.staging / "config.json").write_text(json.dumps(shape.config(), indent=2))
 
 
@@ -62,15 +72,17 @@ def write_headers(path: Path, shape: Shape) -> None:
     (path / "config.json").write_text(json.dumps(shape.config(), indent=2))
 
 
-def write_family(path: Path, shape: Shape, tasks: Sequence[str]) -> None:
+def write_family(path: Path, shape: Shape, tasks: Sequence[str], device: torch.device | str = "cpu") -> None:
     """A base and one expert a task below `path`, but for those that are there."""
     for number, part in enumerate(("base", *tasks)):
         if not (path / part).is_dir():
-            write_checkpoint(path / part, shape, seed=number, base=path / "base" if number else None)
+            write_checkpoint(path / part, shape, seed=number, base=path / "base" if number else None, device=device)
 
 
 @contextmanager
-def family(work: Path | None, shape: str, tasks: Sequence[str], *, keep: bool) -> Iterator[Path]:
+def family(
+    work: Path | None, shape: str, tasks: Sequence[str], *, keep: bool, device: torch.device | str = "cpu"
+) -> Iterator[Path]:
     """The family in work/SHAPE (without `work` in a temporary directory): what is missing is made, and removed at the
     end unless `keep`."""
     with ExitStack() as stack:
@@ -78,7 +90,7 @@ def family(work: Path | None, shape: str, tasks: Sequence[str], *, keep: bool) -
         folder = parent.resolve() / shape
         made = [part for part in (folder, *(folder / name for name in ("base", *tasks))) if not part.exists()]
         try:
-            write_family(folder, SHAPES[shape], tasks)
+            write_family(folder, SHAPES[shape], tasks, device)
             yield folder
         finally:
             for part in made if not keep else ():
@@ -92,16 +104,22 @@ def add_family(options: argparse.ArgumentParser) -> None:
     options.add_argument("--keep", action="store_true", help="leave them there")
 
 
-def _base(entry: Entry, seed: int) -> Tensor:
+def _base(entry: Entry, seed: int, device: torch.device | str) -> Tensor:
     if len(entry.shape) == 1:
         return torch.ones(entry.shape, dtype=entry.dtype)
-    return torch.empty(entry.shape, dtype=entry.dtype).normal_(0, _SPREAD, generator=generator(seed, entry.name))
+    return _normal(entry, seed, _SPREAD, entry.dtype, device)
 
 
-def _expert(entry: Entry, seed: int, source: Reader, spread: float) -> Tensor:
-    tensor = source.tensor(entry.name)
-    noise = torch.empty(tensor.shape).normal_(0, spread, generator=generator(seed, entry.name))
-    return noise.add_(tensor).to(entry.dtype)
+def _expert(entry: Entry, seed: int, source: Reader, spread: float, device: torch.device | str) -> Tensor:
+    noise = _normal(entry, seed, spread, torch.float32, device)
+    return noise.add_(source.tensor(entry.name).to(device)).to(entry.dtype)
+
+
+def _normal(entry: Entry, seed: int, spread: float, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    draw = generator(seed, entry.name)
+    if draw.device != torch.device(device):
+        draw = torch.Generator(device).manual_seed(draw.initial_seed())
+    return torch.empty(entry.shape, dtype=dtype, device=device).normal_(0, spread, generator=draw)
 
 
 def main(arguments: list[str]) -> int:

@@ -6,6 +6,7 @@ They are used where they lie and as they are: safetensors, .bin shards, and LoRA
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import ClassVar
 
@@ -13,8 +14,10 @@ from pydantic.dataclasses import dataclass
 
 from evaluation.data import Pairs
 from experiments.families import Located, Members, Place
-from sensmerge.checkpoints import hub
+from sensmerge.checkpoints import hub, onebit
 from sensmerge.checkpoints.vocabulary import Policy
+
+_REPOSITORY = re.compile(r"(?:\w[\w.-]*/)?\w[\w.-]*")
 
 
 @dataclass(frozen=True, config={"extra": "forbid"})
@@ -33,10 +36,12 @@ class Source:
         if (self.path is None) == (self.id is None):
             given = "both" if self.path is not None else "neither"
             return f"{given} of path and id given; set one, and the other to null"
+        if self.id is not None and not _REPOSITORY.fullmatch(self.id):
+            return f"id={self.id} is no repository of the hub (OWNER/NAME); a directory is given as path=DIR id=null"
         if self.path is not None:
             if self.revision is not None:
                 return f"revision={self.revision} belongs to an id, and path={self.path} is given"
-            if not any((self.path / name).is_file() for name in ("config.json", "adapter_config.json")):
+            if not any((self.path / name).is_file() for name in ("config.json", "adapter_config.json", onebit.FILE)):
                 return f"no checkpoint at {self.path}: neither config.json nor adapter_config.json is there"
         return None
 
@@ -84,8 +89,14 @@ class Checkpoints:
     def problems(self, cache: Path, data: Path | None) -> list[str]:
         """Sources that are ill-defined, absent, or out of reach."""
         sources = {"base": self.base, **{f"experts.{task}": source for task, source in self.experts.items()}}
-        absent = [source.id for source in sources.values() if source.unreachable()]
         faults = [f"model.{field}: {why}" for field, source in sources.items() if (why := source.problem())]
+        absent = [source.id for source in sources.values() if not source.problem() and source.unreachable()]
+        seen: dict[object, str] = {}
+        for field, source in sources.items():
+            place = source.path.resolve() if source.path else (source.id, source.revision)
+            if place in seen:
+                faults.append(f"model.{field} and model.{seen[place]} are one checkpoint, {source.path or source.id}")
+            seen[place] = field
         if absent:
             faults.append(
                 f"the weights of {', '.join(map(str, absent))} are not in the Hugging Face cache, and HF_HUB_OFFLINE "

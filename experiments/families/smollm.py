@@ -103,10 +103,26 @@ class SmolLM:
         if found := self.problems(cache, data):
             raise FileNotFoundError(f"family {self.name!r} cannot be built:\n" + "\n".join(f"  - {p}" for p in found))
         members = self._members(cache, data)
-        build_whole(members.base, lambda folder: self._convert(members.base, folder))
+        self.prepare_base(cache, data)
         for task, path in members.experts.items():
             build_whole(path, lambda folder, task=task, path=path: self._train(task, members.base, path, folder, data))
         return members
+
+    # ---- for families that train other experts on this one's base (experiments/families/lora.py)
+
+    def prepare_base(self, cache: Path, data: Path | None) -> tuple[Path, Path | None]:
+        """The base, converted if need be, and where the data lie."""
+        base = self._members(cache, data).base
+        return build_whole(base, lambda folder: self._convert(base, folder)), data
+
+    def training_samples(self, task: str, tokenizer: Any, data: Path | None) -> list[Sample]:
+        return self._samples(task, tokenizer, data)[0]
+
+    def training_recipe(self, task: str) -> Recipe:
+        return self.recipes[task]
+
+    def training_identity(self, task: str, data: Path | None) -> str:
+        return self.expert_digest(task, data)
 
     def expert_digest(self, task: str, data: Path | None) -> str:
         """Identity of one expert: the base, its recipe, its sources and the contents of the files they read."""

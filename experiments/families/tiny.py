@@ -27,7 +27,7 @@ from experiments.families import Located, Members, tiny_model, tiny_world
 from experiments.families.tiny_model import Architecture, Pair, mixture, pretrain, train_expert
 from experiments.families.training import Recipe
 from sensmerge import models
-from sensmerge.calibration import encode
+from sensmerge.calibration import Sample, encode
 from sensmerge.store import build_whole, describe, digest, nearest, write_json
 
 log = logging.getLogger(__name__)
@@ -116,6 +116,24 @@ class Tiny:
                 raise OSError("; ".join(problems))
             build_whole(home, self._build)
         return self._members(cache)
+
+    # ---- for families that train other experts on this one's base (experiments/families/lora.py)
+
+    def prepare_base(self, cache: Path, data: Path | None) -> tuple[Path, Path | None]:
+        """Base and data. They are built with the experts, whole or not at all."""
+        members = self.prepare(cache, data)
+        return members.base, members.data
+
+    def training_samples(self, task: str, tokenizer: Any, data: Path | None) -> list[Sample]:
+        world = self._world()
+        pools = {name: [(row["prompt"], row["answer"]) for row in world[name]["train"]] for name in TASKS}
+        return [encode(*pair, tokenizer) for pair in self._own_pairs(task, pools)]
+
+    def training_recipe(self, task: str) -> Recipe:
+        return self._seeded(self.experts[task])
+
+    def training_identity(self, task: str, data: Path | None) -> Any:
+        return {"family": describe(self), "task": task}
 
     def _members(self, cache: Path) -> Members:
         home = self.directory(cache)

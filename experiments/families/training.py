@@ -84,25 +84,28 @@ def finetune(
     label: str,
     state: Path | None = None,
     optimizers: Sequence[torch.optim.Optimizer] | None = None,
+    parameters: Sequence[torch.nn.Parameter] | None = None,
     position: int = 0,
 ) -> float:
     """Train `model` in place on `samples`; the mean loss of the last tenth of the steps.
 
     optimizers: in place of AdamW over all parameters; the schedule scales each group's own rate. Not resumable.
+    parameters: what is trained; None: all of the model.
     position: the line of the progress bar, where several are shown.
     state: a file for resumable states, written atomically every `recipe.save_every` steps and removed at the end.
     A run that finds it goes on from there and ends with the weights an undisturbed run would have had.
     """
     if not samples:
         raise ValueError(f"{label}: no samples to fine-tune on")
-    model.requires_grad_(True).train()
+    model.requires_grad_(parameters is None).train()
+    parameters = list(model.parameters()) if parameters is None else parameters
+    for parameter in parameters:
+        parameter.requires_grad_(True)
     device = next(model.parameters()).device
     if optimizers is not None and state is not None:
         raise ValueError(f"{label}: a state is kept for AdamW only")
     optimizers = optimizers or [
-        torch.optim.AdamW(
-            model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=recipe.weight_decay
-        )
+        torch.optim.AdamW(parameters, lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=recipe.weight_decay)
     ]
     rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     done, losses = 0, []
@@ -133,7 +136,7 @@ def finetune(
             if not torch.isfinite(loss):
                 raise ValueError(f"{label}: loss is {loss.item()} at step {step}; lower learning_rate")
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+            torch.nn.utils.clip_grad_norm_(parameters, recipe.clip)
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)

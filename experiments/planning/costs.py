@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from sensmerge.adapters import FactorMerger
 from sensmerge.checkpoints.reader import Entry
 from sensmerge.engine.engine import STEP
 from sensmerge.memory import Mode, Weights
@@ -51,13 +52,17 @@ def passes(merger: Merger, device: str, *, known: bool = False) -> int:
 
 def merge_scratch(merger: Merger, weights: Weights, experts: int, device: str, threads: int) -> int:
     """Bytes beside the mapped inputs and the output. Compiled on the CPU: pieces in fp32 and tables of counts, for each
-    worker. By the definition: the largest tensor in fp32, as often as the mergers of this project hold it at once."""
+    worker. By the definition: the largest tensor in fp32, as often as the mergers of this project hold it at once. An
+    SVD (mergers of factors with a rank) takes three more of it: U, V and the tensor's copy."""
+    if isinstance(merger, FactorMerger) and merger.rank is None:
+        # The merged adapter is the only expert of an average: a base tensor, its change and their sum, by pieces.
+        return threads * 3 * 4 * STEP + 4 * weights.largest if device == "cpu" else 4 * 8 * weights.largest
     steps = merger.steps()
     if steps is not None and device == "cpu":
         tables = experts * (1 << 16) * 8 * 4 if steps.density < 1 else 0
         return threads * ((experts + 2) * 4 * STEP + tables)
     if steps is None:
-        copies = 2 * experts + 13
+        copies = 2 * experts + 13 + 3 * isinstance(merger, FactorMerger)
     else:
         copies = (3 if steps.combine == "disjoint" else 2) * experts + 6 + (experts if steps.drop else 0)
     return 4 * copies * weights.largest

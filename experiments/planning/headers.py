@@ -17,9 +17,10 @@ from typing import Any
 import torch
 
 from experiments.families import Located, Place
-from sensmerge.checkpoints import hub, shapes
+from sensmerge.checkpoints import hub, onebit, shapes
 from sensmerge.checkpoints.lora import WEIGHTS, Adapter
-from sensmerge.checkpoints.open import is_adapter, open_source
+from sensmerge.checkpoints.onebit import OneBit
+from sensmerge.checkpoints.open import is_adapter, on_base, open_source
 from sensmerge.checkpoints.reader import DTYPES, Entry, differences
 from sensmerge.checkpoints.vocabulary import Policy
 from sensmerge.family import members as family_members
@@ -189,15 +190,17 @@ def _member(place: Place, base: Headers | None, known: Mapping[str, Entry] | Non
 
 def _local(path: Path, base: Headers | None) -> Headers:
     """base: what an adapter is on; its tensors are unknown while that is not here."""
-    if base is None or not is_adapter(path):
+    if base is None or not on_base(path):
         with open_source(path) as source:
             return Headers(path, source.entries, str(path))
-    factors = sum((path / name).stat().st_size for name in WEIGHTS if (path / name).is_file())
+    factors = sum((path / name).stat().st_size for name in (*WEIGHTS, onebit.FILE) if (path / name).is_file())
+    kind = "an adapter" if is_adapter(path) else "a one-bit task vector"
     if base.path is None:
-        return Headers(path, None, f"{path}, an adapter on the base", factors)
-    with open_source(base.path) as under, Adapter(path, under) as adapter:
+        return Headers(path, None, f"{path}, {kind} on the base", factors)
+    with open_source(base.path) as under, open_source(path, under) as adapter:
+        assert isinstance(adapter, Adapter | OneBit)
         computed = max((adapter.entries[name].nbytes for name in adapter.changed), default=0)
-        return Headers(path, adapter.entries, f"{path}, an adapter on the base", factors, computed)
+        return Headers(path, adapter.entries, f"{path}, {kind} on the base", factors, computed)
 
 
 def _remote(name: str, revision: str | None) -> Headers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import shutil
 import sys
@@ -18,6 +19,9 @@ from experiments.run.prepare import draw_samples
 from experiments.run.spec import RunSpec
 from sensmerge import memory, models
 from sensmerge.checkpoints.reader import Entry
+from sensmerge.device.arrivals import AHEAD
+from sensmerge.device.outgoing import BUFFERS as LEAVING
+from sensmerge.device.resident import GIB, fits
 from sensmerge.distances.survey import PIECE
 from sensmerge.memory import Fit, Peaks, Weights
 from sensmerge.mergers import Merger
@@ -85,9 +89,9 @@ class Workload:
         """In the order they run. ValueError for calibration data that the run itself would refuse."""
         merger, stages = self.spec.merger, []
         if isinstance(merger, Merger):
-            if "sensitivity" in self.spec.scaling.needs:
+            if {"sensitivity", "fisher"} & self.spec.scaling.needs:
                 stages.append(self._sensitivity())
-            if "alignment" in self.spec.scaling.needs:
+            if {"alignment", "information"} & self.spec.scaling.needs:  # of activations less: a bound
                 stages.append(self._alignment())
             if "grams" in merger.told:
                 stages.append(self._covariances())
@@ -120,7 +124,7 @@ class Workload:
     def notes(self) -> list[str]:
         """What the numbers rest on."""
         spec, said = self.spec, []
-        if spec.calibrates:
+        if spec.draws:
             lengths = [length for task in self.lengths.values() for length in task]
             how = "drawn" if self._drawn else "at most: neither data nor tokenizer is read here"
             said.append(
@@ -136,9 +140,24 @@ class Workload:
             )
         if spec.references:
             said.append(f"references: {len(self.members)} more models are evaluated, once for all runs of the family")
+        if resident := self._resident():
+            said.append(resident)
         if spec.record_path.is_file():
             said.append(f"complete already: {spec.directory} has its record, nothing would be done again")
         return said
+
+    def _resident(self) -> str | None:
+        """What becomes of base and experts on a GPU between the points of a sweep in one process."""
+        if self.machine.device == "cpu" or not isinstance(self.spec.merger, Merger):
+            return None
+        need = sum(self._passed(member) for member in self.members.values())
+        if self.machine.device_memory is None:
+            return f"base and experts would stay on the GPU between points of a local sweep: {need / GIB:.1f} GiB"
+        left = max(0, self.machine.device_memory - self.weights.parameters * self._size(self._evaluation_dtype))
+        room = f"{need / GIB:.1f} GiB of {left / GIB:.1f} GiB free beside the model"
+        if not fits(need, left):
+            return f"base and experts are read again for every point of a sweep: they would take {room}"
+        return f"base and experts resident: {room}, between points of a local sweep (not in the figures above)"
 
     # ---- calibration
 
@@ -186,29 +205,23 @@ class Workload:
     def _alignment(self) -> Stage:
         size = self._size(self.spec.calibration.dtype)
         lengths = [length for of_task in self.lengths.values() for length in of_task]
-        experts = len(self.lengths)
-        peaks = memory.alignment_peaks(self.weights, lengths, size, experts)
-        flops = experts * costs.forward_flops(self.weights, lengths)
+        peaks = memory.alignment_peaks(self.weights, lengths, size, len(self.lengths))
+        flops = len(self.lengths) * costs.forward_flops(self.weights, lengths)
         return self._pass("alignment", self._fit(peaks, size), peaks, flops)
 
     def _covariances(self) -> Stage:
-        """X^T X of linear layers' inputs into files, one expert after the other, a block at a time whatever fits."""
         size = self._size(self.spec.calibration.dtype)
         block, every = memory.gram_numbers(self._entries)
-        peaks = [memory.gram_peaks(self.weights, block, lengths, size) for lengths in self.lengths.values()]
-        worst = max(peaks, key=lambda one: one.states)
+        worst = memory.gram_peaks(self.weights, block, max(self.lengths.values(), key=sum), size)
         flops = sum(costs.gram_flops(self.weights, every, lengths) for lengths in self.lengths.values())
         made = self._pass("covariances", self._fit(worst, size), worst, flops)
         return dataclasses.replace(made, kept=4 * every * len(self.lengths), note="a block at a time, kept in files")
 
     def _survey(self) -> Stage:
-        """Norms of all task vectors and interference of the MLP projections: once a family, in pieces."""
-        once = sum(self._passed(member) for member in self.members.values())
         inside = sum(entry.nbytes for entry in self._entries.values() if is_projection(entry.name))
-        read = once + inside * len(self.members)
+        read = sum(map(self._passed, self.members.values())) + inside * len(self.members)
         held = 8 * 4 * len(self.members) * min(PIECE, self.weights.largest)  # fp64, and what is made of it
-        seconds = read / self.machine.reading if self.machine.reading else None
-        return Stage("survey", held, read=read, seconds=seconds, note="once for all merges of the family")
+        return Stage("survey", held, read=read, seconds=read / (self.machine.reading or math.inf), note="once a family")
 
     def _fit(self, peaks: Peaks, size: int) -> Fit:
         here = self.machine
@@ -253,7 +266,10 @@ class Workload:
         made += sum(sizes) + 2 * max(sizes)
         scratch = costs.merge_scratch(merger, self.weights, len(members) - 1, here.device, here.threads)
         scratch = max(scratch, costs.matrix_scratch(merger, self._entries, len(members) - 1))
-        host, device = (model + scratch, 0) if here.device == "cpu" else (model, model + scratch)
+        host, device = model + scratch, 0
+        if here.device != "cpu":  # base and experts of a tensor are there as stored, and the next ones arrive
+            there = (len(members) + 1) * self.weights.largest * self._size("auto")
+            host, device = model + min(write, LEAVING), model + scratch + there + min(AHEAD, once)
         read = once * times + sum(adapters)
         seconds = read / here.reading if here.reading else None
         note = f"{times} pass{'es' * (times > 1)} over {len(members)} checkpoints"
@@ -265,10 +281,13 @@ class Workload:
         return sum(entry.nbytes for entry in (member.merged or self._entries).values())
 
     def _evaluation(self) -> Stage:
-        size = self.weights.parameters * self._size(self._evaluation_dtype)
+        resident = 1 + self.spec.routed  # the router looks at the base's hidden states
+        size = resident * self.weights.parameters * self._size(self._evaluation_dtype)
         device = 0 if self.machine.device == "cpu" else size
         flops = 2 * self.weights.matmul * sum(self._tokens or ())
-        return Stage("evaluation", size, device, flops=flops, note="weights alone: batches come on top")
+        note = "weights alone: batches come on top"
+        note += ", and the base for the router; merged again at every change of task" if self.spec.routed else ""
+        return Stage("evaluation", size, device, flops=flops, note=note)
 
     @property
     def _tokens(self) -> tuple[int, int] | None:

@@ -27,7 +27,7 @@ from experiments.analysis import records
 from experiments.report import best, page, report
 from experiments.run.record import RECORD_JSON
 
-NAME = "records.tar.xz"
+NAME = report.PACK
 _HOW = "report.json"
 
 
@@ -84,25 +84,25 @@ def opened(path: Path) -> Iterator[tuple[Path, How]]:
         yield Path(folder), How(tuple(how["by"]), how["best"])
 
 
-def regenerate(results: Path, out: Path, *, figures: bool = True) -> list[str]:
+def regenerate(results: Path, out: Path, *, figures: bool = True, study: str = "*") -> list[str]:
     """Make the report of every pack below `results` into `out`/<study>, and the page of all into `out`/report (unless
-    without figures); the studies. FileNotFoundError without any."""
-    found = sorted(results.glob(f"*/{NAME}"))
+    without figures, or only one study is asked for); the studies. FileNotFoundError without any."""
+    found = sorted(results.glob(f"{study}/{NAME}"))
     if not found:
         raise FileNotFoundError(
-            f"no */{NAME} below {results}: `python -m experiments report archive write --study S` makes one"
+            f"no {study}/{NAME} below {results}: `python -m experiments report archive write --study S` makes one"
         )
     with ExitStack() as stack:
         shown = []
         for path in found:
-            study = path.parent.name
+            name = path.parent.name
             runs, how = stack.enter_context(opened(path))
-            report.report(study, runs, out, by=how.by, figures=figures)
+            report.report(name, runs, out, by=how.by, figures=figures)
             if how.best is not None:
-                best.choose(study, runs, out, how.best, by=how.by)
-            if figures:
-                shown.append(page.study(study, runs, how.by))
-        if figures:
+                best.choose(name, runs, out, how.best, by=how.by)
+            if figures and study == "*":
+                shown.append(page.study(name, runs, how.by))
+        if shown:
             page.write(shown, out / "report")
     return [path.parent.name for path in found]
 
@@ -119,8 +119,9 @@ def main(arguments: list[str]) -> int:
         count = write(given.study, given.runs, path, How(tuple(given.by), given.best))
         sys.stdout.write(f"{path}: {count} runs, {path.stat().st_size / 1e6:.2f} MB\n")
     else:
-        for study in regenerate(given.results, given.out or given.results, figures=not given.no_figures):
-            sys.stdout.write(f"{(given.out or given.results) / study}\n")
+        out = given.out or given.results
+        for study in regenerate(given.results, out, figures=not given.no_figures, study=given.study):
+            sys.stdout.write(f"{out / study}\n")
     return 0
 
 
@@ -134,6 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     writing.add_argument("--by", nargs="+", default=[], metavar="PATH", help="as its report takes it")
     writing.add_argument("--best", type=int, metavar="N", help="its report includes best.json, of N rules a merger")
     reporting = verbs.add_parser("rebuild", help="make the report of every pack again")
+    reporting.add_argument("--study", default="*", help="only this one's (default: all, and the page of all)")
     reporting.add_argument("--out", type=Path, help="not into results but here, to compare")
     reporting.add_argument("--no-figures", action="store_true", help="tables only")
     return parser

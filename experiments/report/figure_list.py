@@ -24,8 +24,9 @@ def write(found: Sequence[Table], directory: Path) -> tuple[list[Path], list[str
     """Every figure of the tables, as PNG and PDF: the paths written, in order, and what was left out and why.
 
     bars: mean score by merger and scaling, with base and best expert. differences: the same less the uniform control.
-    temperature, samples, lambda: curves over T, calibration samples, the merger's scale (see SWEEPS). coefficients:
-    alpha and K * sigma of `sens`. profiles: alpha by block. alignment: distances between the experts.
+    temperature, spread, samples, lambda: curves over T, the spread of K * sigma, calibration samples, the merger's
+    scale (see SWEEPS). coefficients: alpha and K * sigma of `sens`. profiles: alpha by block. alignment: distances
+    between the experts.
     Names carry model and suite, or the mean, only where the study has several.
     """
     written, left_out = [], []
@@ -67,6 +68,7 @@ class Sweep:
 
 SWEEPS = {
     "temperature": Sweep("scaling.temperature", "temperature T", differences=True),
+    "spread": Sweep("scaling.spread", "spread of K·σ", differences=True),
     "samples": Sweep("calibration.samples", "calibration samples a task", differences=True),
     "lambda": Sweep("merger.scale", "scale λ of the merged task vector", differences=False),
 }

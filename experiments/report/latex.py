@@ -87,7 +87,9 @@ def _float(header: str, aligned: str, lines: Sequence[str], caption: str, name: 
 
 def _header(table: Table) -> tuple[str, str]:
     names = ["merger", "scaling"]
-    names += [benchmark.name + ("" if benchmark.higher_is_better else " ↓") for benchmark in table.benchmarks]
+    for benchmark in table.benchmarks:
+        names.append(benchmark.name + ("" if benchmark.higher_is_better else " ↓"))
+        names += ["tokens"] if benchmark.name in table.generated else []
     for mean in table.means:
         names.append(f"mean {mean.name}" + ("" if mean.higher_is_better else " ↓"))
         names += [f"Δ {mean.name} [95 %]"] if table.merges else []
@@ -105,6 +107,8 @@ def _cells(table: Table, row: Row, marks: dict[tuple[int, str], str], *, named: 
     for benchmark in table.benchmarks:
         shown = number(row.scores.get(benchmark.name), percent=benchmark.higher_is_better)
         cells.append(_marked(shown, marks.get((id(row), benchmark.name))))
+        if benchmark.name in table.generated:
+            cells.append(f"{row.lengths[benchmark.name]:.1f}" if benchmark.name in row.lengths else escape(DASH))
     for mean in table.means:
         shown = number(row.means.get(mean.name), percent=mean.higher_is_better)
         cells.append(_marked(shown, marks.get((id(row), f"mean {mean.name}"))))
@@ -173,7 +177,10 @@ def _origin(table: Table, commands: Sequence[str]) -> str:
 def _published(table: Table) -> list[str]:
     lines = []
     for anchor in published.anchors(table):
-        scores = [f"{anchor.scores[b.name] * 100:.1f}" if b.name in anchor.scores else "--" for b in table.benchmarks]
+        scores = []
+        for b in table.benchmarks:
+            scores.append(f"{anchor.scores[b.name] * 100:.1f}" if b.name in anchor.scores else "--")
+            scores += ["--"] if b.name in table.generated else []
         rest = ["--"] * (len(table.means) * (2 if table.merges else 1) + table.measured)
         lines.append(" & ".join([escape(f"{anchor.method} {published.MARK}"), "--", *scores, *rest]) + r" \\")
     return [r"\midrule", *lines] if lines else []

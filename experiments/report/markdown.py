@@ -83,15 +83,20 @@ def _value(value: float, *, percent: bool, sign: str = "") -> str:
 
 def _section(table: Table, commands: Sequence[str]) -> str:
     header = ["merger", "scaling", "models"]
-    header += [b.name + ("" if b.higher_is_better else " ↓") for b in table.benchmarks]
+    for b in table.benchmarks:
+        header += [b.name + ("" if b.higher_is_better else " ↓"), *(["tokens"] if b.name in table.generated else [])]
     for mean in table.means:
         which = mean.name + ("" if mean.higher_is_better else " ↓")
         header += [f"mean {which}", *([f"Δ {which} [95 %]", "p"] if table.merges else [])]
+        header += ["rank"] if table.ranked else []
     header += ["K·σ"] if table.merges else []
     header += ["‖θ−θ₀‖"] if table.measured else []
     rows = [_cells(table, row) for row in table.rows]
     for anchor in published.anchors(table):
-        scores = [f"{anchor.scores[b.name] * 100:.1f}" if b.name in anchor.scores else DASH for b in table.benchmarks]
+        scores = []
+        for b in table.benchmarks:
+            scores.append(f"{anchor.scores[b.name] * 100:.1f}" if b.name in anchor.scores else DASH)
+            scores += [DASH] if b.name in table.generated else []
         rows.append(
             [f"{anchor.method} {published.MARK}", DASH, DASH, *scores] + [DASH] * (len(header) - 3 - len(scores))
         )
@@ -102,12 +107,18 @@ def _section(table: Table, commands: Sequence[str]) -> str:
 
 def _cells(table: Table, row: Row) -> list[str]:
     cells = [row.merger, row.scaling or DASH, str(row.models or DASH)]
-    cells += [number(row.scores.get(b.name), percent=b.higher_is_better) for b in table.benchmarks]
+    for b in table.benchmarks:
+        cells.append(number(row.scores.get(b.name), percent=b.higher_is_better))
+        if b.name in table.generated:
+            cells.append(f"{row.lengths[b.name]:.1f}" if b.name in row.lengths else DASH)
     for mean in table.means:
         found, percent = row.differences.get(mean.name), mean.higher_is_better
         cells.append(number(row.means.get(mean.name), percent=percent))
         if table.merges:
             cells += [difference(found, percent=percent), probability(found and found.p_holm)]
+        if table.ranked:
+            place = row.ranks.get(mean.name)
+            cells.append(f"{place.place}/{place.of}" if place else DASH)
     if table.merges:
         cells.append("{:.2f}..{:.2f}".format(*row.weights) if row.weights else DASH)
     if table.measured:

@@ -28,6 +28,8 @@ def notes(table: Table, commands: Sequence[str]) -> list[str]:
     found = [f"Items: {items}." + (f" Chance level: {', '.join(chances)}." if chances else "")]
     if any(b.higher_is_better for b in table.benchmarks):
         found.append("Accuracies in percent.")
+    if table.generated:
+        found.append("tokens: mean length of the answers to the benchmark on its left, an end token not counted.")
     if lower := [f"{b.name} in {b.metric}" for b in table.benchmarks if not b.higher_is_better]:
         found.append(f"↓ lower is better: {', '.join(lower)}.")
     found.append(_means(table))
@@ -38,6 +40,7 @@ def notes(table: Table, commands: Sequence[str]) -> list[str]:
     if any(not row.records for row in table.rows):
         found.append("A row of dashes is a run without a complete record.")
     found += _counts(table)
+    found += _routed(table)
     if published.anchors(table):
         found.append(published.PROTOCOL)
     made = ", ".join(f"`{command}`" for command in commands)
@@ -111,6 +114,12 @@ def _random(table: Table) -> Iterator[str]:
     if controlled:
         names = _some([row.scaling or "" for row in controlled])
         yield f"random: control, the coefficients of {names} (same merger and seed) shuffled over experts and blocks."
+    if table.ranked:
+        yield (
+            "rank: place of the rule among itself and the shuffles of its coefficients, by the mean over seeds; place "
+            "/ number is a one-sided p value, not corrected, for that it matters where the weights stand. "
+            "Δ of random: of the mean over its shuffles."
+        )
     if others := [row.name for row in rows if row not in made and row not in controlled]:
         which = f" for {_some(others)}" if made else ""
         yield f"No random control{which}: no complete run has these coefficients shuffled (scaling=random)."
@@ -160,6 +169,26 @@ def _counts(table: Table) -> Iterator[str]:
         yield f"Shares of answers in percent, lowest..highest run: {'; '.join(ranges)}."
     if high:
         yield f"Rows with a run above {_SHOWN:.0%} (failed programs left out): {'; '.join(high)}."
+
+
+def _routed(table: Table) -> Iterator[str]:
+    """What rows store that keep experts as bits, how well their router tells tasks, and where it sent prompts."""
+    for row in table.merges:
+        for record in row.records:
+            if (found := record.routing) is None:
+                continue
+            sent = {name: result.settings.get("routed") or {} for name, result in record.results.items()}
+            routes = [
+                f"{name} {', '.join(f'{task} {n / sum(to.values()):.1%}' for task, n in to.items())}"
+                for name, to in sent.items()
+                if to
+            ]
+            yield (
+                f"{row.name} (seed {record.seed}): the experts' bits and scales are {found.stored_bytes / 1e6:.2f} MB, "
+                f"1/{found.bf16_bytes / found.stored_bytes:.1f} of their task vectors in bf16; the router puts "
+                f"{found.accuracy:.1%} of {found.samples} calibration prompts right (each by the others' centroids). "
+                f"Prompts by route: {'; '.join(routes)}."
+            )
 
 
 def _shares(record: Record, benchmark: str) -> dict[str, float]:

@@ -19,11 +19,21 @@ from experiments.analysis import records
 from experiments.report import figure_list, latex, markdown, tables
 from experiments.run.record import Record
 
+PACK = "records.tar.xz"  # what `report archive` writes beside a report
+
 
 def main(arguments: list[str]) -> int:
     """The command line; 0."""
     given = _parser().parse_args(arguments)
-    sys.stdout.write(report(given.study, given.runs, given.out, by=given.by, figures=not given.no_figures))
+    pack = given.out / given.study / PACK
+    try:
+        text = report(given.study, given.runs, given.out, by=given.by, figures=not given.no_figures)
+    except (ValueError, FileNotFoundError) as error:
+        if not pack.is_file():
+            raise
+        again = f"python -m experiments report archive rebuild --study {given.study}"
+        raise ValueError(f"{error}; {pack} has the study's records, of which `{again}` makes its report") from None
+    sys.stdout.write(text)
     return 0
 
 
@@ -55,10 +65,17 @@ def as_csv(found: Sequence[tables.Table]) -> str:
     """
     names = list(dict.fromkeys(benchmark.name for table in found for benchmark in table.benchmarks))
     means = list(dict.fromkeys(mean.name for table in found for mean in table.means))
+    ranked = any(table.ranked for table in found)
     measured = any(table.measured for table in found)
+    generated = [name for name in names if any(name in table.generated for table in found)]
     lines = [
-        {"model": table.model, "suite": table.suite, **_line(row, names, means)}
-        | ({"distance": row.distance} if measured else {})
+        {
+            "model": table.model,
+            "suite": table.suite,
+            **_line(row, names, means, ranked=ranked),
+            **_lengths(row, generated),
+            **({"distance": row.distance} if measured else {}),
+        }
         for table in found
         for row in table.rows
     ]
@@ -69,7 +86,7 @@ def as_csv(found: Sequence[tables.Table]) -> str:
     return text.getvalue()
 
 
-def _line(row: tables.Row, names: Sequence[str], means: Sequence[str]) -> dict[str, object]:
+def _line(row: tables.Row, names: Sequence[str], means: Sequence[str], *, ranked: bool) -> dict[str, object]:
     line: dict[str, object] = {"merger": row.merger, "scaling": row.scaling}
     line |= {"seeds": len(row.records), "models": row.models}
     scores = {
@@ -86,8 +103,15 @@ def _line(row: tables.Row, names: Sequence[str], means: Sequence[str]) -> dict[s
         line |= {f"{column}_{part}": round(kept[part], 6) if kept else None for part in ("low", "high")}
         line |= {f"{column}_{part}": float(f"{kept[part]:.6g}") if kept else None for part in ("p", "p_holm")}
         line |= {f"{column}_{part}": kept.get(part) for part in ("test", "items", "seeds")}
+        if ranked:
+            place = row.ranks.get(name)
+            line |= {f"rank_{name}": place and place.place, f"rank_{name}_of": place and place.of}
     low, high = row.weights or (None, None)
     return line | {"ksigma_min": low, "ksigma_max": high, "runs": " ".join(record.id for record in row.records)}
+
+
+def _lengths(row: tables.Row, names: Sequence[str]) -> dict[str, object]:
+    return {f"{name}_tokens": row.lengths.get(name) for name in names}
 
 
 def commands_of(found: Sequence[tables.Table], study: str) -> list[str]:

@@ -12,6 +12,7 @@ from evaluation.record import Metric
 from experiments.analysis import stats
 from experiments.analysis.comparisons import Difference, Pairing, differences, distinct
 from experiments.analysis.one_table import check_settings, check_versions, check_weights
+from experiments.analysis.ranks import Rank, drawn, rank
 from experiments.analysis.records import controls, load, of_study
 from experiments.report import row_names
 from experiments.run.record import Record
@@ -48,8 +49,9 @@ class Row:
     records: one per seed. models: how many different models they evaluated; the rest are repetitions that say nothing
     new. scores: by benchmark, and means: by Mean.name, over the different models. differences: by Mean.name, to the
     uniform control of the same merger and seed, paired by item; nothing without a control for every seed.
-    weights: smallest and largest K * sigma. distance: ||theta - theta_0||, the mean over the different models; of an
-    expert as any merge of the table tells it. None where no record does, as older ones do not.
+    weights: smallest and largest K * sigma. ranks: by Mean.name, of a rule among its shuffles, where there are enough.
+    lengths: by benchmark that generates, mean tokens of an answer. distance: ||theta - theta_0||, the mean over the
+    different models; of an expert as any merge of the table tells it. None where no record does, as older ones do not.
     """
 
     merger: str
@@ -60,6 +62,8 @@ class Row:
     means: Mapping[str, Metric] = field(default_factory=dict)
     differences: Mapping[str, Difference] = field(default_factory=dict)
     weights: tuple[float, float] | None = None
+    lengths: Mapping[str, float] = field(default_factory=dict)
+    ranks: Mapping[str, Rank] = field(default_factory=dict)
     distance: float | None = None
 
     @property
@@ -88,6 +92,15 @@ class Table:
     @property
     def merges(self) -> list[Row]:
         return [row for row in self.rows if row.scaling is not None]
+
+    @property
+    def generated(self) -> list[str]:
+        """Benchmarks of which some row has the length of answers."""
+        return [b.name for b in self.benchmarks if any(b.name in row.lengths for row in self.rows)]
+
+    @property
+    def ranked(self) -> bool:
+        return any(row.ranks for row in self.rows)
 
     @property
     def measured(self) -> bool:
@@ -128,7 +141,9 @@ def build(records: Sequence[Record], by: Sequence[str] = ()) -> Table:
         for name in sorted(_grid(cells, paths), key=row_names.order)
     ]
     labels = records[0].labels
-    return Table(labels["model"], labels["suite"], benchmarks, means, _compared(rows, records, means), paths)
+    shuffles = drawn(records)
+    rows = [replace(row, ranks=_ranks(row, shuffles, means)) for row in _compared(rows, records, means)]
+    return Table(labels["model"], labels["suite"], benchmarks, means, tuple(rows), paths)
 
 
 def _grid(cells: Mapping[row_names.Name, Any], paths: Sequence[str]) -> set[row_names.Name]:
@@ -194,7 +209,18 @@ def _row(
         },
         weights=_weights(records),
         distance=_distance(models, norms),
+        lengths=_lengths(models),
     )
+
+
+def _lengths(models: Sequence[Record]) -> dict[str, float]:
+    """Over the models; of benchmarks whose answers all of them have counted."""
+    told = [
+        {name: float(one.settings["tokens"]) for name, one in model.results.items() if "tokens" in one.settings}
+        for model in models
+    ]
+    names = [name for name in told[0] if all(name in one for one in told)]
+    return {name: sum(one[name] for one in told) / len(told) for name in names}
 
 
 def _norms(records: Sequence[Record]) -> dict[str, float]:
@@ -219,6 +245,20 @@ def _distance(models: Sequence[Record], norms: Mapping[str, float]) -> float | N
 def _weights(records: Sequence[Record]) -> tuple[float, float] | None:
     ranges = [record.coefficients.range for record in records if record.coefficients]
     return (min(r.min for r in ranges), max(r.max for r in ranges)) if ranges else None
+
+
+def _ranks(row: Row, shuffles: Sequence[tuple[Record, Record]], means: Sequence[Mean]) -> dict[str, Rank]:
+    """Of each mean that the row has."""
+    found = {}
+    for mean in means if row.scaling is not None else ():
+        whole = [pair for pair in shuffles if pair[0].results.keys() >= set(mean.benchmarks)]
+
+        def score(record: Record, mean: Mean = mean) -> float:
+            return stats.macro([record.results[name].headline for name in mean.benchmarks]).score
+
+        if mean.name in row.means and (made := rank(row.records, whole, score, higher=mean.higher_is_better)):
+            found[mean.name] = made
+    return found
 
 
 def _compared(rows: Sequence[Row], records: Sequence[Record], means: Sequence[Mean]) -> tuple[Row, ...]:

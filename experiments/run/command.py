@@ -33,6 +33,10 @@ def freeze(config: DictConfig, hydra_config: Any) -> Frozen:
     """What Hydra composed, as plain resolved data. hydra_config: HydraConfig.get() of this job."""
     from omegaconf import OmegaConf
 
+    for override in hydra_config.overrides.task:
+        name, _, value = str(override).partition("=")
+        if value.strip() == "{}":
+            raise ValueError(f"{override}: an empty dictionary changes nothing; ~{name}.KEY takes a key away")
     # A yaml in a folder, such as merger=smollm2_135m/ties, goes by its own name.
     choices = hydra_config.runtime.choices
     if missing := [group for group in _NAMING if group not in choices]:

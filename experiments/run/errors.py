@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import itertools
+import re
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -54,6 +56,10 @@ def _composition(error: BaseException, arguments: Sequence[str]) -> str:
             continue
         name, equals, _ = argument.partition("=")
         key = name.lstrip("~")
+        if "interpolation" in str(error) and key in ("model", "merger"):
+            return f"{argument}: every run has one {key}, by the name of a yaml: {', '.join(_choices(key))}"
+        if key.startswith("launcher."):
+            return f"{argument}: settings of a launcher are hydra's: hydra.{argument}"
         if equals and not key.startswith("+") and f"'{key}'" in str(error):
             return _misspelt(key, arguments) or str(error)
     return _unreadable(arguments) or str(error)
@@ -104,11 +110,18 @@ def _invalid(error: BaseException) -> Iterator[str]:
     if details is None:
         yield f"{group}: {cause}" if group and cause else str(cause or error)
         return
-    for fault in details(include_url=False):
-        place = ".".join(str(part) for part in (group, *fault["loc"]) if part != "")
-        text = fault["msg"].removeprefix("Value error, ")
-        given = "" if isinstance(fault["input"], (dict, list, tuple)) else f" (got {fault['input']!r})"
+    for place, faults in itertools.groupby(details(include_url=False), key=lambda fault: _place(group, fault["loc"])):
+        fault, *others = faults
+        text = " or ".join(one["msg"].removeprefix("Value error, ") for one in (fault, *others))
+        given = f" (got {fault['input']!r})" if isinstance(fault["input"], (str, int, float, type(None))) else ""
         yield f"{place or 'configuration'}: {text[:1].lower()}{text[1:]}{given}"
+
+
+def _place(group: str, loc: Sequence[Any]) -> str:
+    """The setting at fault. Where it may be of several types, pydantic's name for the one that was tried is no part."""
+    named = itertools.takewhile(lambda part: isinstance(part, int) or re.fullmatch(r"\w+", part), loc)
+    tagged = [part for part in named if part not in ("constrained-int", "int", "str", "bool")]
+    return ".".join(str(part) for part in (group, *tagged) if part != "")
 
 
 def _choices(group: str) -> list[str]:

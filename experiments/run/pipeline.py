@@ -20,11 +20,12 @@ from filelock import FileLock, Timeout
 from evaluation.record import Result
 from experiments import provenance
 from experiments.locks import held
-from experiments.run import preflight, recipe, record, stages
+from experiments.run import preflight, recipe, record, routed, stages
 from experiments.run.measures import Distances
 from experiments.run.prepare import Prepared, prepare, verify
 from experiments.run.progress import Progress
 from experiments.run.record import Record, Scores
+from experiments.run.routing import Routing
 from experiments.run.spec import Member, RunSpec
 from experiments.tracking import upload
 from sensmerge import memory
@@ -156,16 +157,12 @@ def _execute(spec: RunSpec, config: Mapping[str, Any] | None, family: Prepared, 
         write_json(spec.directory / "outcomes" / f"{name}.json", [dataclasses.asdict(o) for o in result.outcomes])
     if spec.output.checkpoint and not isinstance(spec.merger, Member):
         clock("write", lambda: stages.write_checkpoint(spec, family, subject, _on_card(results), progress))
+    routing = routed.measured(spec, family, progress) if spec.routed else None
     measured = _measured(clock, family.store.asked - before)
-    distances = found and _distances(found, stages.distance(family, subject))
-    made = _record(spec, config, family, calibrated, subject, results, distances, measured)
+    distances = None if found is None or spec.routed else _distances(found, stages.distance(family, subject))
+    made = _record(spec, config, family, calibrated, subject, results, routing, distances, measured)
     made.write(spec.record_path)
-    log.info(
-        "  done in %.1f s: %s -> %s",
-        sum(clock.seconds.values()),
-        _scores(results),
-        spec.record_path,
-    )
+    log.info("  done in %.1f s: %s -> %s", sum(clock.seconds.values()), _scores(results), spec.record_path)
     return made
 
 
@@ -176,6 +173,7 @@ def _record(
     calibrated: stages.Calibrated | None,
     subject: stages.Subject,
     results: Mapping[str, Result],
+    routing: Routing | None,
     distances: Distances | None,
     measured: record.Measured,
 ) -> Record:
@@ -201,6 +199,7 @@ def _record(
         vocabulary=family.layout and family.layout.report.to_json(),
         coefficients=None if calibrated is None else _coefficients(calibrated),
         results={name: Scores.of(name, result) for name, result in results.items()},
+        routing=routing,
         score=primary_score(results),
         versions=versions(*provenance.PACKAGES),
         measured=measured,
@@ -212,7 +211,7 @@ def _record(
 def _coefficients(calibrated: stages.Calibrated) -> record.Coefficients:
     content = calibrated.to_json()
     table, summary = record.Table(**content["table"]), record.Range(**content["range"])
-    return record.Coefficients(table, summary, content["alpha"], content["distances"])
+    return record.Coefficients(table, summary, content["alpha"], content["distances"], content.get("evidence"))
 
 
 def _distances(found: Survey, merged: float) -> Distances:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import os
+import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from experiments.run.spec import Member, RunSpec
+from experiments.run.spec import NAME, Member, RunSpec
 from sensmerge import models
 from sensmerge.store import nearest
 
@@ -16,7 +21,9 @@ _SPARE = 200_000_000  # bytes a run may want for stage results and logs
 def check(spec: RunSpec) -> None:
     """ValueError with one line per problem, each saying what, where and what to do; returns if there is none."""
     found = [*_choices(spec), *spec.model.problems(spec.output.cache, spec.output.data), *_places(spec)]
-    if not spec.model.brings_data:
+    if spec.output.data is not None and not spec.output.data.is_dir():
+        found.append(f"output.data={spec.output.data} is not a directory")
+    elif not spec.model.brings_data:
         found += _data(spec, spec.output.data)
     found += spec.tracking.problems()
     try:
@@ -38,27 +45,57 @@ def _refuse(spec: RunSpec, found: list[str]) -> None:
 
 def _choices(spec: RunSpec) -> list[str]:
     tasks = sorted(spec.model.calibration)
-    if isinstance(spec.merger, Member) and spec.merger.member not in ["base", *tasks]:
-        return [f"merger.member={spec.merger.member}: family {spec.model.name!r} has base and experts {tasks}"]
-    if not isinstance(spec.merger, Member):
+    found = [
+        f"{setting}={name!r}: a name is of letters, digits and _.+=,@-, and begins with none of .+=,@-"
+        for setting, name in (("model.name", spec.model.name), ("suite.name", spec.suite.name))
+        if not re.match(NAME, name)
+    ]
+    for setting, part in (("merger", spec.merger), ("scaling", spec.scaling)):
+        found += [f"{name}={value}: it has to be a finite number" for name, value in _infinite(setting, part)]
+    return found or _unfit(spec, tasks)
+
+
+def _infinite(name: str, value: Any) -> Iterator[tuple[str, float]]:
+    """Settings that are numbers, and are none."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield name, value
+    elif dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            yield from _infinite(f"{name}.{field.name}", getattr(value, field.name))
+
+
+def _unfit(spec: RunSpec, tasks: list[str]) -> list[str]:
+    """A member, merger or rule that this family does not have, or that does not go with its experts."""
+    merger = spec.merger
+    if isinstance(merger, Member):
+        known = merger.member in ["base", *tasks]
+        member = f"merger.member={merger.member}"
+        return [] if known else [f"{member}: family {spec.model.name!r} has base and experts {tasks}"]
+    for setting, check in (
+        ("merger", lambda: merger.check(len(tasks))),
+        ("scaling", lambda: spec.scaling.check(tasks)),
+    ):
         try:
-            spec.scaling.check(tasks)
+            check()
         except ValueError as error:
-            return [f"scaling: {error}"]
+            return [f"{setting}: {error}"]
+    if spec.routed and spec.output.checkpoint:
+        return [
+            "output=checkpoint: with a router there is a model for each task and no one checkpoint; store the experts "
+            "with `python -m sensmerge onebit`, or write one route (merger.chosen=NUMBER)"
+        ]
     return []
 
 
 def _data(spec: RunSpec, data: Path | None) -> list[str]:
     """Missing data of benchmarks and calibration."""
-    if data is not None and not data.is_dir():
-        return [f"output.data={data} is not a directory"]
     found = [
         f"benchmark {name}: {problem}"
         for name, benchmark in spec.suite.benchmarks.items()
         for problem in benchmark.problems(data)
     ]
     for task, pairs in spec.model.calibration.items():
-        if spec.calibrates and (why := pairs.missing(data)):
+        if spec.draws and (why := pairs.missing(data)):
             found.append(f"calibration of {task}: {why}")
     return found
 

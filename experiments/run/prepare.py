@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from evaluation.benchmarks.bits_per_byte import BitsPerByte
+from evaluation.rehearsal import rehearse
 from experiments.run import preflight
 from experiments.run.spec import Member, RunSpec
 from sensmerge import calibrate, calibration, merge, models
+from sensmerge.adapters import joined
 from sensmerge.family.family import Family, ready
 from sensmerge.store import Store, nearest
 
@@ -60,6 +62,7 @@ def verify(spec: RunSpec, family: Prepared) -> None:
     spec.merger.check(len(family.tasks))
     with ExitStack() as stack:
         base, experts = family.readers(stack)
+        joined.check(spec.merger, experts)
         merge.check_compatible(base, experts)
         merge.check_architectures(family.shells, {"base": base, **experts})
         if spec.output.checkpoint and (free := shutil.disk_usage(nearest(spec.output.runs)).free) < base.nbytes:
@@ -67,8 +70,18 @@ def verify(spec: RunSpec, family: Prepared) -> None:
                 f"output=checkpoint needs {base.nbytes / 1e9:.1f} GB below {spec.directory.parent}, "
                 f"{free / 1e9:.1f} GB are free; free some, or choose another output.runs"
             )
-    if spec.calibrates:
+    rehearse(spec.suite, models.load_tokenizer(family.shells["base"]), family.data, _context(spec, family))
+    if spec.draws:
         _check_unseen(spec, family, family.samples(spec))
+
+
+def _context(spec: RunSpec, family: Prepared) -> int:
+    """Tokens of context that the models will be asked with. ValueError for more than they have places for."""
+    places = models.places(family.shells["base"])
+    asked = spec.evaluation.max_length
+    if asked is not None and places is not None and asked > places:
+        raise ValueError(f"evaluation.max_length={asked}: the base has places for {places} tokens (its config.json)")
+    return asked or places or 2048  # lm-eval's for a model that does not say
 
 
 def draw_samples(spec: RunSpec, base: Path, data: Path | None) -> dict[str, list[calibration.Sample]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import field, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,8 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from evaluation.record import Metric, Outcome, Result
-from experiments.run.measures import Distances
+from experiments.run.measures import Distances, flatten
+from experiments.run.routing import Routing
 from sensmerge.store import write_json
 
 RECORD_JSON = "record.json"
@@ -63,22 +64,27 @@ class Table:
 
 @dataclass(frozen=True, config=_EXACT)
 class Range:
-    """Of K * sigma over experts and blocks."""
+    """Of K * sigma over experts and blocks. sd: its spread. first_block: that block's share of sum (K sigma - 1)^2."""
 
     min: float
     mean: float
     max: float
     sd: float
+    first_block: float | None = None
 
 
 @dataclass(frozen=True, config=_EXACT)
 class Coefficients:
-    """alpha: task -> [L]; distances: metric -> [K][K]. None where the rule asked for no such evidence."""
+    """alpha: task -> [L]; distances: metric -> [K][K]. None where the rule asked for no such evidence.
+
+    evidence: of other kinds, by kind and task (sensmerge/calibrate.py); None where there is none.
+    """
 
     table: Table
     range: Range
     alpha: dict[str, list[float]] | None
     distances: dict[str, list[list[float]]] | None
+    evidence: dict[str, dict[str, Any]] | None = None
 
     @property
     def profiles(self) -> list[list[float]] | None:
@@ -162,6 +168,7 @@ class Record:
     versions: dict[str, str]
     measured: Measured
     vocabulary: dict[str, Any] | None = field(default_factory=dict)  # empty: not told
+    routing: Routing | None = None
     distances: Distances | None = None
     directory: Path = Field(default=Path(), exclude=True)
 
@@ -216,6 +223,11 @@ class Record:
         return scaling.get("of") if scaling.get("class") == "Shuffled" else None
 
     @property
+    def draw(self) -> int:
+        """Which of several shuffles the random control is; 0 for what draws none."""
+        return self.parameters.get("scaling.draw", 0)
+
+    @property
     def temperature(self) -> float | None:
         """T of the rule, or of the rule that it shuffles; None where it has none."""
         return self.parameters.get("scaling.of.temperature", self.parameters.get("scaling.temperature"))
@@ -238,7 +250,7 @@ class Record:
     @cached_property
     def parameters(self) -> dict[str, Any]:
         """The identity, everything that determined the numbers, as dotted path -> value ("merger.scale": 0.5)."""
-        return dict(_flatten(self.identity))
+        return dict(flatten(self.identity))
 
     def same(self, *parts: str) -> str:
         """The named parts of the identity as text: two records with equal texts agree in all of them."""
@@ -280,14 +292,6 @@ def _reason(error: ValidationError) -> str:
     place, got = ".".join(map(str, first["loc"])) or "all of it", first["input"]
     shown = "" if first["type"] == "missing" else f", got {got!r:.60}"
     return f"is no file that this version reads: {place}: {first['msg']}{shown}; rerun the run, or move it"
-
-
-def _flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _flatten(item, f"{path}.{key}" if path else str(key))
-    else:
-        yield path, value
 
 
 def _moving_numbers(words: Sequence[str]) -> list[str]:

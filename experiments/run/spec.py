@@ -20,7 +20,11 @@ from sensmerge import models
 from sensmerge.calibration import Calibration
 from sensmerge.coefficients import Rule
 from sensmerge.mergers import Merger
+from sensmerge.onebit import OneBitMerge
 from sensmerge.store import describe, digest
+
+# Names become directories: one part of a path, none that begins with a dot.
+NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.+=,@-]{0,99}$"
 
 
 @dataclass(frozen=True, config={"extra": "forbid"})
@@ -85,11 +89,11 @@ class RunSpec:
     evaluation: Evaluation
     tracking: Tracking
     output: Output
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**63)
     device: str = "auto"
-    threads: int | None = Field(default=None, gt=0)
+    threads: int | None = Field(default=None, gt=0, le=1024)
     references: bool = True
-    study: str | None = None
+    study: str | None = Field(default=None, pattern=NAME)
     labels: dict[str, str] = dataclasses.field(default_factory=dict)
     overrides: tuple[str, ...] = ()
     plan: Literal[False, True, "deep"] = False
@@ -110,7 +114,7 @@ class RunSpec:
             parts["suite_data"] = data_digests(self.suite, self.output.data)
         if isinstance(self.merger, Merger):
             parts |= {"seed": self.seed, "scaling": self.scaling}
-            if self.calibrates:
+            if self.draws:
                 parts["calibration"] = self.calibration
                 if not self.model.brings_data:
                     parts["calibration_data"] = data_digests(dict(self.model.calibration), self.output.data)
@@ -139,7 +143,7 @@ class RunSpec:
             f"model {self.labels.get('model', self.model.name)}",
             f"merger {_settings(self.merger)}",
             *([f"scaling {_settings(self.scaling)}"] if isinstance(self.merger, Merger) else []),
-            *([calibrated] if self.calibrates else []),
+            *([calibrated] if self.draws else []),
             f"suite {self.suite.name} ({len(self.suite.benchmarks)} benchmarks)",
             f"evaluation {self.evaluation.dtype_on(models.device_kind(self.device))}, "
             f"batches {self.evaluation.on(models.device_kind(self.device)).batch_size}",
@@ -148,9 +152,16 @@ class RunSpec:
         return " · ".join(parts)
 
     @property
-    def calibrates(self) -> bool:
-        """Whether the rule or the merger looks at calibration samples."""
-        return isinstance(self.merger, Merger) and (bool(self.scaling.needs) or "grams" in self.merger.told)
+    def draws(self) -> bool:
+        """Whether anything looks at calibration samples."""
+        return isinstance(self.merger, Merger) and (
+            bool(self.scaling.needs) or self.routed or "grams" in self.merger.told
+        )
+
+    @property
+    def routed(self) -> bool:
+        """Whether each prompt is answered by a merge of its own."""
+        return isinstance(self.merger, OneBitMerge) and self.merger.routed
 
     @property
     def directory(self) -> Path:

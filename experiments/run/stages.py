@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +19,23 @@ import sensmerge.calibrate
 from evaluation.harness import Harness
 from evaluation.record import Result
 from experiments import provenance
+from experiments.run import routed
 from experiments.run.prepare import Prepared, say
 from experiments.run.progress import Progress
 from experiments.run.spec import Member, RunSpec
 from sensmerge import calibration, merge, models
+from sensmerge.adapters import joined
 from sensmerge.blockwise import grams
 from sensmerge.calibrate import Calibrated
+from sensmerge.covariances.family import covariances as family_covariances
+from sensmerge.device import resident
 from sensmerge.distances import survey as distances
 from sensmerge.distances.survey import Survey, root, squared_distance
 from sensmerge.engine import thresholds
 from sensmerge.engine.engine import Engine
 from sensmerge.family.members import tokenizer_digest
 from sensmerge.mergers import Merger
+from sensmerge.onebit import OneBitMerge
 from sensmerge.publish import recipes
 from sensmerge.publish.card import card
 from sensmerge.publish.versions import versions
@@ -37,7 +43,10 @@ from sensmerge.store import describe, digest
 
 log = logging.getLogger(__name__)
 # Part of what results are kept under. Raise one when a change to this project's code changes what the stage computes.
-_VERSIONS = {"sensitivity": 1, "alignment": 1, "merge": 1, "evaluation": 2, "survey": 1, "covariances": 1}
+_VERSIONS = {
+    "sensitivity": 1, "fisher": 1, "alignment": 2, "information": 1, "magnitudes": 1, "merge": 1, "evaluation": 3,
+    "survey": 1, "covariances": 1,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -48,6 +57,7 @@ class Subject:
     member: str
     merge: Callable[[ExitStack], merge.Merge] | None  # None: the member itself
     recipe: dict[str, Any]
+    by_merger: Callable[[ExitStack, Merger], merge.Merge] | None = None  # where a router chooses: of another merger
 
 
 def calibrate(spec: RunSpec, family: Prepared, progress: Progress) -> Calibrated:
@@ -76,10 +86,9 @@ def member(family: Prepared, which: Member) -> Subject:
 def covariances(spec: RunSpec, family: Prepared, progress: Progress | None = None) -> dict[str, Path]:
     """Task -> directory of X^T X of its expert's linear layers, kept below output.cache."""
     start = time.perf_counter()
-    made = sensmerge.calibrate.covariances(
-        family, family.samples(spec), spec.calibration,
-        device=spec.device, circumstances=_circumstances(spec, "covariances"),
-        progress=progress.bar if progress else sensmerge.calibrate.no_bar,
+    made = family_covariances(
+        family, family.samples(spec), spec.calibration, device=spec.device,
+        circumstances=_circumstances(spec, "covariances"), progress=progress.bar if progress else lambda label: iter,
     )  # fmt: skip
     say(f"covariances of {len(made)} experts", start, next(iter(made.values())).parent)
     return made
@@ -93,20 +102,24 @@ def merge_recipe(spec: RunSpec, family: Prepared, calibrated: Calibrated) -> Sub
     if "grams" in merger.told:
         drawn = {task: calibration.digest(samples) for task, samples in family.samples(spec).items()}
         recipe["covariances"] = {**drawn, "of": digest([spec.calibration.dtype, _circumstances(spec, "covariances")])}
+    if spec.routed:
+        recipe["router"] = routed.identity(spec, family)
 
-    def opened(stack: ExitStack) -> merge.Merge:
-        base, experts = family.readers(stack)
-        engine = stack.enter_context(Engine(models.resolve_device(spec.device), spec.threads))
+    def opened(stack: ExitStack, merger: Merger = merger) -> merge.Merge:
+        device = models.resolve_device(spec.device)
+        base, experts = family.readers(stack, device)
         tell: dict[str, Callable[[str], Any]] = {}
         if "interference" in merger.told:
             found = survey(family)
             tell["interference"] = lambda name: found.of(base.entries[name])
         if "grams" in merger.told:
             tell["grams"] = grams.reader(covariances(spec, family))
-        cuts = thresholds.known(family.store, family, merger)
-        return merge.Merge(base, experts, merger, calibrated.table, engine, spec.seed, cuts, tell)
+        experts, made, table = joined.as_one_expert(merger, base, experts, calibrated.table, spec.seed)
+        engine = stack.enter_context(Engine(device, spec.threads))
+        known = thresholds.known(family.store, family, merger)
+        return merge.Merge(base, experts, made, table, engine, spec.seed, known, tell)
 
-    return Subject(digest(recipe), "base", opened, recipe)
+    return Subject(digest(recipe), "base", opened, recipe, opened if spec.routed else None)
 
 
 def survey(family: Prepared, progress: Progress | None = None) -> Survey:
@@ -156,8 +169,11 @@ def evaluate(spec: RunSpec, family: Prepared, subject: Subject, progress: Progre
         def stage(name: str = name, benchmark: Any = benchmark) -> dict[str, Any]:
             nonlocal harness
             harness = harness or _harness(spec, family, subject, progress)
+            if isinstance(harness, routed.Routed):
+                harness.begin()
             progress.stage(name)
-            return benchmark.run(harness, family.data).to_json()
+            # An item that does not fit by itself; what does not fit with others is halved before.
+            return resident.relieved(name, partial(benchmark.run, harness, family.data)).to_json()
 
         value, computed = family.store.compute("evaluation", key, stage)
         results[name] = result = Result.from_json(value)
@@ -184,10 +200,16 @@ def _circumstances(spec: RunSpec, stage: str) -> dict[str, Any]:
 
 
 def _harness(spec: RunSpec, family: Prepared, subject: Subject, progress: Progress) -> Harness:
+    if subject.by_merger is not None:
+        assert isinstance(spec.merger, OneBitMerge)
+        return routed.harness(spec, family, spec.merger, subject.by_merger, progress)
     start = time.perf_counter()
     device = models.resolve_device(spec.device)
-    model = family.load(subject.member, dtype=spec.evaluation.dtype_on(device.type), device=device)
-    if subject.merge is not None:
+    dtype = spec.evaluation.dtype_on(device.type)
+    if subject.merge is None:
+        model = family.load(subject.member, dtype=dtype, device=device)
+    else:
+        model = family.to_fill(dtype=dtype, device=device)
         with ExitStack() as stack:
             merged = subject.merge(stack)
             moved = merge.load_into(model, merged, progress.bar("merge"))

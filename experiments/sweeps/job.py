@@ -113,6 +113,15 @@ def _state(error: BaseException, place: Path) -> str:
 
 
 @contextmanager
+def one_process() -> Iterator[None]:
+    """Jobs one after the other in this process: what they merge stays on the GPU between them, where it fits."""
+    from sensmerge.device import resident
+
+    with resident.across_points():
+        yield
+
+
+@contextmanager
 def stoppable() -> Iterator[None]:
     """SIGTERM raises Stopped, once."""
     if threading.current_thread() is not threading.main_thread():  # only that one may set handlers

@@ -113,6 +113,8 @@ def _summary(record: Record) -> Iterator[tuple[str, Any]]:
             yield f"{benchmark}/{name}", metric.score
             yield f"{benchmark}/{name}/stderr", metric.stderr
             yield f"{benchmark}/{name}/n", metric.n
+        if "tokens" in result.settings:
+            yield f"{benchmark}/tokens", result.settings["tokens"]
     for stage, seconds in record.measured.seconds.items():
         yield f"seconds/{stage}", seconds
     yield "peak_memory_mb", record.measured.peak_memory_mb

@@ -58,6 +58,8 @@ class SweepLauncher(Launcher):
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         Path(str(self.config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
         numbered = list(enumerate(job_overrides, initial_job_idx))
+        if unknown := sorted((self.only or set()) - {index for index, _ in numbered}):
+            raise ValueError(f"hydra.launcher.only={unknown}: the sweep's jobs are 0 to {numbered[-1][0]}")
         configs = {i: self._composed(i, given) for i, given in numbered if self.only is None or i in self.only}
         if any(config.get("plan") for config in configs.values()):  # only asks: there is nothing to submit or to resume
             return [self._here(config) for config in configs.values()]

@@ -13,10 +13,12 @@ _PLACE = "hydra_plugins.sensmerge_launcher.launchers"
 
 @dataclass
 class LocalConf:
-    """only: numbers of the sweep's jobs to run, and no others."""
+    """only: numbers of the sweep's jobs to run, and no others. resident: base and experts stay on the GPU between
+    jobs where they fit beside the model; without, evaluation has their memory for larger batches."""
 
     _target_: str = f"{_PLACE}.LocalLauncher"
     only: list[int] | None = None
+    resident: bool = True
 
 
 @dataclass

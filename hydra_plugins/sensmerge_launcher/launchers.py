@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.utils import JobStatus
@@ -27,7 +28,17 @@ class LocalLauncher(SweepLauncher):
 
     kind = "local"
 
+    def __init__(self, resident: bool = True, **shared: Any) -> None:
+        super().__init__(**shared)
+        self.resident = resident
+
     def start(self, jobs: Sequence[Job], configs: dict[int, DictConfig], specs: dict[int, RunSpec]) -> dict[int, Any]:
+        from experiments.sweeps.job import one_process
+
+        with one_process() if self.resident else nullcontext():
+            return self._each(jobs, configs)
+
+    def _each(self, jobs: Sequence[Job], configs: dict[int, DictConfig]) -> dict[int, Any]:
         from experiments.run.errors import message
         from experiments.sweeps.job import announce, attempt, brief, release
 

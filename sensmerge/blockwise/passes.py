@@ -18,12 +18,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from sensmerge.activations import mean_of
 from sensmerge.alignment import Predictions
 from sensmerge.blockwise.model import Call, Shell
 from sensmerge.calibration import Sample
 from sensmerge.checkpoints.open import open_source
 from sensmerge.checkpoints.reader import Source
-from sensmerge.sensitivity import importance, reduce_into, sample_loss
+from sensmerge.sensitivity import Sums, importance, require_finite, sample_loss
 
 HEAD_ROWS = 4096  # of the head, whose gradient exists at once: 4096 x 4096 fp32 = 67 MB
 Bar = Callable[[Sequence[int]], Iterable[int]]
@@ -35,6 +36,7 @@ def sensitivities(
     *,
     shell: Path | None = None,
     loss: Literal["answer", "full"] = "answer",
+    squared: bool = False,
     dtype: str = "auto",
     device: torch.device | str = "cpu",
     spill: Path | None = None,
@@ -42,6 +44,7 @@ def sensitivities(
 ) -> dict[str, float]:
     """Tensor name -> S over `samples` for a checkpoint: `sensitivity.sensitivities` without the model.
 
+    squared: F instead of S.
     model: its directory, or an open source of its tensors, which stays its owner's to close. shell: the directory of
     its config.json (None: where the tensors lie); an adapter's is its base's. dtype, device: as in `models.load`.
     spill: a directory below which hidden states are kept while they are not needed (None: in memory); what is written
@@ -55,12 +58,12 @@ def sensitivities(
         raise ValueError("no calibration samples: sensitivities over an empty set do not exist")
     with opened(model) as source, held_states(spill, device) as states:
         parts = Shell(source, shell, dtype=dtype, device=device)
-        totals = dict.fromkeys(parts.names, 0.0)
+        sums = Sums(parts.names, device)
         calls = forward(parts, samples, states, progress, keep=True)
-        _through_end(parts, samples, states, totals, loss)
-        _through_blocks(parts, calls, states, totals, progress)
-        _through_start(parts, samples, states, totals)
-    return totals
+        _through_end(parts, samples, states, sums, loss, squared)
+        _through_blocks(parts, calls, states, sums, progress, squared)
+        _through_start(parts, samples, states, sums, squared)
+    return sums.read()
 
 
 @torch.no_grad()
@@ -90,6 +93,28 @@ def predict(
             )
             hidden = {task: [next(last).clone() for _ in of_task] for task, of_task in samples.items()}
         return Predictions(hidden, parts.whole_head())
+
+
+@torch.no_grad()
+def activations(
+    model: Path | Source,
+    samples: Sequence[Sample],
+    *,
+    shell: Path | None = None,
+    dtype: str = "auto",
+    device: torch.device | str = "cpu",
+    spill: Path | None = None,
+    progress: Bar = iter,
+) -> Tensor:
+    """[L, samples, d] fp32: `activations.means` for a checkpoint. Arguments and errors as of `sensitivities`."""
+    found: dict[int, list[Tensor]] = {}
+    with opened(model) as source, held_states(spill, device) as states:
+        parts = Shell(source, shell, dtype=dtype, device=device)
+        forward(
+            parts, samples, states, progress, keep=False,
+            see=lambda block, output: found.setdefault(block, []).append(mean_of(output)),
+        )  # fmt: skip
+    return torch.stack([torch.stack(found[block]) for block in sorted(found)])
 
 
 def opened(model: Path | Source) -> AbstractContextManager[Source]:
@@ -153,11 +178,13 @@ def forward(
     progress: Bar,
     *,
     keep: bool,
+    see: Callable[[int, Tensor], None] = lambda block, output: None,
     watch: Callable[[int, Mapping[str, torch.nn.Parameter]], AbstractContextManager[object]] | None = None,
 ) -> list[list[Call]]:
     """Put every sample's hidden states at boundary 0 .. L (keep), or L alone. Returns the call [sample][block].
 
-    watch: of a block and its parameters by name, entered while all samples go through that block.
+    see: is given each block's output for each sample, block by block. watch: of a block and its parameters by name,
+    entered while all samples go through that block.
     """
     calls = []
     if samples:
@@ -168,7 +195,9 @@ def forward(
         with shell.holding(block) as held, watch(block, held) if watch else nullcontext():
             for number, call in enumerate(calls):
                 hidden = states.get(block, number) if keep else states.pop(block, number)
-                states.put(block + 1, number, shell.block(block, hidden, call[block]))
+                output = shell.block(block, hidden, call[block])
+                see(block, output)
+                states.put(block + 1, number, output)
     return calls
 
 
@@ -186,8 +215,9 @@ def _through_end(
     shell: Shell,
     samples: Sequence[Sample],
     states: _States,
-    totals: dict[str, float],
+    sums: Sums,
     loss: Literal["answer", "full"],
+    squared: bool,
 ) -> None:
     """Loss and backward through head and final norm: the gradient at the last boundary takes the hidden states' place.
 
@@ -204,32 +234,30 @@ def _through_end(
             rows = shell.closing(sample.ids, hidden)[0, first:]
             logits = shell.head(rows)
             value = sample_loss(logits, Sample(sample.ids[first:], 1), loss)
-            if not torch.isfinite(value):
-                raise ValueError(
-                    f"loss is {value.item()} on a calibration sample: does the expert hold non-finite weights?"
-                )
+            require_finite(value)
             to_hidden, to_logits, *others = torch.autograd.grad(
                 value, [hidden, logits, *rest.values()], allow_unused=True
             )
             states.put("gradient", number, to_hidden)
             for (other, parameter), gradient in zip(rest.items(), others, strict=True):
-                totals[other] += 0.0 if gradient is None else importance(parameter, gradient).item()
-            by_token = _head_importance(shell.head.weight, to_logits, rows.detach())
+                if gradient is not None:
+                    sums.add(other, importance(parameter, gradient, squared=squared))
+            by_token = _head_importance(shell.head.weight, to_logits, rows.detach(), squared)
             if shell.tied:
                 tokens = sample.ids.unique().to(by_token.device)
                 states.put("head", number, to_logits[:, tokens].T @ rows.detach())
                 by_token[tokens] = 0
-            totals[name] += by_token.sum().item()
+            sums.add(name, by_token.sum())
 
 
 def _through_blocks(
-    shell: Shell, calls: list[list[Call]], states: _States, totals: dict[str, float], progress: Bar
+    shell: Shell, calls: list[list[Call]], states: _States, sums: Sums, progress: Bar, squared: bool
 ) -> None:
     """Backward through the blocks, the last first: the gradient at each boundary becomes that at the one before."""
     for block in progress(range(len(shell.blocks))[::-1]):
         with shell.holding(block) as held:
             for name, parameter in held.items():
-                parameter.register_post_accumulate_grad_hook(reduce_into(totals, name))
+                parameter.register_post_accumulate_grad_hook(sums.hook(name, squared=squared))
             for number, call in enumerate(calls):
                 hidden = states.pop(block, number).requires_grad_()
                 shell.block(block, hidden, call[block]).backward(states.pop("gradient", number))
@@ -237,7 +265,7 @@ def _through_blocks(
                 states.put("gradient", number, hidden.grad)
 
 
-def _through_start(shell: Shell, samples: Sequence[Sample], states: _States, totals: dict[str, float]) -> None:
+def _through_start(shell: Shell, samples: Sequence[Sample], states: _States, sums: Sums, squared: bool) -> None:
     """Backward through the embeddings, whose gradient is there only for the tokens that occur."""
     with shell.holding("embedding", "rest") as held:
         for number, sample in enumerate(samples):
@@ -254,10 +282,10 @@ def _through_start(shell: Shell, samples: Sequence[Sample], states: _States, tot
                         own, tokens = tokens, sample.ids.unique().to(tokens.device)
                         part = states.pop("head", number).index_add_(0, torch.searchsorted(tokens, own), part)
                     parameter = parameter[tokens]
-                totals[name] += importance(parameter, part).item()
+                sums.add(name, importance(parameter, part, squared=squared))
 
 
-def _head_importance(weight: Tensor, to_logits: Tensor, rows: Tensor) -> Tensor:
+def _head_importance(weight: Tensor, to_logits: Tensor, rows: Tensor, squared: bool = False) -> Tensor:
     """`importance` of the head's rows, [V] fp64, its gradient to_logits.T @ rows (of [n, V] and [n, d]) in pieces."""
     pieces = zip(weight.split(HEAD_ROWS), to_logits.split(HEAD_ROWS, dim=1), strict=True)
-    return torch.cat([importance(theta, part.T @ rows, -1) for theta, part in pieces])
+    return torch.cat([importance(theta, part.T @ rows, -1, squared=squared) for theta, part in pieces])

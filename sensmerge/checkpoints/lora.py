@@ -19,13 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sensmerge.checkpoints.reader import DTYPES, Entry, Source
+from sensmerge.checkpoints.reader import DTYPES, Entry, Source, Span
 from sensmerge.checkpoints.torch_bin import unpickle
 from sensmerge.tensor_names import holds_tokens, is_head, is_input
 
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
 _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?:(?P<side>[AB])\.weight|embedding_(?P<table>[AB]))$")
 # What a configuration may set: read here, or without effect on what the trained adapter computes.
 _READ = {"peft_type", "r", "lora_alpha", "use_rslora", "fan_in_fan_out", "rank_pattern", "alpha_pattern"}
@@ -38,13 +38,15 @@ _STARTS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 
 
 @dataclass(frozen=True)
-class _Product:
-    """scale * up @ down, transposed or not. down: A [r, in], up: B [out, r]."""
+class Product:
+    """scale * up @ down, transposed or not. down: A [r, in], up: B [out, r]. embedding: the factors are named as those
+    of an embedding are."""
 
     down: Tensor
     up: Tensor
-    scale: float
-    transposed: bool
+    scale: float = 1.0
+    transposed: bool = False
+    embedding: bool = False
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -61,7 +63,7 @@ class _Change:
     """What becomes of one tensor of the base: replaced by `whole` if there is one, then `product` added to it."""
 
     whole: Tensor | None
-    product: _Product | None = None
+    product: Product | None = None
 
 
 class Adapter(Source):
@@ -76,10 +78,19 @@ class Adapter(Source):
     """
 
     def __init__(self, path: Path, base: Source) -> None:
+        self._hold(path, base, _changes(path, base, _settings(path), _weights(path)))
+
+    @classmethod
+    def of(cls, base: Source, products: Mapping[str, Product]) -> Adapter:
+        """An adapter that lies nowhere: tensor of the base -> what is added to it."""
+        made = cls.__new__(cls)
+        made._hold(base.path, base, {name: _Change(None, product) for name, product in products.items()})
+        return made
+
+    def _hold(self, path: Path, base: Source, changes: dict[str, _Change]) -> None:
         self.path = path
         self.base = base
-        settings = _settings(path)
-        self._changes = _changes(path, base, settings, _weights(path))
+        self._changes = changes
         self.entries: dict[str, Entry] = {}
         for name, entry in base.entries.items():
             change = self._changes.get(name)
@@ -97,6 +108,16 @@ class Adapter(Source):
         """Names of the tensors that are not the base's own."""
         return [name for name in self.entries if name in self._changes]
 
+    @property
+    def products(self) -> dict[str, Product]:
+        """Tensor -> what is added to it."""
+        return {name: one.product for name, one in self._changes.items() if one.product is not None}
+
+    @property
+    def replaced(self) -> list[str]:
+        """Names of the tensors that the adapter stores whole (modules_to_save, biases, resized embeddings)."""
+        return [name for name, one in self._changes.items() if one.whole is not None]
+
     def tensor(self, name: str) -> Tensor:
         """The base's tensor as stored if the adapter leaves it alone; else as adapted, computed in fp32. KeyError."""
         if name not in self.entries:
@@ -106,6 +127,10 @@ class Adapter(Source):
             return self.base.tensor(name)
         weight = change.whole if change.whole is not None else self.base.tensor(name)
         return change.product.added_to(weight) if change.product is not None else weight
+
+    def span(self, name: str) -> Span | None:
+        """The base's, where the adapter leaves a tensor alone."""
+        return None if name in self._changes else self.base.span(name)
 
     def prefetch(self, name: str) -> None:
         """Ask the base to read ahead; adapters are small."""
@@ -163,7 +188,7 @@ def _changes(
     modules: dict[str, tuple[str, bool]] = {}  # target -> (module, whether it is an embedding's)
     faults = []
     for key, tensor in weights.items():
-        name = key.removeprefix(_PREFIX)
+        name = key.removeprefix(PREFIX)
         if factor := _FACTOR.match(name):
             target, part = f"{factor['module']}.weight", "AB".index(factor["side"] or factor["table"])
             modules[target] = (factor["module"], factor["table"] is not None)
@@ -205,7 +230,7 @@ def _change(settings: Mapping[str, Any], module: str, embedding: bool, parts: Ma
         raise ValueError(f"A {list(down.shape)} and B {list(up.shape)} are not factors of rank {rank}")
     scale = alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
     transposed = embedding or bool(settings.get("fan_in_fan_out"))
-    return _Change(parts.get("whole"), _Product(down, up, scale, transposed))
+    return _Change(parts.get("whole"), Product(down, up, scale, transposed, embedding))
 
 
 def _patterned(settings: Mapping[str, Any], pattern: str, module: str, default: float) -> float:

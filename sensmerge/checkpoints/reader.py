@@ -9,6 +9,7 @@ import shutil
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import Container, Iterable, Mapping, Sequence
+from concurrent.futures import Executor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +43,15 @@ class Entry:
         return self.dtype.itemsize * torch.Size(self.shape).numel()
 
 
+@dataclass(frozen=True)
+class Span:
+    """Where a tensor's bytes lie: `nbytes` of file `path` from byte `offset` on."""
+
+    path: Path
+    offset: int
+    nbytes: int
+
+
 class Source(ABC):
     """A model as a mapping from tensor name to tensor, on the CPU, read when asked for. A context manager.
 
@@ -69,6 +79,10 @@ class Source(ABC):
     @abstractmethod
     def tensor(self, name: str) -> Tensor:
         """Contiguous, and not to be written to: it may be a view of a file. KeyError names the source."""
+
+    def span(self, name: str) -> Span | None:
+        """Where the bytes of what `tensor` gives lie in a file, as they are; None for what has to be made of others."""
+        return None
 
     def prefetch(self, name: str) -> None:
         """Ask for a tensor's bytes ahead of its use; may do nothing."""
@@ -125,6 +139,12 @@ class Reader(Source):
 
             self._handles[shard] = safe_open(shard, framework="pt")
         return self._handles[shard].get_tensor(name)
+
+    def span(self, name: str) -> Span:
+        """The tensor's bytes in its shard. KeyError names the checkpoint."""
+        if name not in self.entries:
+            raise KeyError(f"no tensor {name!r} in {self.path}")
+        return Span(self._shard[name], self.entries[name].offset, self.entries[name].nbytes)
 
     def prefetch(self, name: str) -> None:
         """Ask the system to read a tensor's bytes ahead of its use; costs nothing where they are in memory already."""
@@ -230,14 +250,23 @@ def copy_companions(path: Path, target: Path) -> None:
         shutil.copyfile(file, copy)
 
 
-def digest(path: Path) -> str:
-    """sha256 over the names and contents of the files that determine a model (`parts`); links are followed."""
+def digest(path: Path, pool: Executor | None = None) -> str:
+    """sha256 over the names and contents of the files that determine a model (`parts`); links are followed.
+
+    pool: threads that read the files side by side, each its own; without one they are read one after the other.
+    """
     state = hashlib.sha256()
-    for file in parts(path):
+    files = parts(path)
+    for file, found in zip(files, (pool.map if pool else map)(sha256, files), strict=True):
         state.update(file.relative_to(path).as_posix().encode() + b"\0")
-        with file.open("rb") as content:
-            state.update(hashlib.file_digest(content, "sha256").digest())
+        state.update(found)
     return state.hexdigest()
+
+
+def sha256(file: Path) -> bytes:
+    """Of a file's content."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").digest()
 
 
 def differences(base: Mapping[str, Entry], other: Mapping[str, Entry]) -> Iterable[str]:

@@ -30,7 +30,25 @@ class Slot:
     ) -> Tensor:
         """The tensor as the model has it. copy: never a view of the file, which could not be written to."""
         value = source.tensor(self.stored).to(device=device, dtype=self.empty.dtype, copy=copy)
-        return nn.Parameter(value, requires_grad=requires_grad) if isinstance(self.empty, nn.Parameter) else value
+        return as_in_model(value, self.empty, requires_grad=requires_grad)
+
+    def fill(self, value: Tensor) -> Tensor:
+        """The tensor as the model has it, of one that is on its device and nobody else's."""
+        return as_in_model(value.to(self.empty.dtype), self.empty)
+
+
+def as_in_model(value: Tensor, empty: Tensor, *, requires_grad: bool = False) -> Tensor:
+    """`value` as what it stands for: a parameter where `empty` is one."""
+    return nn.Parameter(value, requires_grad=requires_grad) if isinstance(empty, nn.Parameter) else value
+
+
+def check_dtype(model: Any, advice: str = "") -> None:
+    """ValueError for a causal LM of transformers that keeps weights in fp32 whatever its dtype is."""
+    kept = model._keep_in_fp32_modules_strict | (model._keep_in_fp32_modules if model.dtype == torch.float16 else set())
+    if kept and model.dtype != torch.float32:
+        raise ValueError(
+            f"{type(model).__name__} keeps {sorted(kept)} in fp32 whatever the dtype: use dtype=float32{advice}"
+        )
 
 
 def find(model: Any, source: Source, stored: Mapping[str, str], *, advice: str = "") -> list[Slot]:
@@ -41,9 +59,7 @@ def find(model: Any, source: Source, stored: Mapping[str, str], *, advice: str =
     source holds apart, and for architectures whose weights transformers computes as it loads them, or keeps in fp32.
     """
     kind = type(model).__name__
-    kept = model._keep_in_fp32_modules_strict | (model._keep_in_fp32_modules if model.dtype == torch.float16 else set())
-    if kept and model.dtype != torch.float32:
-        raise ValueError(f"{kind} keeps {sorted(kept)} in fp32 whatever the dtype: use dtype=float32{advice}")
+    check_dtype(model, advice)
     slots = []
     for empty, places in shared(model):
         fitting = [stored[name] for name in places if name in stored]

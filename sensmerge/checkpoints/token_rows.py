@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sensmerge.checkpoints.reader import Entry, Source
+from sensmerge.checkpoints.reader import Entry, Source, Span
 from sensmerge.tensor_names import holds_tokens
 
 
@@ -54,11 +54,18 @@ class Aligned(Source):
 
     def tensor(self, name: str) -> Tensor:
         """The source's tensor, its rows in their new places. KeyError names the checkpoint."""
-        if name not in self.entries or self.entries[name] is self.source.entries[name]:
+        if self._is_the_sources(name):
             return self.source.tensor(name)
         if self._begins:  # only rows at the end are dropped: no copy
             return self.source.tensor(name)[: len(self._take)]
         return self.rows(name, torch.arange(len(self._take)))
+
+    def _is_the_sources(self, name: str) -> bool:
+        return name not in self.entries or self.entries[name] is self.source.entries[name]
+
+    def span(self, name: str) -> Span | None:
+        """The source's, where rows are not moved."""
+        return self.source.span(name) if self._is_the_sources(name) else None
 
     def prefetch(self, name: str) -> None:
         """Ask the source to read ahead."""

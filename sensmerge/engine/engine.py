@@ -1,8 +1,8 @@
 """One tensor of every model in, the merged tensor out, in as many threads as asked, within a few megabytes.
 
-On a CPU, mergers that can be written as `Steps` run as compiled loops over pieces of the tensor (kernels.py);
-everything else runs the merger's definition on the whole tensor. The result is the same to the bit: for any number of
-threads, any cut into pieces, either way.
+Mergers that can be written as `Steps` run on a CPU as compiled loops over pieces of the tensor (kernels.py), and on a
+GPU as fused kernels (device_loops.py); everything else runs the merger's definition on the whole tensor. The result is
+the same to the bit: for any number of threads, any cut into pieces, either way.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sensmerge.engine import device_loops
 from sensmerge.engine.kernel_args import (
     EVERYTHING,
     Cut,
@@ -39,7 +40,7 @@ _SHARED_STEP = 1 << 18  # where several merges take turns at a piece: what they 
 class Engine:
     """Merges tensors one after the other.
 
-    threads: workers, each with its own pieces; None: as many as torch uses. device: where definitions run.
+    threads: workers, each with its own pieces; None: as many as torch uses. device: where kernels and definitions run.
     step: numbers a piece, a multiple of 4. compiled: False runs every merger's definition.
     """
 
@@ -77,8 +78,15 @@ class Engine:
             return
         loops = []
         inputs = Inputs(base, experts)
-        here = self.compiled and torch.device(self.device).type == "cpu"
+        device = torch.device(self.device)
+        here = self.compiled and device.type == "cpu"
+        there = self.compiled and device_loops.serves(device)
+        fused = [setting for setting in settings if there and device_loops.fits(base, experts, setting)]
+        if fused:
+            device_loops.merge(base, experts, fused, device)
         for setting in settings:
+            if any(setting is other for other in fused):
+                continue
             steps = setting.merger.steps()
             if here and steps is not None and on_cpu([base, *experts, setting.out]):
                 mask = mask_of(steps, setting.keys, len(experts))
@@ -93,8 +101,9 @@ class Engine:
             self._compiled(inputs, loops, step)
 
     def _defined(self, base: Tensor, experts: Sequence[Tensor], setting: Setting) -> None:
-        origin = base.to(self.device, torch.float32)
-        taus = torch.stack([expert.to(self.device, torch.float32) for expert in experts]).sub_(origin)
+        # Copied as they are, and widened there: the other way round one thread here would widen them first.
+        origin = base.to(self.device).to(torch.float32)
+        taus = torch.stack([expert.to(self.device).to(torch.float32) for expert in experts]).sub_(origin)
         weights = setting.weights.to(self.device)
         made = setting.merger(origin, taus, weights, keys=setting.keys, **setting.more).to(setting.out.dtype)
         if not (torch.isfinite(made).all() and torch.isfinite(taus).all()):

@@ -117,7 +117,7 @@ class Loop:
             base, experts, piece.start, self._weights, *self._mask, self._thresholds, self._lasts,
             mode, self._scale, self._divisor, np.float32(self.majority), made,
         )  # fmt: skip
-        _check(peak, largest, dtype)
+        check_finite(peak, largest, dtype)
         if not vote:
             if not direct:
                 target.copy_(torch.from_numpy(made))
@@ -151,7 +151,7 @@ def run_plain(loops: Sequence[Loop], piece: slice) -> None:
         np.array([loop._divisor for loop in loops]), _numbers(targets[0]),
         np.array([target.data_ptr() for target in targets], np.int64),
     )  # fmt: skip
-    _check(peak, largest, dtype)
+    check_finite(peak, largest, dtype)
     for loop, target in zip(loops, targets, strict=True):
         loop._out.put(piece, target)
 
@@ -191,7 +191,7 @@ def _direct(dtype: torch.dtype, base: Any) -> bool:
     return dtype == torch.float32 or (dtype == torch.bfloat16 and base.dtype == np.uint16)
 
 
-def _check(peak: int, largest: int, dtype: torch.dtype) -> None:
+def check_finite(peak: int, largest: int, dtype: torch.dtype) -> None:
     """NotFinite if the largest task vector, or the largest result once it is cast, is (bits of magnitudes)."""
     if peak >= _INFINITE or largest >= _LIMITS.get(dtype, _INFINITE):
         raise NotFinite

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,12 @@ import torch
 
 from sensmerge import models
 from sensmerge.checkpoints.reader import Source
+from sensmerge.device import lanes, resident
 from sensmerge.family import model_files
 from sensmerge.family.members import Layout, Models, digests, line_up, opened
 from sensmerge.store import Store
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -40,19 +45,37 @@ class Family:
         """Every member's tensors by name, the base's as "base", as the merge sees them; closed with `stack`."""
         return opened(self.members, self.layout, stack)
 
-    def readers(self, stack: ExitStack) -> tuple[Source, dict[str, Source]]:
-        """Base and experts. What is written of the base takes its files from the base's shell."""
+    def readers(self, stack: ExitStack, device: torch.device | None = None) -> tuple[Source, dict[str, Source]]:
+        """Base and experts. What is written of the base takes its files from the base's shell.
+
+        device: where they are merged; they may stay there for the next merge (device/resident.py).
+        """
         experts = self.opened(stack)
+        if device is not None:
+            experts = resident.keeping(experts, {"base": self.base_digest, **self.expert_digests}, device)
         base = experts.pop("base")
         return base, experts
 
     def load(self, member: str, *, dtype: str, device: torch.device) -> Any:
         """A member's causal LM, resident, as the merge sees it."""
+        return resident.relieved(f"loading {member}", lambda: self._loaded(member, dtype, device))
+
+    def _loaded(self, member: str, dtype: str, device: torch.device) -> Any:
         shell = self.shells[member]
         if shell == (self.members.base if member == "base" else self.members.experts[member]):
             return models.load(shell, dtype=dtype, device=device)
         with ExitStack() as stack:
             return models.load_source(self.opened(stack)[member], shell, dtype=dtype, device=device)
+
+    def to_fill(self, *, dtype: str, device: torch.device) -> Any:
+        """The base's causal LM, resident, for a merge that sets every tensor of it: on an accelerator none is read."""
+        if lanes.lane(device) is not None:
+            try:
+                made = partial(models.blank, self.shells["base"], dtype=dtype, device=device)
+                return resident.relieved("room for the merged model", made)
+            except ValueError as error:
+                log.info("  the base is loaded first: %s", error)
+        return self.load("base", dtype=dtype, device=device)
 
 
 def ready(members: Models, cache: Path) -> Family:

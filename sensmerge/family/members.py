@@ -6,7 +6,9 @@ Nothing is copied: .bin shards, adapters and rows in another order are read as w
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Any
 
 from sensmerge import models
 from sensmerge.checkpoints import reader, vocabulary
-from sensmerge.checkpoints.open import is_adapter, open_source
+from sensmerge.checkpoints.open import on_base, open_source
 from sensmerge.checkpoints.reader import Source
 from sensmerge.checkpoints.vocabulary import Policy, Report, Vocabulary
 from sensmerge.store import Store, digest
@@ -28,8 +30,9 @@ _WHENCE = ("is_local", "local_files_only", "name_or_path")  # in tokenizer_confi
 class Models:
     """Directories of a base and its experts by task, on disk.
 
-    The base is a whole model; an expert is one too, or a LoRA adapter on the base. vocabulary: what becomes of tokens
-    that an expert keeps elsewhere than the base (see checkpoints/vocabulary.py); None: all are known to agree.
+    The base is a whole model; an expert is one too, or a LoRA adapter or one-bit task vector on the base. vocabulary:
+    what becomes of tokens that an expert keeps elsewhere than the base (see checkpoints/vocabulary.py); None: all are
+    known to agree.
     """
 
     base: Path
@@ -117,12 +120,16 @@ def _sentence(task: str, report: Report) -> str:
 
 def digests(members: Models, layout: Layout | None, store: Store) -> dict[str, str]:
     """Member -> digest of what its tensors depend on: its files, an adapter's on those of the base too, and moved rows
-    on the base, the policy and the order of tokens (with "union" on all experts, whose rows are the new tokens')."""
-    base = checkpoint_digest(members.base, store)
+    on the base, the policy and the order of tokens (with "union" on all experts, whose rows are the new tokens').
+
+    All files of all members are read side by side, as many as there are processors: sha256 takes longer than reading.
+    """
+    paths = [members.base, *members.experts.values()]
+    with ThreadPoolExecutor(_processors()) as files, ThreadPoolExecutor(len(paths)) as each:
+        base, *others = each.map(lambda path: checkpoint_digest(path, store, files), paths)
     found = {"base": base}
-    for task, path in members.experts.items():
-        files = checkpoint_digest(path, store)
-        found[task] = digest({"adapter": files, "base": base}) if is_adapter(path) else files
+    for (task, path), own in zip(members.experts.items(), others, strict=True):
+        found[task] = digest({"adapter": own, "base": base}) if on_base(path) else own
     if layout is None:
         return found
     rows: dict[str, Any] = {"base": base, "policy": layout.policy, "tokens": layout.tokens}
@@ -143,9 +150,15 @@ def tokenizer_digest(path: Path) -> str:
     return digest(found)
 
 
-def checkpoint_digest(path: Path, store: Store) -> str:
+def _processors() -> int:
+    """Of those that this process may use; more than 16 would only wait for the disk."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(usable, 16)
+
+
+def checkpoint_digest(path: Path, store: Store, pool: Executor | None = None) -> str:
     """reader.digest, remembered for as long as no file of the checkpoint changes its size or time."""
     files = [(p.relative_to(path), p.stat()) for p in reader.parts(path)]
     listing = [[name.as_posix(), found.st_size, found.st_mtime_ns] for name, found in files]
     key = {"path": str(path.resolve()), "files": listing, "version": 2}  # 1 did not look at .txt and .jinja
-    return store.compute("digest", key, lambda: reader.digest(path))[0]
+    return store.compute("digest", key, lambda: reader.digest(path, pool))[0]

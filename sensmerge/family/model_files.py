@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from sensmerge import models
-from sensmerge.checkpoints.open import is_adapter
+from sensmerge.checkpoints.open import on_base
 from sensmerge.checkpoints.reader import copy_companions
 from sensmerge.family.members import Layout, Models
 from sensmerge.store import build_whole, digest
@@ -31,7 +31,7 @@ def shells(members: Models, layout: Layout | None, digests: Mapping[str, str], c
         base = build_whole(cache / "shells" / digests["base"][:12], lambda folder: _widened(members, layout, folder))
     directories = {"base": base}
     for task, path in members.experts.items():
-        if is_adapter(path):
+        if on_base(path):
             directories[task] = base
         else:
             directories[task] = _renumbered(path, base, cache / "shells") if task in moved else path

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -69,6 +69,14 @@ class Merger(ABC):
             raise ValueError(
                 f"{type(self).__name__} is defined for at most {self.most_experts} experts, {experts} were given: take "
                 "fewer, or another merger"
+            )
+
+    def check_told(self, known: Container[str]) -> None:
+        """Raise ValueError where a merge does not know a word of `told`."""
+        if missing := sorted(word for word in self.told if word not in known):
+            raise ValueError(
+                f"{type(self).__name__} has to be told {', '.join(missing)} of every tensor, which this merge does not "
+                "know: a run (python run.py merger=...) finds it out; write_merged(covariances=...) is told"
             )
 
     def steps(self) -> Steps | None:

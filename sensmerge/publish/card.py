@@ -36,7 +36,8 @@ def card(
             "",
             f"- merger: `{recipe['merger']}`" + (f", seed {recipe['seed']}" if recipe["seed"] is not None else ""),
             f"- coefficients: {'`' + str(dict(rule)) + '`' if rule else 'given as a table'}; over experts and blocks "
-            f"{span['min']:.3f} to {span['max']:.3f}, mean {span['mean']:.3f} (1 is the uniform weight)",
+            f"{span['min']:.3f} to {span['max']:.3f}, mean {span['mean']:.3f}, spread {span['sd']:.3f} "
+            f"with {span['first_block']:.0%} of it in the first block (1 is the uniform weight)",
             *([f"- vocabulary: {moved}"] if moved else []),
             f"- recipe: sha256 {digest(recipe)}; its text, every coefficient in it, is merge.json",
             "",

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import inspect
 import json
 import pkgutil
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar, cast, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError
 
-from sensmerge import coefficients, mergers
+from sensmerge import adapters, coefficients, mergers, onebit
 from sensmerge.coefficients import Rule
 from sensmerge.mergers import Merger
 from sensmerge.publish.strict import did_you_mean, dotted, mapping, sentence
@@ -23,11 +24,11 @@ T = TypeVar("T", bound="Merger | Rule")
 
 
 def known(kind: type[T]) -> dict[str, type[T]]:
-    """Name -> class of all that derive from `kind`; of mergers, those in any file of sensmerge/mergers."""
-    if kind is Merger:
-        for module in pkgutil.iter_modules(mergers.__path__):
-            importlib.import_module(f"{mergers.__name__}.{module.name}")
-    return {made.__name__: made for made in _below(kind)}
+    """Name -> class of all that derive from `kind`, in any file of the folders that hold mergers, or rules."""
+    for folder in (mergers, adapters, onebit) if kind is Merger else (coefficients,):
+        for module in pkgutil.iter_modules(folder.__path__):
+            importlib.import_module(f"{folder.__name__}.{module.name}")
+    return {made.__name__: made for made in _below(kind) if not inspect.isabstract(made)}
 
 
 def _below(kind: type[Any]) -> list[type[Any]]:
@@ -36,7 +37,8 @@ def _below(kind: type[Any]) -> list[type[Any]]:
 
 def named(name: str, kind: type[T], where: str = "") -> T:
     """The merger or rule that command lines call `name`, as it is by default. ValueError where there is none."""
-    variants: Mapping[str, Any] = mergers.VARIANTS if kind is Merger else coefficients.VARIANTS
+    places: tuple[Any, ...] = (mergers, adapters, onebit) if kind is Merger else (coefficients,)
+    variants: dict[str, Any] = {own: made for place in places for own, made in place.VARIANTS.items()}
     classes: dict[str, Any] = {re.sub(r"(?<!^)(?=[A-Z])", "_", own).lower(): made for own, made in known(kind).items()}
     names = sorted({**classes, **variants})
     if name not in names:
@@ -65,7 +67,7 @@ def chosen(value: Any, kind: type[T], where: str) -> T:
 
 
 def _laid_over(description: Any, words: Mapping[str, Any], kind: type[Any], where: str) -> dict[str, Any]:
-    made = dict(description)
+    made = {**description, **dict.fromkeys(replaced(description, words, kind))}
     for key, value in words.items():
         inner = made.get(key)
         if inner is None or not _describes(inner):
@@ -75,6 +77,19 @@ def _laid_over(description: Any, words: Mapping[str, Any], kind: type[Any], wher
         else:
             made[key] = describe(chosen(value, kind, dotted(where, key)))
     return made
+
+
+def replaced(description: Mapping[str, Any], words: Iterable[str], kind: type[Any]) -> set[str]:
+    """Options that go when `words` are set, for a class lists both as taking each other's place (`INSTEAD`)."""
+    alternatives: set[str] = set(getattr(known(kind).get(description.get("class", "")), "INSTEAD", ()))
+    others = alternatives - set(words)
+    return others if others != alternatives else set()
+
+
+def options(description: Mapping[str, Any], kind: type[Any]) -> list[str]:
+    """What can be set on the class that is described; nothing on what describes none."""
+    made: Any = known(kind).get(description.get("class", ""))
+    return sorted(field.name for field in dataclasses.fields(made) if field.init) if made else []
 
 
 def _describes(value: Any) -> bool:
@@ -100,7 +115,7 @@ def build(description: Mapping[str, Any], kind: type[T] = Merger, where: str = "
         raise ValueError(
             f"{place}: this was made by version {version} of {name}; here is version {now}, which computes otherwise"
         )
-    mapping(fields, place, [field.name for field in dataclasses.fields(cast(Any, made)) if field.init])
+    mapping(fields, place, options({"class": name}, kind))
     hints = get_type_hints(made, include_extras=True)
     for key, value in fields.items():
         if _describes(value):

@@ -44,7 +44,7 @@ from sensmerge.publish.recipes import VERSION, Recipe
 _FILES = ("recipe.json", "merge.json")
 _RECORD = "record.json"  # of a run, beside its recipe.json; no recipe
 _COEFFICIENTS = ("coefficients", "weights", "scaling")
-_TOLD = ("rule", "rule_seed", "calibration", "samples", "range", "alpha", "distances", "versions")
+_TOLD = ("rule", "rule_seed", "calibration", "samples", "range", "alpha", "distances", "evidence", "versions")
 _ONE_DENSITY = "every expert has the same density here: it is the merger's, as in merger: {name: ties, density: 0.3}"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _EXACT = ConfigDict(extra="forbid", strict=True)

@@ -66,6 +66,9 @@ def test_batched_generation_is_one_by_one_generation() -> None:
         found = [stop for stop in until if stop in text]
         assert answer.text == min((text.split(stop)[0] for stop in found), key=len, default=text)
         assert answer.truncated == (tokenizer().eos_token_id not in alone and not found)
+        written = alone[: alone.index(tokenizer().eos_token_id)] if tokenizer().eos_token_id in alone else alone
+        heard = (n for n in range(len(written)) if any(stop in tokenizer().decode(written[:n]) for stop in until))
+        assert answer.tokens == next(heard, len(written))
 
 
 def scripted(text: str, monkeypatch: pytest.MonkeyPatch) -> Harness:
@@ -98,11 +101,13 @@ def test_stops_ends_and_truncation(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (ended.text, ended.truncated) == ("    return 1\n\nclass Thing", False)
     assert cut.truncated
     assert "    return 1\n\nclass".startswith(cut.text)
+    count = {text: len(tokenizer()(text)["input_ids"]) for text in ("    return 1\n\n", "    return 1\n\nclass Thing")}
+    assert [one.tokens for one in (stopped, ended, cut)] == [*count.values(), 6]
 
 
 def test_a_model_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     (answer,) = scripted("", monkeypatch).generate(["Q: Where"], until=[], max_new_tokens=5)
-    assert (answer.text, answer.truncated) == ("", False)
+    assert (answer.text, answer.truncated, answer.tokens) == ("", False, 0)
 
 
 def test_the_first_space_of_an_answer_survives(monkeypatch: pytest.MonkeyPatch) -> None:

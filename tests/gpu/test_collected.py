@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FILES = {  # with the least number of tests that are marked gpu in each
     "tests/gpu/test_against_cpu.py": 6,
     "tests/gpu/test_cuda_memory.py": 5,
+    "tests/gpu/test_device.py": 10,
     "tests/gpu/test_killed_run.py": 1,
     "tests/sensmerge/test_mergers.py": 11,
     "tests/experiments/bench/test_bench_sensitivity.py": 1,

@@ -37,7 +37,18 @@ def table(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Made once by the verb, and only read by the tests."""
     place = tmp_path_factory.mktemp("coefficients")
     data = [word for task in TASKS for word in ("--calibration", f"{task}={root / 'data' / 'pairs.jsonl'}")]
-    sizes = ["--samples", "4", "--max-length", "32", "--device", "cpu", "--set", "temperature=0.02"]
+    sizes = [
+        "--samples",
+        "4",
+        "--max-length",
+        "32",
+        "--device",
+        "cpu",
+        "--set",
+        "temperature=0.02",
+        "--set",
+        "loss=answer",
+    ]
     with contextlib.redirect_stdout(io.StringIO()) as said:
         assert main(["coefficients", *members(root, place / "cache"), *data, *sizes, "--out",
                      str(place / "table.json")]) == 0  # fmt: skip

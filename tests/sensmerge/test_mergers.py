@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from sensmerge.engine.engine import Engine
 from sensmerge.engine.kernel_args import Setting
 from sensmerge.mergers import Average, Breadcrumbs, Dare, Della, Merger, Slerp, TaskArithmetic, Ties
+from sensmerge.onebit import OneBitMerge
 from sensmerge.seeds import key
 from sensmerge.sparsify import keep_largest
 
@@ -31,6 +32,8 @@ MERGERS: list[Merger] = [
     Breadcrumbs(density=0.9, gamma=0.3, inner=Ties(density=1.0)),
     Della(density=0.5, epsilon=0.3),
     Della(density=0.7, epsilon=0.3, inner=TaskArithmetic(scale=0.5)),
+    OneBitMerge(inner=TaskArithmetic(scale=0.5)),
+    OneBitMerge(inner=Dare(drop=0.4, inner=Ties(density=1.0))),
     *BASELINES,
 ]
 SHAPES = [(7, 5), (96,), (1,), (3, 2, 4), (4, 9)]
@@ -69,6 +72,10 @@ def oracle(
             for tau, key in zip(taus, keys(k), strict=True)
         ]
         return oracle(merger.inner, base, dropped, weights, shape)
+    if isinstance(merger, OneBitMerge):
+        sizes = [sum(map(abs, tau)) / len(tau) for tau in taus]
+        coarse = [[math.copysign(size, value) for value in tau] for size, tau in zip(sizes, taus, strict=True)]
+        return oracle(merger.inner, base, coarse, weights, shape)
     if isinstance(merger, Ties):
         taus = [oracle_trim(tau, merger.density) for tau in taus]
     out = []

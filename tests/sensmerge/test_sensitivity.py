@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -15,8 +18,8 @@ from sensmerge.calibration import Sample
 from sensmerge.sensitivity import sample_loss, sensitivities
 
 
-def naive(model, items, loss: str) -> dict[str, float]:
-    """All gradients of one sample alive at once, every scalar's |theta * grad| added in fp64."""
+def naive(model, items, loss: str, *, squared: bool = False) -> dict[str, float]:
+    """All gradients of one sample alive at once, every scalar's |theta * grad|, or grad^2, added in fp64."""
     totals = {name: 0.0 for name, _ in model.named_parameters()}
     model.requires_grad_(True)
     for item in items:
@@ -27,17 +30,18 @@ def naive(model, items, loss: str) -> dict[str, float]:
         picked = [log_p[t - 1, item.ids[t]] for t in range(start, len(item.ids))]
         (-torch.stack(picked).mean()).backward()
         for name, p in model.named_parameters():
-            totals[name] += (p.detach() * p.grad).abs().double().sum().item()
+            each = p.grad**2 if squared else (p.detach() * p.grad).abs()
+            totals[name] += each.double().sum().item()
     model.requires_grad_(False)
     return totals
 
 
 @pytest.mark.parametrize("loss", ["answer", "full"])
-@pytest.mark.parametrize("tied", [True, False])
-def test_hooks_equal_full_backpropagation(tied: bool, loss: str) -> None:
+@pytest.mark.parametrize(("tied", "squared"), [(True, False), (False, False), (True, True)])
+def test_hooks_equal_full_backpropagation(tied: bool, squared: bool, loss: str) -> None:
     model = llama(1, tied=tied)
-    got = sensitivities(model, samples(), loss=loss)  # type: ignore[arg-type]
-    want = naive(model, samples(), loss)
+    got = sensitivities(model, samples(), loss=loss, squared=squared)  # type: ignore[arg-type]
+    want = naive(model, samples(), loss, squared=squared)
     assert got.keys() == want.keys()
     worst = max(abs(got[name] - want[name]) / want[name] for name in want)
     assert worst < 1e-6, worst
@@ -52,6 +56,36 @@ def test_no_gradient_outlives_the_hook_and_the_model_is_left_as_it_was() -> None
         assert not p.requires_grad
         assert torch.equal(p, before[name])
     assert not any(p._post_accumulate_grad_hooks for p in model.parameters())
+
+
+def test_the_device_is_waited_for_once_a_sample_and_once_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever brings a number from a device to Python goes through one of these. transformers does so itself once a
+    forward pass, to look for packed sequences."""
+    waits: list[str] = []
+
+    def watch(name: str) -> None:
+        real = getattr(torch.Tensor, name)
+
+        def watched(self: torch.Tensor) -> Any:
+            if "transformers" not in sys._getframe(1).f_code.co_filename:
+                waits.append(name)
+            return real(self)
+
+        monkeypatch.setattr(torch.Tensor, name, watched)
+
+    def count(work: Callable[[], object]) -> int:
+        waits.clear()
+        work()
+        return len(waits)
+
+    for name in ("item", "tolist", "__bool__", "__float__", "__int__"):
+        watch(name)
+    model = llama(1)
+    one, three = (count(lambda n=n: sensitivities(model, samples(n))) for n in (1, 3))
+    assert three - one == 2
+    sets = {name: samples(3) for name in "abc"}
+    predictions = {name: alignment.predict(llama(seed), sets) for seed, name in enumerate(sets)}
+    assert count(lambda: alignment.distances(predictions)) == 3
 
 
 def test_two_samples_add_up() -> None:
@@ -93,6 +127,7 @@ def full_logit_distances(models, sets) -> dict[str, list[list[float]]]:
     tasks = sorted(models)
     distance = {
         "l2": lambda a, b: math.sqrt(((a - b) ** 2).sum().item()),
+        "l2_centred": lambda a, b: math.sqrt(((a - b) ** 2).sum().item() - (a - b).sum().item() ** 2 / len(a)),
         "l2sq": lambda a, b: ((a - b) ** 2).sum().item(),
         "kl": lambda a, b: (b.softmax(0) * (b.log_softmax(0) - a.log_softmax(0))).sum().item(),
         "cosine": lambda a, b: 1 - F.cosine_similarity(a, b, dim=0).item(),
@@ -118,6 +153,15 @@ def test_alignment_equals_full_logits() -> None:
     want = full_logit_distances(models, sets)
     for metric in alignment.METRICS:
         torch.testing.assert_close(torch.tensor(got[metric]), torch.tensor(want[metric]), rtol=1e-4, atol=1e-6)
+
+
+def test_a_shift_common_to_all_tokens_is_no_distance_once_centred() -> None:
+    own = torch.tensor([[1.0, 2.0, 3.0]])
+    # 5 more on every token: L2 is 5 sqrt(3), no softmax sees it. 0, 3, 0 more: mean 1, so -1, 2, -1: sqrt(6).
+    assert alignment.METRICS["l2_centred"](own + 5, own).item() == pytest.approx(0, abs=1e-6)
+    assert alignment.METRICS["l2"](own + 5, own).item() == pytest.approx(5 * math.sqrt(3))
+    other = own + torch.tensor([[0.0, 3.0, 0.0]])
+    assert alignment.METRICS["l2_centred"](other, own).item() == pytest.approx(math.sqrt(6))
 
 
 def test_alignment_in_chunks_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,6 +79,27 @@ def test_a_plan_by_hand_opens_no_tensor(family: dict[str, Path], tmp_path: Path,
     assert not list(tmp_path.glob("runs")) + list(tmp_path.glob("cache"))
 
 
+def test_a_plan_on_a_gpu_says_what_stays_there(family: dict[str, Path], tmp_path: Path, unread: None) -> None:
+    """Beside the bf16 model the free memory takes four checkpoints of the same size, and an eighth is left, or not."""
+    one = 2 * PARAMETERS
+    asked = spec(tmp_path, local(family), evaluation=Evaluation(dtype="bfloat16"))
+    enough = next(left for left in range(4 * one, 5 * one) if left - left // 8 >= 4 * one)
+
+    def said(**changes: Any) -> str:
+        return plan.of(asked, machine=here(device="cuda", **changes)).text()
+
+    room = f"{4 * one / 2**30:.1f} GiB of {enough / 2**30:.1f} GiB free beside the model"
+    assert f"base and experts resident: {room}, between points of a local sweep" in said(device_memory=one + enough)
+    less = said(device_memory=one + enough - 1)
+    assert f"base and experts are read again for every point of a sweep: they would take {room}" in less
+    assert "base and experts would stay on the GPU between points of a local sweep: 0.0 GiB" in said()
+    assert "base and experts" not in plan.of(asked, machine=here()).text()
+    made = plan.of(asked, machine=here(device="cuda", device_memory=GB))
+    (merging,) = (stage for stage in made.stages if stage.name == "merge")
+    # The model, twelve fp32 copies of the largest tensor by the definition, five as stored, all of them on their way.
+    assert merging.device == one + 4 * (2 * 3 + 6) * 640 + 5 * 2 * 640 + 4 * one
+
+
 def test_samples_are_counted_where_they_can_be_drawn(family: dict[str, Path], tmp_path: Path) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast

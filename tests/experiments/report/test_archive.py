@@ -90,6 +90,23 @@ def test_what_is_no_pack_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "experiments report archive write" in capsys.readouterr().err
 
 
+def test_a_study_without_runs_points_to_its_pack(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    archive.write("demo", runs, tmp_path / "demo" / archive.NAME)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert command.main(["report", "--study", "demo", "--runs", str(empty), "--out", str(tmp_path)]) == 1
+    assert "report archive rebuild --study demo` makes its report" in capsys.readouterr().err
+    words = ["report", "archive", "--results", str(tmp_path), "rebuild", "--study", "demo", "--no-figures"]
+    assert command.main(words) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'demo'}\n"
+    assert (tmp_path / "demo/table.md").is_file()
+    assert not (tmp_path / "report").exists()
+    assert command.main([*words[:-3], "--study", "other"]) == 1
+    assert f"no other/{archive.NAME} below {tmp_path}" in capsys.readouterr().err
+
+
 # ---- what is committed
 
 

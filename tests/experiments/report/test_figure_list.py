@@ -39,6 +39,18 @@ def test_the_temperature_figure_has_a_panel_a_merger_and_a_line_a_rule(tmp_path:
         assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
 
 
+def test_a_rule_at_several_spreads_is_a_line(tmp_path: Path) -> None:
+    write_run(tmp_path, "ties", "uniform", NOTHING)
+    for spread in (0.3, 0.1):
+        options = {"class": "Sens", "temperature": None, "spread": spread}
+        write_run(tmp_path, "ties", "sens", GAIN, options=options)
+    table = table_of(tmp_path)
+    assert [row.scaling for row in table.merges] == ["uniform", "sens spread=0.1", "sens spread=0.3"]
+    lines = figure_list.SWEEPS["spread"].lines(table, table.means[0])
+    assert [value for value, _ in lines["ties"]["sens"]] == [0.1, 0.3]
+    assert figure_list.SWEEPS["temperature"].lines(table, table.means[0]) == {}
+
+
 def test_figures_that_nobody_could_read_are_left_out_and_named(tmp_path: Path) -> None:
     screen(tmp_path, {0.1 * at: GAIN for at in range(1, 10)})
     written, left_out = figure_list.write([table_of(tmp_path)], tmp_path / "figures")

@@ -39,7 +39,7 @@ def test_what_calibration_is_kept_under(spec: RunSpec) -> None:
         for task in family.tasks
     ]
     assert kept["sensitivity"] == {f"{digest(key)[:32]}.json" for key in keys}
-    key = {"experts": family.expert_digests, "samples": calibrated.samples, **circumstances}
+    key = {"experts": family.expert_digests, "samples": calibrated.samples, **circumstances, "version": 2}
     assert kept["alignment"] == {f"{digest(key)[:32]}.json"}
 
 

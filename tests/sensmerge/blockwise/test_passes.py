@@ -84,6 +84,8 @@ def test_equal_to_the_resident_model(tmp_path: Path, name: str) -> None:
     for loss in ("answer", "full"):
         want = sensitivity.sensitivities(models.load(path), samples(), loss=loss)
         assert worst(passes.sensitivities(path, samples(), loss=loss), want) < 1e-6
+    want = sensitivity.sensitivities(models.load(path), samples(), squared=True)
+    assert worst(passes.sensitivities(path, samples(), squared=True), want) < 1e-6
 
 
 @pytest.mark.parametrize("name", ["llama-tied", "mistral"])

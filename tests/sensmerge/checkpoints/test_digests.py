@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -21,7 +23,8 @@ from sensmerge.checkpoints import hub, torch_bin
 from sensmerge.checkpoints import reader as checkpoint
 from sensmerge.checkpoints.reader import Reader
 from sensmerge.checkpoints.torch_bin import Pickled
-from sensmerge.family.members import checkpoint_digest
+from sensmerge.family import members
+from sensmerge.family.members import Models, checkpoint_digest
 from sensmerge.mergers import TaskArithmetic
 from sensmerge.store import Store
 
@@ -90,6 +93,42 @@ def test_a_digest_remembered_before_templates_counted_is_not_believed(tmp_path: 
     assert checkpoint_digest(folder, store) == checkpoint.digest(folder)
 
 
+def test_a_family_is_read_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of one member, and of several; the digest is that of one reader, written out here."""
+    folders = [tmp_path / name for name in ("base", "a", "b")]
+    for number, folder in enumerate(folders):
+        folder.mkdir()
+        for part in range(2):
+            (folder / f"{part}.safetensors").write_bytes(bytes([number, part]) * 1000)
+    plain, met = checkpoint.sha256, threading.Barrier(2, timeout=20)
+
+    def both(file: Path) -> bytes:
+        met.wait()  # BrokenBarrierError where one is read after the other
+        return plain(file)
+
+    monkeypatch.setattr(members, "_processors", lambda: 2)
+    monkeypatch.setattr(checkpoint, "sha256", both)
+    store = Store(tmp_path / "stages")
+    found = members.digests(Models(folders[0], {"a": folders[1], "b": folders[2]}), None, store)
+    for number, digest in enumerate(found.values()):
+        state = hashlib.sha256()
+        for part in range(2):
+            state.update(f"{part}.safetensors".encode() + b"\0" + hashlib.sha256(bytes([number, part]) * 1000).digest())
+        assert digest == state.hexdigest()
+    assert store.asked == {("digest", True): 3}
+    twice = members.digests(Models(folders[0], {"a": folders[0]}), None, store)
+    assert twice == dict.fromkeys(("base", "a"), found["base"])
+
+
+def test_what_one_file_of_a_family_raises_is_raised(tmp_path: Path) -> None:
+    for name in ("base", "a"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(b"x")
+    (tmp_path / "a" / "gone.safetensors").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"gone\.safetensors"):
+        members.digests(Models(tmp_path / "base", {"a": tmp_path / "a"}), None, Store(tmp_path / "stages"))
+
+
 def evaluated(spec: RunSpec, member: str) -> int:
     """How many evaluations of the member had to be computed."""
     family = prepare(spec)
@@ -100,12 +139,12 @@ def evaluated(spec: RunSpec, member: str) -> int:
 def test_a_changed_template_of_the_base_is_asked_again(spec: RunSpec, world: Path) -> None:
     """The base's tokenizer asks all members, so it is what an expert's results depend on too."""
     asked = of(spec, world, math="math", code="lora")
-    members = ("base", "math", "code")
-    assert [evaluated(asked, member) for member in members] == [1, 1, 1]
-    assert [evaluated(asked, member) for member in members] == [0, 0, 0]
+    asking = ("base", "math", "code")
+    assert [evaluated(asked, member) for member in asking] == [1, 1, 1]
+    assert [evaluated(asked, member) for member in asking] == [0, 0, 0]
     (world / "base" / "chat_template.jinja").write_text("{{ messages }}")
-    assert [evaluated(asked, member) for member in members] == [1, 1, 1]
-    assert [evaluated(asked, member) for member in members] == [0, 0, 0]
+    assert [evaluated(asked, member) for member in asking] == [1, 1, 1]
+    assert [evaluated(asked, member) for member in asking] == [0, 0, 0]
 
 
 def test_keys_stay_where_tokenizers_agree(spec: RunSpec, world: Path) -> None:

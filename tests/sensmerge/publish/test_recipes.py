@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from sensmerge.calibration import Calibration
-from sensmerge.coefficients import Evidence, Fixed, Sens
+from sensmerge.coefficients import Evidence, Fixed, Rule, Sens
 from sensmerge.mergers import Dare, Ties
-from sensmerge.publish import recipe_file
+from sensmerge.publish import classes, recipe_file
 from sensmerge.publish.recipes import Recipe
 
 TABLE = "{tasks: [code, math], blocks: [[1.0], [1.0]], default: [1.0, 1.0], outside: {}}"
@@ -136,3 +136,14 @@ def test_fixed_weights_are_the_same_in_every_tensor() -> None:
     assert table.blocks.shape == (2, 2)
     with pytest.raises(ValueError, match=r"weights are given for \['code', 'math'\], and needed for"):
         Fixed({"math": 0.7, "code": 1.2}).table(Evidence(["math"], names))
+
+
+def test_a_strength_takes_the_place_of_the_other() -> None:
+    for words in ({"temperature": 0.3}, {"spread": 0.2}, {"spread": 0.2, "temperature": None}):
+        rule = classes.chosen({"name": "sens", **words}, Rule, "rule")
+        assert rule == Sens(**words)
+    assert classes.chosen({"name": "sens_rcp", "spread": 0.2}, Rule, "rule") == Sens(
+        sign="farther", normalise="sum1", outside="own", loss="full", spread=0.2
+    )
+    with pytest.raises(ValueError, match=r"temperature=0\.3 and spread=0\.2 are both set"):
+        classes.chosen({"name": "sens", "temperature": 0.3, "spread": 0.2}, Rule, "rule")
