@@ -27,6 +27,7 @@ from sensmerge.checkpoints.open import is_adapter, on_base
 from sensmerge.checkpoints.vocabulary import Policy
 from sensmerge.coefficients import Evidence, Rule, Sens, Table, Uniform
 from sensmerge.engine.engine import Engine
+from sensmerge.family import fit
 from sensmerge.family.family import Family, ready
 from sensmerge.family.members import Models, line_up, opened
 from sensmerge.mergers import Merger
@@ -59,8 +60,8 @@ def open_family(
     family = ready(Models(hub.locate(base), places, vocabulary), Path(cache))
     with ExitStack() as stack:
         ours, theirs = family.readers(stack)
-        merge.check_compatible(ours, theirs)
-        merge.check_architectures(family.shells, {"base": ours, **theirs})
+        fit.check_compatible(ours, theirs)
+        fit.check_architectures(family.shells, {"base": ours, **theirs})
     return family
 
 
@@ -249,9 +250,15 @@ def export_mergekit(
         base = opened(members, layout, stack)["base"]
         if not isinstance(table, Table):
             table = (table or Uniform()).table(Evidence(sorted(experts), base.names))
-        moved = sorted(layout.moved) if layout else ()
         return mergekit.export(
-            merger, table, base.entries, base=known["base"], experts=experts, approximate=approximate, moved=moved
+            merger,
+            table,
+            base.entries,
+            base=known["base"],
+            experts=experts,
+            approximate=approximate,
+            moved=sorted(layout.moved) if layout else (),
+            model_type=models.model_type(members.base),
         )
 
 
@@ -259,7 +266,9 @@ def _merge(
     stack: ExitStack, family: Family, merger: Merger, table: Table, seed: int, device: str, threads: int | None
 ) -> merge.Merge:
     place = models.resolve_device(device)
-    base, experts = family.readers(stack, place)
-    experts, merger, table = joined.as_one_expert(merger, base, experts, table, seed)
+    base, own = family.readers(stack)
+    experts, merger, table = joined.as_one_expert(merger, base, own, table, seed)
+    if experts is own:
+        base, experts = family.staying(base, own, place)
     engine = stack.enter_context(Engine(place, threads))
     return merge.Merge(base, experts, merger, table, engine, seed)

@@ -199,11 +199,6 @@ class Record:
         return scaling.get("of") if scaling.get("class") == "Shuffled" else None
 
     @property
-    def draw(self) -> int:
-        """Which of several shuffles the random control is; 0 for what draws none."""
-        return self.parameters.get("scaling.draw", 0)
-
-    @property
     def temperature(self) -> float | None:
         """T of the rule, or of the rule that it shuffles; None where it has none."""
         return self.parameters.get("scaling.of.temperature", self.parameters.get("scaling.temperature"))

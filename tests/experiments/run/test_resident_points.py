@@ -89,8 +89,7 @@ def test_an_evaluation_that_does_not_fit_gets_their_memory(
         first, second, _ = points(spec, tmp_path)
         pipeline.run(first)
         pipeline.run(second)
-    assert ran[0] > 0
-    assert ran[1:] == [0, 0], "and nothing stays any more"
+    assert len([held for held in ran if held]) == 1, "the second attempt, and the second run, had none of it there"
     log = (first.directory / "run.log").read_text()
     assert log.count("out of device memory (choice): base and experts stay there no longer") == 1
 

@@ -188,7 +188,7 @@ def test_without_wandb_or_its_server_it_is_one_line(
         **{name: value.replace("blocked", str(tmp_path / "blocked")) for name, value in variables.items()}
     )
     line = command("scaling=uniform", *MINIATURE, *places(tmp_path), f"tracking.mode={mode}", "tracking.timeout=20")
-    done = subprocess.run(line, cwd=ROOT, env=chosen, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(line, cwd=ROOT, env=chosen, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     (complaint,) = [line for line in (done.stdout + done.stderr).splitlines() if "W&B" in line]
     assert "W&B did not take" in complaint
