@@ -83,7 +83,7 @@ class Engine:
         here = self.compiled and device.type == "cpu"
         there = self.compiled and device_loops.serves(device)
         # What surveys of whole vectors found is not for the fused kernels, which look at one tensor.
-        fused = [one for one in settings if there and one.known is None and device_loops.fits(base, experts, one)]
+        fused = [one for one in settings if there and device_loops.fits(base, experts, one)]
         if fused:
             device_loops.merge(base, experts, fused, device)
         for setting in settings:
