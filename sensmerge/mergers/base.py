@@ -81,6 +81,14 @@ class Merger(ABC):
         """
         return None
 
+    def check_by_tensor(self, outer: Merger, experts: int) -> None:
+        """Raise ValueError for a merger inside `outer`, which shows it one tensor at a time, that asks for more."""
+        if self.survey(experts) is not None:
+            raise ValueError(
+                f"{type(outer).__name__} merges tensor by tensor, and {type(self).__name__} inside it trims over "
+                "task vectors: set merger.inner.scope=tensor"
+            )
+
     def check_told(self, known: Container[str]) -> None:
         """Raise ValueError where a merge does not know a word of `told`."""
         if missing := sorted(word for word in self.told if word not in known):
