@@ -27,6 +27,7 @@ from sensmerge.checkpoints.open import is_adapter, on_base
 from sensmerge.checkpoints.vocabulary import Policy
 from sensmerge.coefficients import Evidence, Rule, Sens, Table, Uniform
 from sensmerge.engine.engine import Engine
+from sensmerge.family import fit
 from sensmerge.family.family import Family, ready
 from sensmerge.family.members import Models, line_up, opened
 from sensmerge.mergers import Merger
@@ -59,8 +60,8 @@ def open_family(
     family = ready(Models(hub.locate(base), places, vocabulary), Path(cache))
     with ExitStack() as stack:
         ours, theirs = family.readers(stack)
-        merge.check_compatible(ours, theirs)
-        merge.check_architectures(family.shells, {"base": ours, **theirs})
+        fit.check_compatible(ours, theirs)
+        fit.check_architectures(family.shells, {"base": ours, **theirs})
     return family
 
 
@@ -249,9 +250,15 @@ def export_mergekit(
         base = opened(members, layout, stack)["base"]
         if not isinstance(table, Table):
             table = (table or Uniform()).table(Evidence(sorted(experts), base.names))
-        moved = sorted(layout.moved) if layout else ()
         return mergekit.export(
-            merger, table, base.entries, base=known["base"], experts=experts, approximate=approximate, moved=moved
+            merger,
+            table,
+            base.entries,
+            base=known["base"],
+            experts=experts,
+            approximate=approximate,
+            moved=sorted(layout.moved) if layout else (),
+            model_type=models.model_type(members.base),
         )
 
 

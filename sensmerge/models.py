@@ -242,9 +242,26 @@ def parameter_shapes(path: Path) -> dict[tuple[str, ...], tuple[int, ...]]:
     return {tuple(places): tuple(empty.shape) for empty, places in slots.shared(model)}
 
 
+def ties_embeddings(path: Path) -> bool:
+    """Whether the model that config.json at `path` makes has one tensor as token embedding and head; False where no
+    configuration is. Reads config.json only."""
+    import transformers
+
+    if not (path / "config.json").is_file():
+        return False
+    config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
+    return bool(config.get_text_config(decoder=True).tie_word_embeddings)
+
+
 def context_length(path: Path) -> int | None:
     """Positions the model at `path` was made for, or None where its config does not say. Reads config.json only."""
     return json.loads((path / "config.json").read_text()).get("max_position_embeddings")
+
+
+def model_type(path: Path) -> str | None:
+    """What config.json at `path` calls the kind of model, such as llama; None where there is none."""
+    config = path / "config.json"
+    return json.loads(config.read_text(encoding="utf-8")).get("model_type") if config.is_file() else None
 
 
 def n_parameters(model: nn.Module) -> int:

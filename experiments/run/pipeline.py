@@ -21,7 +21,6 @@ from experiments.run import events, preflight, recipe, record, routed, stages, t
 from experiments.run.prepare import Prepared, prepare, verify
 from experiments.run.progress import Progress
 from experiments.run.record import Record, Scores
-from experiments.run.routing import Routing
 from experiments.run.spec import Member, RunSpec
 from experiments.tracking import live
 from sensmerge import memory
@@ -174,7 +173,7 @@ def _record(
     calibrated: stages.Calibrated | None,
     subject: stages.Subject,
     results: Mapping[str, Result],
-    routing: Routing | None,
+    routing: record.Routing | None,
     measured: record.Measured,
 ) -> Record:
     return Record(

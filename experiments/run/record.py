@@ -16,21 +16,35 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from evaluation.record import Metric, Outcome, Result
-from experiments.run.routing import Routing
+from experiments.run.measured import EXACT, Git, Machine, Measured, Routing, StageCount
 from sensmerge.store import write_json
 
+__all__ = [
+    "RECORD_JSON",
+    "SCHEMA",
+    "Coefficients",
+    "Digests",
+    "Git",
+    "Machine",
+    "Measured",
+    "Range",
+    "Record",
+    "Routing",
+    "Scores",
+    "StageCount",
+    "Table",
+]
 RECORD_JSON = "record.json"
 SCHEMA: Literal[1] = 1
 _SETTING = ("model", "suite", "evaluation", "device", "suite_data")
 _PLACES = ("output", "tracking", "launcher", "hydra")  # groups of overrides that say where, and move no number
-_EXACT = ConfigDict(extra="forbid", strict=True)
 
 
-@dataclass(frozen=True, config=_EXACT)
+@dataclass(frozen=True, config=EXACT)
 class Scores:
     """A benchmark's result. outcomes: the file of its items, relative to the run. groups: as in `Result`."""
 
@@ -51,7 +65,7 @@ class Scores:
         return self.metrics[self.primary]
 
 
-@dataclass(frozen=True, config=_EXACT)
+@dataclass(frozen=True, config=EXACT)
 class Table:
     """sensmerge.coefficients.Table as plain lists: K * sigma [K][L], and outside the blocks [K]."""
 
@@ -61,7 +75,7 @@ class Table:
     outside: dict[str, list[float]]
 
 
-@dataclass(frozen=True, config=_EXACT)
+@dataclass(frozen=True, config=EXACT)
 class Range:
     """Of K * sigma over experts and blocks. sd: its spread. first_block: that block's share of sum (K sigma - 1)^2."""
 
@@ -72,7 +86,7 @@ class Range:
     first_block: float | None = None
 
 
-@dataclass(frozen=True, config=_EXACT)
+@dataclass(frozen=True, config=EXACT)
 class Coefficients:
     """alpha: task -> [L]; distances: metric -> [K][K]. None where the rule asked for no such evidence.
 
@@ -91,7 +105,7 @@ class Coefficients:
         return [self.alpha[task] for task in self.table.tasks] if self.alpha else None
 
 
-@dataclass(frozen=True, config=_EXACT)
+@dataclass(frozen=True, config=EXACT)
 class Digests:
     """sha256 of what went in: the evaluated model's recipe, files, calibration samples by task, data sets by name."""
 
@@ -102,43 +116,7 @@ class Digests:
     data: dict[str, str]
 
 
-@dataclass(frozen=True, config=_EXACT)
-class Machine:
-    platform: str
-    cores: int | None
-    threads: int
-    gpu: str | None
-    cpu: str | None = None
-
-
-@dataclass(frozen=True, config=_EXACT)
-class Git:
-    commit: str | None
-    dirty: bool | None
-
-
-@dataclass(frozen=True, config=_EXACT)
-class StageCount:
-    """Of one kind of stage, how many results the run computed itself, and how many it found kept."""
-
-    computed: int
-    kept: int
-
-
-@dataclass(frozen=True, config=_EXACT)
-class Measured:
-    """What differs where the same is run again. peak_memory_mb: of the process, so of all its runs so far."""
-
-    seconds: dict[str, float]
-    peak_memory_mb: float
-    machine: Machine
-    git: Git
-    argv: list[str]
-    finished: str
-    stages: dict[str, StageCount] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, eq=False, config=_EXACT)
+@dataclass(frozen=True, eq=False, config=EXACT)
 class Record:
     """One run; `directory` is where it lies, and stands in no file.
 
@@ -219,11 +197,6 @@ class Record:
         """The rule whose coefficients the random control gives to wrong places; None if this is not that control."""
         scaling = self.identity.get("scaling") or {}
         return scaling.get("of") if scaling.get("class") == "Shuffled" else None
-
-    @property
-    def draw(self) -> int:
-        """Which of several shuffles the random control is; 0 for what draws none."""
-        return self.parameters.get("scaling.draw", 0)
 
     @property
     def temperature(self) -> float | None:

@@ -93,7 +93,7 @@ def merge_recipe(spec: RunSpec, family: Prepared, calibrated: Calibrated) -> Sub
             base, experts = family.staying(base, own, device)
         engine = stack.enter_context(Engine(device, spec.threads))
         known = thresholds.known(family.store, family, merger)
-        return merge.Merge(base, experts, made, table, engine, spec.seed, known)
+        return merge.Merge(base, experts, made, table, engine, spec.seed, *known)
 
     return Subject(digest(recipe), "base", opened, recipe, opened if spec.routed else None)
 
@@ -165,7 +165,7 @@ def _harness(spec: RunSpec, family: Prepared, subject: Subject, progress: Progre
         with ExitStack() as stack:
             merged = subject.merge(stack)
             merge.load_into(model, merged, progress.bar("merge"))
-            thresholds.keep(family.store, family, merged.merger, merged.cuts)
+            thresholds.keep(family.store, family, merged.merger, merged.cuts, merged.edges)
         say(f"merged {models.n_parameters(model) / 1e6:.2f} M parameters", start, "in memory")
     tokenizer = models.load_tokenizer(family.shells["base"])
     return Harness(
@@ -196,5 +196,5 @@ def write_checkpoint(
             merged = subject.merge(stack)
             shell = family.shells["base"]
             merge.write(target, merged, card=text, recipe=kept, shell=shell, progress=progress.bar("merge"))
-            thresholds.keep(family.store, family, merged.merger, merged.cuts)
+            thresholds.keep(family.store, family, merged.merger, merged.cuts, merged.edges)
     say("checkpoint", start, target, reused=done)

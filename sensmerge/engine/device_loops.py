@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sensmerge.engine.kernel_args import EVERYTHING, Cut, Setting, check_finite, mask_of
+from sensmerge.engine.kernel_args import Setting, check_finite, mask_of
 from sensmerge.mergers import Average, Steps
+from sensmerge.sparsify import EVERYTHING, Cut
 
 log = logging.getLogger(__name__)
 BLOCK = 2048  # numbers a program; with 8 warps, 8 numbers a thread, a load of 16 bytes in bf16

@@ -9,6 +9,8 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from sensmerge.mergers.whole import Survey
+
 
 @dataclass(frozen=True)
 class Steps:
@@ -53,6 +55,14 @@ class Merger(ABC):
                 f"{type(self).__name__} is defined for at most {self.most_experts} experts, {experts} were given: take "
                 "fewer, or another merger"
             )
+
+    def survey(self, experts: int) -> Survey | None:
+        """What has to be asked of whole vectors before the first tensor is merged (see whole.py); None: nothing.
+
+        What the survey returns for a tensor's name is passed to the call as `known`. A call without it takes its tensor
+        for the whole.
+        """
+        return None
 
     def steps(self) -> Steps | None:
         """The merger in the engine's terms; None: only the definition itself can compute it."""

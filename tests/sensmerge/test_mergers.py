@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 from gpu_fixtures import MERGING, agree, apart, device  # noqa: F401
-from oracles import oracle_della, oracle_outliers, oracle_trim, philox
+from oracles import oracle_della, oracle_outliers, oracle_pcb, oracle_trim, philox
 from pydantic import ValidationError
 
 from sensmerge.engine.engine import Engine
 from sensmerge.engine.kernel_args import Setting
-from sensmerge.mergers import Average, Breadcrumbs, Dare, Della, Merger, Slerp, TaskArithmetic, Ties
+from sensmerge.mergers import Average, Breadcrumbs, Dare, Della, Merger, Pcb, Slerp, TaskArithmetic, Ties
 from sensmerge.onebit import OneBitMerge
 from sensmerge.seeds import key
 from sensmerge.sparsify import keep_largest
@@ -31,6 +31,8 @@ MERGERS: list[Merger] = [
     Breadcrumbs(density=0.9, gamma=0.3, inner=Ties(density=1.0)),
     Della(density=0.5, epsilon=0.3),
     Della(density=0.7, epsilon=0.3, inner=TaskArithmetic(scale=0.5)),
+    Pcb(ratio=0.3, scale=1.2),
+    Pcb(ratio=1.0, clamp=0.1, scope="tensor"),
     OneBitMerge(inner=TaskArithmetic(scale=0.5)),
     OneBitMerge(inner=Dare(drop=0.4, inner=Ties(density=1.0))),
 ]
@@ -54,6 +56,9 @@ def problem(shape: tuple[int, ...], k: int = 3) -> tuple[torch.Tensor, torch.Ten
 
 def oracle(merger: Merger, base: list[float], taus: list[list[float]], weights: list[float], row: int) -> list[float]:
     k = len(taus)
+    if isinstance(merger, Pcb):
+        moved = oracle_pcb(taus, [[w] * len(base) for w in weights], merger)
+        return [origin + merger.scale * move for origin, move in zip(base, moved, strict=True)]
     if isinstance(merger, Breadcrumbs):
         kept = [oracle_outliers(tau, merger.density, merger.gamma) for tau in taus]
         return oracle(merger.inner, base, kept, weights, row)
@@ -222,6 +227,17 @@ def test_coefficients_can_turn_an_election() -> None:
     taus = torch.tensor([[2.0], [-3.0]])
     assert Ties(density=1.0)(torch.zeros(1), taus, torch.ones(2)).item() == -3.0
     assert Ties(density=1.0)(torch.zeros(1), taus, torch.tensor([1.9, 0.1])).item() == pytest.approx(3.8)
+
+
+def test_pcb_by_hand() -> None:
+    """Two experts, two entries: e^2 tanh 6 wins the first, and tanh 2 of the other expert the second."""
+    taus = torch.tensor([[3.0, 1.0], [-1.0, 1.0]])
+    merger = Pcb(ratio=1.0, clamp=0.0, scale=0.5)
+    assert merger(torch.ones(2), taus, torch.tensor([1.0, 4.0])).tolist() == [1 + 0.5 * 3, 1 + 0.5 * 4 * 1]
+    # One expert, scores tanh 1, e^(1/4) tanh 4, e tanh 9, of which the upper two thirds count from the middle one on.
+    alone = torch.tensor([[1.0, 2.0, 3.0]])
+    assert Pcb(ratio=2 / 3, clamp=0.0)(torch.zeros(3), alone, torch.ones(1)).tolist() == [0, 0, 3]
+    assert Pcb(ratio=1.0, clamp=0.0)(torch.zeros(3), alone, torch.ones(1)).tolist() == pytest.approx([0, 2, 3])
 
 
 def test_breadcrumbs_by_hand() -> None:

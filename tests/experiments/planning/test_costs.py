@@ -15,7 +15,7 @@ from sensmerge.engine import kernels
 from sensmerge.engine.engine import Engine
 from sensmerge.engine.kernel_args import Setting
 from sensmerge.memory import Weights
-from sensmerge.mergers import Average, Dare, Merger, Slerp, Ties
+from sensmerge.mergers import Average, Breadcrumbs, Dare, Merger, Slerp, Ties
 
 
 def test_weights_and_flops_by_hand() -> None:
@@ -40,11 +40,11 @@ def test_weights_and_flops_by_hand() -> None:
     [
         (Average(), 1),
         (Dare(), 1),
-        (Ties(density=0.5), 5),
-        (Ties(density=0.5, cancelled="drop"), 4),
-        (Ties(density=1.0), 2),
-        (Dare(inner=Ties(density=1.0)), 2),
-        (Dare(inner=Ties(density=0.5)), 5),
+        (Ties(density=0.5, scope="tensor"), 5),
+        (Ties(density=0.5, cancelled="drop", scope="tensor"), 4),
+        (Ties(density=1.0, scope="tensor"), 2),
+        (Dare(inner=Ties(density=1.0, scope="tensor")), 2),
+        (Dare(inner=Ties(density=0.5, scope="tensor")), 5),
     ],
 )
 def test_passes_are_those_the_engine_makes(merger: Merger, times: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,6 +65,24 @@ def test_passes_are_those_the_engine_makes(merger: Merger, times: int, monkeypat
             if not known:
                 assert made == times
     assert costs.passes(merger, "cuda") == costs.passes(Slerp(), "cpu") == 1
+
+
+@pytest.mark.parametrize(
+    ("merger", "times", "known"),
+    [
+        (Ties(density=0.5), 5, 2),
+        (Ties(density=0.5, cancelled="drop"), 4, 1),
+        (Ties(density=1.0), 2, 2),
+        (Ties(density=1.0, cancelled="drop"), 1, 1),
+        (Dare(inner=Ties(density=0.5)), 5, 2),
+        (Breadcrumbs(scope="model"), 4, 4),
+        (Breadcrumbs(), 1, 1),
+    ],
+)
+def test_passes_over_whole_vectors_are_readings(merger: Merger, times: int, known: int) -> None:
+    """tests/sensmerge/engine/test_survey.py counts those of the first."""
+    for device in ("cpu", "cuda"):
+        assert (costs.passes(merger, device), costs.passes(merger, device, known=True)) == (times, known)
 
 
 # ---- the machine
