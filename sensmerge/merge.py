@@ -77,8 +77,7 @@ class Merge:
         return [key(self.seed, task, name) for task in self._tasks] if self.merger.stochastic else None
 
     def inputs(self, name: str) -> tuple[Tensor, list[Tensor]]:
-        """Tensor `name` of the base, and of the experts in the order of their tasks; where checkpoints stay on a device,
-        there."""
+        """Tensor `name` of the base, and of the experts in the order of their tasks; on the device where they stay."""
         base, *experts = (there(source, name, self.engine.device) for source in (self.base, *self._in_order))
         return base, experts
 
