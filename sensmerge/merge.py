@@ -20,6 +20,7 @@ from sensmerge.device import lanes
 from sensmerge.device.inputs import Progress, each, mapped
 from sensmerge.device.outgoing import Outgoing
 from sensmerge.device.resident import relieved, there
+from sensmerge.distances.survey import root, squared_distance
 from sensmerge.engine.engine import Engine
 from sensmerge.engine.kernel_args import NotFinite, Out, Setting
 from sensmerge.engine.survey import Asking, Edges, Vectors, survey
@@ -28,6 +29,7 @@ from sensmerge.mergers import Merger
 from sensmerge.seeds import key
 from sensmerge.sparsify import Cut
 from sensmerge.store import digest
+from sensmerge.tensor_names import holds_tokens
 
 
 @dataclass
@@ -38,6 +40,7 @@ class Merge:
     neither on the order of `experts` nor on shards, threads or device. seed: draws the masks of a stochastic merger.
     cuts: what trimming by tensor keeps, by tensor and expert (see Engine.merge); edges: where whole task vectors are
     trimmed. Merges of one family that differ in coefficients and scale only may share the first, all the second.
+    tell: keyword of `merger.told` -> what it says of a tensor, by name; "linear" is known here.
 
     Raises ValueError for experts that do not fit the base, the table, or the merger.
     """
@@ -50,6 +53,7 @@ class Merge:
     seed: int = 0
     cuts: dict[str, dict[int, Cut]] = field(default_factory=dict)
     edges: Edges = field(default_factory=dict)
+    tell: Mapping[str, Callable[[str], Any]] = field(default_factory=dict)
     surveyed: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
@@ -58,6 +62,8 @@ class Merge:
         self.table.check(self._tasks, self.base.names)
         self.merger.check(len(self._tasks))
         check_compatible(self.base, self.experts)
+        self.tell = {"linear": lambda name: not holds_tokens(name), **self.tell}
+        self.merger.check_told(self.tell)
 
     def into(self, name: str, out: Tensor | Out) -> None:
         """Write tensor `name`, merged, into `out`, which has the base's shape and dtype.
@@ -69,8 +75,9 @@ class Merge:
     def setting(self, name: str, out: Tensor | Out) -> Setting:
         """What differs, for tensor `name`, between merges of the same inputs; the result goes to `out`."""
         known = self._known(name) if self._known else None
+        more = {word: self.tell[word](name) for word in sorted(self.merger.told)}
         cuts = self.cuts.setdefault(name, {})
-        return Setting(self.merger, self.table.weights(name), out, self.keys(name), cuts, known)
+        return Setting(self.merger, self.table.weights(name), out, self.keys(name), cuts, known, more)
 
     def keys(self, name: str) -> list[int] | None:
         """Of the masks that a stochastic merger draws for tensor `name`, one for each expert."""
@@ -254,10 +261,9 @@ def _name_dtype(config: Path, dtype: str) -> None:
 
 
 @torch.inference_mode()
-def load_into(model: Any, merge: Merge, progress: Progress = iter) -> None:
-    """Merge into a resident model's parameters, without touching the disk.
-
-    What is merged is rounded to the base's dtype, as a checkpoint would be, whatever the model's is.
+def load_into(model: Any, merge: Merge, progress: Progress = iter) -> float:
+    """Merge into a resident model's parameters, without touching the disk; returns ||theta_m - theta_0||. What is
+    merged is rounded to the base's dtype, as a checkpoint would be, whatever the model's is.
     Raises ValueError if the merge and the model's parameters do not cover each other (tied weights count as one).
     """
     state = model.state_dict()
@@ -265,6 +271,7 @@ def load_into(model: Any, merge: Merge, progress: Progress = iter) -> None:
     if strange:
         raise ValueError(f"{type(model).__name__} has no parameter {strange[0]!r}: is it the base's own architecture?")
     left = {tensor.data_ptr(): name for name, tensor in state.items()}
+    moved: list[float] = []
 
     def work(entry: Entry, base: Tensor, experts: list[Tensor]) -> None:
         target = state[entry.name]
@@ -273,15 +280,15 @@ def load_into(model: Any, merge: Merge, progress: Progress = iter) -> None:
                 f"{entry.name} is {list(target.shape)} in {type(model).__name__} and {list(entry.shape)} in the merge: "
                 "is it the base's own architecture?"
             )
-        inputs = (base, experts)
-        if target.dtype == entry.dtype:
-            into_all([merge], entry.name, [target], inputs)
-        else:
-            made = torch.empty(entry.shape, dtype=entry.dtype, device=base.device)
-            into_all([merge], entry.name, [made], inputs)
+        same = target.dtype == entry.dtype
+        made = target if same else torch.empty(entry.shape, dtype=entry.dtype, device=base.device)
+        into_all([merge], entry.name, [made], (base, experts))
+        if not same:
             target.copy_(made)
         left.pop(target.data_ptr(), None)
+        moved.append(squared_distance(made, base))
 
     each(merge.base, merge.experts, merge.engine.device, work, progress)
     if left:
         raise ValueError(f"the merge never set {sorted(left.values())[:3]} of {type(model).__name__}")
+    return root(sum(moved))

@@ -5,13 +5,15 @@ All are estimates of what this project's own code does; each says what it leaves
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from sensmerge.adapters import FactorMerger
+from sensmerge.checkpoints.reader import Entry
 from sensmerge.engine.engine import STEP
 from sensmerge.memory import Mode, Weights
 from sensmerge.mergers import Merger
 from sensmerge.mergers.whole import Edge, Survey, Votes
+from sensmerge.tensor_names import holds_tokens
 
 # ---- FLOPs
 
@@ -28,6 +30,12 @@ def sensitivity_flops(weights: Weights, lengths: Sequence[int], mode: Mode) -> i
     forward = forward_flops(weights, lengths)
     again = forward - 2 * weights.head * sum(lengths) if mode == "streamed" else 0
     return 3 * forward + again
+
+
+def gram_flops(weights: Weights, grams: int, lengths: Sequence[int]) -> int:
+    """A forward pass without the head, and x^T x for each of the matrices' inputs: 2 n^2 a token, `grams` the sum of
+    n^2 (at most: layers with one input share it)."""
+    return forward_flops(weights, lengths) + 2 * (grams - weights.head) * sum(lengths)
 
 
 # ---- a merge
@@ -79,3 +87,14 @@ def merge_scratch(merger: Merger, weights: Weights, experts: int, device: str, t
     if merger.survey(experts) is not None:  # what is ranked, and its bits in order
         copies = max(copies, 5 * experts + 6)
     return 4 * copies * weights.largest
+
+
+def matrix_scratch(merger: Merger, entries: Mapping[str, Entry], experts: int) -> int:
+    """Bytes that a merger of whole matrices holds at its hungriest tensor by its own word, X^T X of inputs included; 0
+    for mergers that work entry by entry. Token embeddings and heads, which such mergers average, do not count."""
+    told = 0
+    for entry in entries.values():
+        if not holds_tokens(entry.name) and (own := merger.scratch(entry.shape, experts)) is not None:
+            given = 4 * experts * entry.shape[-1] ** 2 if "grams" in merger.told and len(entry.shape) == 2 else 0
+            told = max(told, own + given)
+    return told

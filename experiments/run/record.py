@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import field, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ from pydantic.dataclasses import dataclass
 
 from evaluation.record import Metric, Outcome, Result
 from experiments.run.measured import EXACT, Git, Machine, Measured, Routing, StageCount
+from experiments.run.measures import Distances, flatten
 from sensmerge.store import write_json
 
 __all__ = [
@@ -123,8 +124,8 @@ class Record:
     study: the one that first asked for the run. labels: model, suite, merger, scaling, the names of the chosen yamls,
     and experiment and protocol where there was one (older records lack these two). member: where nothing was merged
     "base" or the expert's task, else None. vocabulary: what became of experts' token rows; None: every row is where it
-    is stored. Repeated with the same versions, all of it is the same but `measured`, and the paths in `config` and
-    `overrides`.
+    is stored. distances: of a merge; None: not measured. Repeated with the same versions, all of it is the same but
+    `measured`, and the paths in `config` and `overrides`.
     """
 
     schema: Literal[1]
@@ -146,6 +147,7 @@ class Record:
     measured: Measured
     vocabulary: dict[str, Any] | None = field(default_factory=dict)  # empty: not told
     routing: Routing | None = None
+    distances: Distances | None = None
     directory: Path = Field(default=Path(), exclude=True)
 
     @staticmethod
@@ -221,7 +223,7 @@ class Record:
     @cached_property
     def parameters(self) -> dict[str, Any]:
         """The identity, everything that determined the numbers, as dotted path -> value ("merger.scale": 0.5)."""
-        return dict(_flatten(self.identity))
+        return dict(flatten(self.identity))
 
     def same(self, *parts: str) -> str:
         """The named parts of the identity as text: two records with equal texts agree in all of them."""
@@ -263,14 +265,6 @@ def _reason(error: ValidationError) -> str:
     place, got = ".".join(map(str, first["loc"])) or "all of it", first["input"]
     shown = "" if first["type"] == "missing" else f", got {got!r:.60}"
     return f"is no file that this version reads: {place}: {first['msg']}{shown}; rerun the run, or move it"
-
-
-def _flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _flatten(item, f"{path}.{key}" if path else str(key))
-    else:
-        yield path, value
 
 
 def _moving_numbers(words: Sequence[str]) -> list[str]:

@@ -83,7 +83,7 @@ class Engine:
         here = self.compiled and device.type == "cpu"
         there = self.compiled and device_loops.serves(device)
         # What surveys of whole vectors found is not for the fused kernels, which look at one tensor.
-        fused = [one for one in settings if there and one.known is None and device_loops.fits(base, experts, one)]
+        fused = [one for one in settings if there and device_loops.fits(base, experts, one)]
         if fused:
             device_loops.merge(base, experts, fused, device)
         for setting in settings:
@@ -106,8 +106,8 @@ class Engine:
         # Copied as they are, and widened there: the other way round one thread here would widen them first.
         origin = base.to(self.device).to(torch.float32)
         taus = torch.stack([expert.to(self.device).to(torch.float32) for expert in experts]).sub_(origin)
-        weights, known = setting.weights.to(self.device), passed_on(setting.known)
-        made = setting.merger(origin, taus, weights, keys=setting.keys, **known).to(setting.out.dtype)
+        weights, more = setting.weights.to(self.device), passed_on(setting.known) | dict(setting.more)
+        made = setting.merger(origin, taus, weights, keys=setting.keys, **more).to(setting.out.dtype)
         if not (torch.isfinite(made).all() and torch.isfinite(taus).all()):
             raise NotFinite
         if isinstance(setting.out, Tensor):

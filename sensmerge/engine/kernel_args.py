@@ -5,7 +5,7 @@ Pieces are slices of the flattened tensor; any cut into pieces gives the same bi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -62,6 +62,7 @@ class Setting:
     cuts: expert number -> what trimming keeps of it, read where it is known and filled in where it is not; it depends
     on base, expert and density (and DARE's key) alone, so settings that differ otherwise can share it.
     known: what the merger's survey of whole vectors says of this tensor; None: it asks nothing.
+    more: what the merger is told of this tensor beside its numbers (see `Merger.told`).
     """
 
     merger: Merger
@@ -70,6 +71,7 @@ class Setting:
     keys: Sequence[int] | None = None
     cuts: dict[int, Cut] = field(default_factory=dict)
     known: Any = None
+    more: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Loop:

@@ -3,6 +3,7 @@
 from sensmerge.mergers.arithmetic import Average, TaskArithmetic
 from sensmerge.mergers.base import Merger, Steps
 from sensmerge.mergers.breadcrumbs import Breadcrumbs
+from sensmerge.mergers.covariance import Covariance
 from sensmerge.mergers.dare import Dare
 from sensmerge.mergers.della import Della
 from sensmerge.mergers.pcb import Pcb
@@ -24,4 +25,8 @@ __all__ = [
 ]
 
 # What both command lines call by a name that is no class's own; those are their names in small letters.
-VARIANTS: dict[str, Merger] = {"dare_ties": Dare(inner=Ties(density=1.0, scope="tensor"))}
+VARIANTS: dict[str, Merger] = {
+    "dare_ties": Dare(inner=Ties(density=1.0, scope="tensor")),
+    "regmean": Covariance(diagonal=0.1),
+    "wudi_closed": Covariance(source="task_vectors"),
+}

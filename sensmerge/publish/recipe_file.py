@@ -84,6 +84,7 @@ class _File:
     distances: dict[str, list[list[float]]] | None = None
     evidence: dict[str, Any] | None = None
     versions: dict[str, str | None] | None = None
+    covariances: dict[str, str] | None = None
 
 
 def read(path: Path) -> Recipe:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from baseline_oracles import BASELINES, oracle_baseline
 from gpu_fixtures import MERGING, agree, apart, device  # noqa: F401
 from oracles import oracle_della, oracle_outliers, oracle_pcb, oracle_trim, philox
 from pydantic import ValidationError
@@ -35,8 +36,9 @@ MERGERS: list[Merger] = [
     Pcb(ratio=1.0, clamp=0.1, scope="tensor"),
     OneBitMerge(inner=TaskArithmetic(scale=0.5)),
     OneBitMerge(inner=Dare(drop=0.4, inner=Ties(density=1.0))),
+    *BASELINES,
 ]
-SHAPES = [(7, 5), (96,), (1,), (3, 2, 4)]
+SHAPES = [(7, 5), (96,), (1,), (3, 2, 4), (4, 9)]
 
 
 def keys(k: int) -> list[int]:
@@ -54,27 +56,31 @@ def problem(shape: tuple[int, ...], k: int = 3) -> tuple[torch.Tensor, torch.Ten
 # ---- slow oracles, element by element in fp64, from the papers
 
 
-def oracle(merger: Merger, base: list[float], taus: list[list[float]], weights: list[float], row: int) -> list[float]:
-    k = len(taus)
+def oracle(
+    merger: Merger, base: list[float], taus: list[list[float]], weights: list[float], shape: tuple[int, ...]
+) -> list[float]:
+    k, row = len(taus), shape[-1]
+    if merger in BASELINES:
+        return oracle_baseline(merger, base, taus, weights, shape)
     if isinstance(merger, Pcb):
         moved = oracle_pcb(taus, [[w] * len(base) for w in weights], merger)
         return [origin + merger.scale * move for origin, move in zip(base, moved, strict=True)]
     if isinstance(merger, Breadcrumbs):
         kept = [oracle_outliers(tau, merger.density, merger.gamma) for tau in taus]
-        return oracle(merger.inner, base, kept, weights, row)
+        return oracle(merger.inner, base, kept, weights, shape)
     if isinstance(merger, Della):
         kept = [oracle_della(tau, merger, number, row) for tau, number in zip(taus, keys(k), strict=True)]
-        return oracle(merger.inner, base, kept, weights, row)
+        return oracle(merger.inner, base, kept, weights, shape)
     if isinstance(merger, Dare):
         dropped = [
             [0.0 if philox(i, key) < merger.drop * 2**32 else v / (1 - merger.drop) for i, v in enumerate(tau)]
             for tau, key in zip(taus, keys(k), strict=True)
         ]
-        return oracle(merger.inner, base, dropped, weights, row)
+        return oracle(merger.inner, base, dropped, weights, shape)
     if isinstance(merger, OneBitMerge):
         sizes = [sum(map(abs, tau)) / len(tau) for tau in taus]
         coarse = [[math.copysign(size, value) for value in tau] for size, tau in zip(sizes, taus, strict=True)]
-        return oracle(merger.inner, base, coarse, weights, row)
+        return oracle(merger.inner, base, coarse, weights, shape)
     if isinstance(merger, Ties):
         taus = [oracle_trim(tau, merger.density) for tau in taus]
     out = []
@@ -97,7 +103,7 @@ def test_equals_oracle(merger: Merger, shape: tuple[int, ...]) -> None:
     base, taus, weights = problem(shape)
     got = merger(base, taus, weights, keys=keys(3))
     exact = base.double().flatten(), taus.double().flatten(1), weights.double()
-    want = oracle(merger, *(part.tolist() for part in exact), row=shape[-1])
+    want = oracle(merger, *(part.tolist() for part in exact), shape=shape)
     torch.testing.assert_close(got.double().flatten(), torch.tensor(want, dtype=torch.float64), rtol=1e-5, atol=1e-6)
 
 
