@@ -19,6 +19,7 @@ from sensmerge.coefficients import Table
 from sensmerge.device import lanes
 from sensmerge.device.inputs import Progress, each, mapped
 from sensmerge.device.outgoing import Outgoing
+from sensmerge.device.resident import relieved, there
 from sensmerge.distances.survey import root, squared_distance
 from sensmerge.engine.engine import Engine
 from sensmerge.engine.kernel_args import NotFinite, Out, Setting
@@ -83,8 +84,13 @@ class Merge:
         return [key(self.seed, task, name) for task in self._tasks] if self.merger.stochastic else None
 
     def inputs(self, name: str) -> tuple[Tensor, list[Tensor]]:
-        """Tensor `name` of the base, and of the experts in the order of their tasks."""
-        return self.base.tensor(name), [self.experts[task].tensor(name) for task in self._tasks]
+        """Tensor `name` of the base, and of the experts in the order of their tasks; on the device where they stay."""
+        base, *experts = (there(source, name, self.engine.device) for source in (self.base, *self._in_order))
+        return base, experts
+
+    @property
+    def _in_order(self) -> list[Source]:
+        return [self.experts[task] for task in self._tasks]
 
     def tensors(self, progress: Progress = iter) -> Iterator[tuple[str, Tensor]]:
         """Every tensor of the base, merged, in file order, each in memory of its own."""
@@ -133,7 +139,7 @@ def ask(merges: Sequence[Merge]) -> None:
         for one in asking
     ]
     try:
-        found = survey(first.engine, vectors, askings)
+        found = relieved("looking at whole vectors", lambda: survey(first.engine, vectors, askings))
     except NotFinite as error:
         name = str(error)
         raise ValueError(_blame(name, first.base, first.experts, first.base.entries[name].dtype)) from None

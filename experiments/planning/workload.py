@@ -140,8 +140,7 @@ class Workload:
             )
         if spec.references:
             said.append(f"references: {len(self.members)} more models are evaluated, once for all runs of the family")
-        if resident := self._resident():
-            said.append(resident)
+        said += filter(None, [self._resident()])
         if spec.record_path.is_file():
             said.append(f"complete already: {spec.directory} has its record, nothing would be done again")
         return said
