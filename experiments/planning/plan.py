@@ -23,18 +23,21 @@ from experiments.planning import hardware, headers
 from experiments.planning.hardware import Machine
 from experiments.planning.headers import Headers, Lineage
 from experiments.planning.workload import Disk, Stage, Workload
+from experiments.run import preflight
 from experiments.run.spec import RunSpec
 from sensmerge import memory, models
+from sensmerge.adapters import FactorMerger
 from sensmerge.distances.survey import survey
 from sensmerge.family.members import Models, line_up, opened
 from sensmerge.mergers.prism import DESTRUCTIVE
 
+_NOTHING = "nothing more can be told before the base is here"
 _PREFIXES = (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1))
 
 
 @dataclass(frozen=True)
 class Plan:
-    """stages, disks, machine: empty where nothing is known of the base. refused: vocabularies that would be refused.
+    """stages, disks, machine: empty where nothing is known of the base. refused: settings, vocabularies, a line each.
     gpu: bytes that a GPU would be asked for, where the weights are not here and the machine has none; else None."""
 
     title: str
@@ -147,10 +150,11 @@ def of(spec: RunSpec, *, deep: bool = False, machine: Machine | None = None) -> 
     """
     located = spec.model.located(spec.output.cache, spec.output.data)
     members, said, refused = headers.line_up(headers.read(located, ask=deep), located.vocabulary)
+    refused = (*preflight.choices(spec), *_factors(spec.merger, members), *refused)
     base = members["base"]
     lineages = tuple(headers.compare(member, known, base, deep=deep) for member, known in members.items())
     if base.entries is None:
-        return Plan(spec.title, lineages, notes=(*said, "nothing more can be told before the base is here"))
+        return Plan(spec.title, lineages, notes=(*said, _NOTHING), refused=refused)
     here = machine
     if here is None:
         dtype = memory.resolve_dtype(spec.calibration.dtype, base.entries)
@@ -160,7 +164,16 @@ def of(spec: RunSpec, *, deep: bool = False, machine: Machine | None = None) -> 
     faulty = bool(refused) or any(one.mismatches for one in lineages)
     notes = (*said, *work.notes(), *(_interference(located, members, faulty) if deep else ()))
     gpu = _on_gpu(work) if base.published and here.device == "cpu" else None
-    return Plan(spec.title, lineages, tuple(stages), tuple(work.disks(stages)), here, notes, tuple(refused), gpu)
+    return Plan(spec.title, lineages, tuple(stages), tuple(work.disks(stages)), here, notes, refused, gpu)
+
+
+def _factors(merger: object, members: Mapping[str, Headers]) -> Iterator[str]:
+    """Experts that are here, and have no factors for a merger of such."""
+    if isinstance(merger, FactorMerger) and merger.rank is None:
+        for member, known in members.items():
+            if member != "base" and known.path is not None and not known.factors:
+                yield merger.refusal(f"expert {member!r} ({known.path}) has full weights")
+                return
 
 
 def _interference(located: Located, members: Mapping[str, Headers], faulty: bool) -> Iterator[str]:

@@ -20,7 +20,7 @@ _SPARE = 200_000_000  # bytes a run may want for stage results and logs
 
 def check(spec: RunSpec) -> None:
     """ValueError with one line per problem, each saying what, where and what to do; returns if there is none."""
-    found = [*_choices(spec), *spec.model.problems(spec.output.cache, spec.output.data), *_places(spec)]
+    found = [*choices(spec), *spec.model.problems(spec.output.cache, spec.output.data), *_places(spec)]
     if spec.output.data is not None and not spec.output.data.is_dir():
         found.append(f"output.data={spec.output.data} is not a directory")
     elif not spec.model.brings_data:
@@ -43,7 +43,8 @@ def _refuse(spec: RunSpec, found: list[str]) -> None:
         raise ValueError(f"{spec.title} cannot run:\n" + "\n".join(f"  - {problem}" for problem in found))
 
 
-def _choices(spec: RunSpec) -> list[str]:
+def choices(spec: RunSpec) -> list[str]:
+    """What is wrong with the settings alone, whatever is here."""
     tasks = sorted(spec.model.calibration)
     found = [
         f"{setting}={name!r}: a name is of letters, digits and _.+=,@-, and begins with none of .+=,@-"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
+import pytest
 from plan_fixtures import PARAMETERS, TINY, here, local, spec
 
 from experiments.planning import costs, plan
@@ -43,3 +45,17 @@ def test_one_bit_experts_are_planned(family: dict[str, Path], tmp_path: Path) ->
     (found,) = (one for one in plan.of(asked, machine=here()).members if one.member == "math")
     assert found.nbytes == size
     assert "a one-bit task vector on the base" in found.note
+
+
+def test_a_plan_refuses_what_the_run_would(family: dict[str, Path], tmp_path: Path) -> None:
+    three = spec(tmp_path, local(family), merger=Slerp())
+    with pytest.raises(ValueError, match="Slerp is defined for at most 2 experts, 3 were given"):
+        plan.of(three, machine=here()).check()
+    whole = spec(tmp_path, local({member: family[member] for member in ("base", "math")}), merger=RobustMerge())
+    with pytest.raises(ValueError, match=r"expert 'math' \(.*\) has full weights: set the merger's rank"):
+        plan.of(whole, machine=here()).check()
+    routed = spec(tmp_path, local(family), merger=OneBitMerge())
+    written = dataclasses.replace(routed, output=dataclasses.replace(routed.output, checkpoint=True))
+    assert plan.of(routed, machine=here()).refused == ()
+    with pytest.raises(ValueError, match="output=checkpoint: with a router"):
+        plan.of(written, machine=here()).check()
