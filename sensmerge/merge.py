@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from sensmerge import models
-from sensmerge.checkpoints.reader import Entry, Source, copy_companions, differences
+from sensmerge.checkpoints.header import Entry
+from sensmerge.checkpoints.json_file import read_json
+from sensmerge.checkpoints.reader import Source, copy_companions, differences
 from sensmerge.checkpoints.writer import Writer
 from sensmerge.coefficients import Table
 from sensmerge.device import lanes
@@ -53,7 +55,7 @@ def check_architectures(shells: Mapping[str, Path], sources: Mapping[str, Source
     made: dict[Path, dict[tuple[str, ...], tuple[int, ...]]] = {}
     for member, source in sources.items():
         shell = shells[member]
-        made[shell] = made.get(shell) or models.parameter_shapes(shell)
+        made[shell] = made.get(shell) or models.parameter_shapes(shell, 20 * len(source.names) + 1000)
         if faults := _unfilled(made[shell], source.entries):
             more = f"; and {len(faults) - 4} more" if len(faults) > 4 else ""
             raise ValueError(
@@ -255,7 +257,7 @@ def _accompany(output: Output, staging: Path) -> None:
 
 def _name_dtype(config: Path, dtype: str) -> None:
     """Under the key that this configuration has; before version 5 transformers called it torch_dtype."""
-    content = json.loads(config.read_text(encoding="utf-8"))
+    content = read_json(config, infinite=True)
     content["dtype" if "dtype" in content else "torch_dtype"] = dtype
     config.write_text(json.dumps(content, indent=2), encoding="utf-8")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,6 +13,7 @@ import torch
 from torch import nn
 
 from sensmerge.checkpoints import slots
+from sensmerge.checkpoints.json_file import read_config
 from sensmerge.checkpoints.open import open_source
 from sensmerge.checkpoints.reader import Source
 from sensmerge.device import lanes
@@ -45,9 +45,7 @@ def device_kind(name: str) -> str:
 
 def places(path: Path) -> int | None:
     """How many tokens of context the checkpoint at `path` has places for; None where its config.json does not say."""
-    import transformers
-
-    config: Any = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
+    config = _config(path)
     return getattr(config, "max_position_embeddings", None)
 
 
@@ -84,7 +82,7 @@ def shell(path: Path, *, dtype: str = "auto", device: torch.device | str = "cpu"
     import transformers
 
     _quiet()
-    config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
+    config = _config(path)
     if dtype == "auto" and config.dtype is None:
         raise ValueError(f"{path}/config.json names no dtype: ask for float32 or bfloat16 instead of auto")
     with torch.device("meta"):
@@ -195,7 +193,7 @@ def _quiet() -> None:
 def load_tokenizer(path: Path) -> Any:
     import transformers
 
-    return transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
+    return transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
 
 
 def load_vocabulary(path: Path) -> dict[str, int] | None:
@@ -229,22 +227,57 @@ def widen_tokenizer(path: Path, lenders: Mapping[str, Path], tokens: Mapping[str
         raise ValueError(f"the tokenizer of {path} does not take new tokens at the ids of their rows: {odd} differ")
 
 
-def parameter_shapes(path: Path) -> dict[tuple[str, ...], tuple[int, ...]]:
+def parameter_shapes(path: Path, most: int = 1_000_000) -> dict[tuple[str, ...], tuple[int, ...]]:
     """The tensors of the model that config.json at `path` makes: all names of each, several if it is tied, -> shape.
 
-    No weight is read or allocated.
+    No weight is read or allocated. most: modules that the model may have; a config.json that lies could ask for
+    millions of layers. Raises FileNotFoundError without a config.json, ValueError for one that makes no model, or more.
     """
     import transformers
+    from torch.nn.modules.module import register_module_module_registration_hook
 
-    config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
-    with torch.device("meta"):
-        model: Any = transformers.AutoModelForCausalLM.from_config(config)
+    count = 0
+
+    def counted(*_: Any) -> None:
+        nonlocal count
+        count += 1
+        if count > most:
+            raise ValueError(f"it has more than {most:,} modules, which these weights cannot fill")
+
+    config = _config(path, most)
+    hook = register_module_module_registration_hook(counted)
+    try:
+        with torch.device("meta"):
+            model: Any = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except Exception as error:  # of any kind: the model's own code works with whatever config.json says
+        raise ValueError(_no_model(path, error)) from error
+    finally:
+        hook.remove()
     return {tuple(places): tuple(empty.shape) for empty, places in slots.shared(model)}
+
+
+def _config(path: Path, most: int = 1_000_000) -> Any:
+    """transformers' configuration of config.json at `path`. most: of a number that counts layers or experts."""
+    import transformers
+
+    said = read_config(path)
+    for key, value in said.items():
+        if re.search("layer|expert", key) and isinstance(value, int) and value > most:
+            raise ValueError(f"{path}/config.json has {key}={value}, more than its weights can fill: fetch it again")
+    try:
+        return transformers.AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        raise ValueError(_no_model(path, error)) from error
+
+
+def _no_model(path: Path, error: Exception) -> str:
+    said = " ".join(str(error).split())
+    return f"{path}/config.json makes no model ({type(error).__name__}: {said:.300}): fetch it again"
 
 
 def context_length(path: Path) -> int | None:
     """Positions the model at `path` was made for, or None where its config does not say. Reads config.json only."""
-    return json.loads((path / "config.json").read_text()).get("max_position_embeddings")
+    return read_config(path).get("max_position_embeddings")
 
 
 def n_parameters(model: nn.Module) -> int:

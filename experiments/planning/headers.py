@@ -18,10 +18,11 @@ import torch
 
 from experiments.families import Located, Place
 from sensmerge.checkpoints import hub, onebit, shapes
+from sensmerge.checkpoints.header import DTYPES, Entry
 from sensmerge.checkpoints.lora import WEIGHTS, Adapter
 from sensmerge.checkpoints.onebit import OneBit
 from sensmerge.checkpoints.open import is_adapter, on_base, open_source
-from sensmerge.checkpoints.reader import DTYPES, Entry, differences
+from sensmerge.checkpoints.reader import differences
 from sensmerge.checkpoints.vocabulary import Policy
 from sensmerge.family import members as family_members
 from sensmerge.tensor_names import block_of, count_blocks, holds_tokens, is_derived

@@ -18,7 +18,8 @@ import pytest
 import torch
 
 from sensmerge.checkpoints import writer as module
-from sensmerge.checkpoints.reader import Entry, Reader
+from sensmerge.checkpoints.header import Entry
+from sensmerge.checkpoints.reader import Reader
 from sensmerge.checkpoints.writer import JOURNAL, Writer
 
 ENTRIES = [Entry("a", (3,), torch.float32), Entry("b", (2, 2), torch.bfloat16), Entry("c", (5,), torch.float16)]

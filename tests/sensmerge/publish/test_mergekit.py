@@ -16,7 +16,8 @@ import yaml
 from conftest import llama
 from torch import Tensor
 
-from sensmerge.checkpoints.reader import Entry, Reader
+from sensmerge.checkpoints.header import Entry
+from sensmerge.checkpoints.reader import Reader
 from sensmerge.coefficients import Evidence, Table, Uniform
 from sensmerge.engine.engine import Engine
 from sensmerge.merge import Merge
