@@ -17,6 +17,7 @@ COMMANDS = {  # command -> the module whose main(arguments) it is, and what it d
     "track": ("experiments.tracking.sync", "mirror finished runs to W&B again, from disk"),
     "track dashboard": ("experiments.tracking.dashboard", "save a W&B workspace for the runs"),
     "check data": ("evaluation.checks.doctor", "what each benchmark needs, and the commands that fetch it"),
+    "check sandbox": ("evaluation.checks.containment", "which layer holds generated programs here"),
     "check canary": ("evaluation.checks.canary", "gold answers must score 1 on every item, wrong ones 0"),
     "check subsets": ("evaluation.checks.subsets", "the fixed items that conf/suite names, chosen again"),
     "check tokens": ("experiments.planning.token_counts", "forward passes and tokens that benchmarks ask for"),

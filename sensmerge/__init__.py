@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from sensmerge.calibration import Calibration
     from sensmerge.coefficients import Fixed, Sens, Shuffled, Table, Uniform
     from sensmerge.device.resident import across_points
-    from sensmerge.mergers import Average, Breadcrumbs, Dare, Della, Slerp, TaskArithmetic, Ties
+    from sensmerge.mergers import Average, Breadcrumbs, Dare, Della, Pcb, Slerp, TaskArithmetic, Ties
     from sensmerge.onebit import OneBitMerge
     from sensmerge.publish.recipes import Recipe
 
@@ -41,6 +41,7 @@ __all__ = [
     "Fixed",
     "OnFactors",
     "OneBitMerge",
+    "Pcb",
     "Recipe",
     "RobustMerge",
     "Sens",
@@ -63,7 +64,7 @@ __all__ = [
 _HOMES = {
     "sensmerge.adapters": ("OnFactors", "RobustMerge"),
     "sensmerge.onebit": ("OneBitMerge",),
-    "sensmerge.mergers": ("Average", "Breadcrumbs", "Dare", "Della", "Slerp", "TaskArithmetic", "Ties"),
+    "sensmerge.mergers": ("Average", "Breadcrumbs", "Dare", "Della", "Pcb", "Slerp", "TaskArithmetic", "Ties"),
     "sensmerge.coefficients": ("Fixed", "Sens", "Shuffled", "Table", "Uniform"),
     "sensmerge.calibration": ("Calibration",),
     "sensmerge.device.resident": ("across_points",),

@@ -14,7 +14,7 @@ from pathlib import Path
 from sensmerge import __version__
 
 _MERGERS = (
-    "average, task_arithmetic, ties, dare, dare_ties, breadcrumbs, della, slerp, of LoRA experts robustmerge, "
+    "average, task_arithmetic, ties, dare, dare_ties, breadcrumbs, della, pcb, slerp, of LoRA experts robustmerge, "
     "lora_average, lora_ties, lora_dare, or a class of yours"
 )
 _RULES = (

@@ -10,7 +10,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,16 @@ import torch
 from sensmerge import merge, models
 from sensmerge.adapters import joined, peft_format
 from sensmerge.adapters.factors import FactorMerger
+from sensmerge.blockwise import grams
 from sensmerge.calibrate import Bar, Calibrated, Pairs, calibrate, draw_samples, no_bar, read_pairs
 from sensmerge.calibration import Calibration
 from sensmerge.checkpoints import hub, onebit, staging
 from sensmerge.checkpoints.open import is_adapter, on_base
 from sensmerge.checkpoints.vocabulary import Policy
 from sensmerge.coefficients import Evidence, Rule, Sens, Table, Uniform
+from sensmerge.distances.survey import survey
 from sensmerge.engine.engine import Engine
+from sensmerge.family import fit
 from sensmerge.family.family import Family, ready
 from sensmerge.family.members import Models, line_up, opened
 from sensmerge.mergers import Merger
@@ -59,8 +62,8 @@ def open_family(
     family = ready(Models(hub.locate(base), places, vocabulary), Path(cache))
     with ExitStack() as stack:
         ours, theirs = family.readers(stack)
-        merge.check_compatible(ours, theirs)
-        merge.check_architectures(family.shells, {"base": ours, **theirs})
+        fit.check_compatible(ours, theirs)
+        fit.check_architectures(family.shells, {"base": ours, **theirs})
     return family
 
 
@@ -118,13 +121,15 @@ def write_merged(
     title: str | None = None,
     rule: Rule | None = None,
     dtype: str | None = None,
+    covariances: Mapping[str, Path] | None = None,
     progress: merge.Progress = iter,
 ) -> Path:
     """Merge into a new Hugging Face checkpoint at `out`: weights, tokenizer, configuration, merge.json, model card.
 
     `out` appears when all of it is complete; what a killed call left is taken up by the same call. seed: of a merger
     that draws. rule: what made the table, for the card. dtype: "float32", "float16" or "bfloat16", of what is written;
-    None is the base's.
+    None is the base's. covariances: task -> what `sensmerge.covariances.family` made, for mergers that look at
+    inputs of layers (`covariance`, `regmean`).
 
     Raises FileExistsError where `out` holds something, OSError where there is no room, ValueError for coefficients of
     other tasks and for results that are not finite.
@@ -137,7 +142,7 @@ def write_merged(
     moved = "; ".join(family.layout.said()) if family.layout else None
     text = card(title or out.resolve().name, recipe, sources=kept["sources"], rule=described, moved=moved)
     with ExitStack() as stack:
-        merged = _merge(stack, family, merger, table, seed, device, threads)
+        merged = _merge(stack, family, merger, table, seed, device, threads, covariances)
         output = merge.Output(out, merged, text, kept, family.shells["base"], stored)
         needed, free = sum(entry.nbytes for entry in output.entries), shutil.disk_usage(nearest(out)).free
         if free < needed:
@@ -218,6 +223,7 @@ def load_merged(
     dtype: str = "auto",
     device: str = "auto",
     threads: int | None = None,
+    covariances: Mapping[str, Path] | None = None,
 ) -> tuple[Any, Any]:
     """The merged model and its tokenizer, transformers' own, in memory; nothing is written.
 
@@ -227,7 +233,7 @@ def load_merged(
     place = models.resolve_device(device)
     model = family.to_fill(dtype=dtype, device=place)
     with ExitStack() as stack:
-        merge.load_into(model, _merge(stack, family, merger, table, seed, device, threads))
+        merge.load_into(model, _merge(stack, family, merger, table, seed, device, threads, covariances))
     return model, models.load_tokenizer(family.shells["base"])
 
 
@@ -249,17 +255,36 @@ def export_mergekit(
         base = opened(members, layout, stack)["base"]
         if not isinstance(table, Table):
             table = (table or Uniform()).table(Evidence(sorted(experts), base.names))
-        moved = sorted(layout.moved) if layout else ()
         return mergekit.export(
-            merger, table, base.entries, base=known["base"], experts=experts, approximate=approximate, moved=moved
+            merger,
+            table,
+            base.entries,
+            base=known["base"],
+            experts=experts,
+            approximate=approximate,
+            moved=sorted(layout.moved) if layout else (),
+            model_type=models.model_type(members.base),
         )
 
 
 def _merge(
-    stack: ExitStack, family: Family, merger: Merger, table: Table, seed: int, device: str, threads: int | None
+    stack: ExitStack,
+    family: Family,
+    merger: Merger,
+    table: Table,
+    seed: int,
+    device: str,
+    threads: int | None,
+    covariances: Mapping[str, Path] | None,
 ) -> merge.Merge:
     place = models.resolve_device(device)
-    base, experts = family.readers(stack, place)
-    experts, merger, table = joined.as_one_expert(merger, base, experts, table, seed)
+    base, own = family.readers(stack)
+    tell: dict[str, Callable[[str], Any]] = {"grams": grams.reader(covariances)} if covariances else {}
+    if "interference" in merger.told:
+        found = survey(base, own)
+        tell["interference"] = lambda name: found.of(base.entries[name])
+    experts, merger, table = joined.as_one_expert(merger, base, own, table, seed)
+    if experts is own:
+        base, experts = family.staying(base, own, place)
     engine = stack.enter_context(Engine(place, threads))
-    return merge.Merge(base, experts, merger, table, engine, seed)
+    return merge.Merge(base, experts, merger, table, engine, seed, tell=tell)

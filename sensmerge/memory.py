@@ -233,6 +233,26 @@ def alignment_peaks(weights: Weights, lengths: Sequence[int], itemsize: int, exp
     )
 
 
+def gram_numbers(entries: Mapping[str, Entry]) -> tuple[int, int]:
+    """n^2 summed over the matrices [m, n] of the largest block, and of all blocks: at most what X^T X of their inputs
+    takes, for layers with one input share it."""
+    by_block: dict[int, int] = {}
+    for entry in entries.values():
+        block = block_of(entry.name)
+        if block is not None and len(entry.shape) == 2:
+            by_block[block] = by_block.get(block, 0) + entry.shape[1] ** 2
+    return max(by_block.values(), default=0), sum(by_block.values())
+
+
+def gram_peaks(weights: Weights, grams: int, lengths: Sequence[int], itemsize: int) -> Peaks:
+    """Of one expert's covariances, which are collected a block at a time whatever fits: two blocks, what one computes,
+    and `grams` numbers in fp64, with as many again for a product and what is written. Not measured."""
+    longest = max(lengths)
+    block = 2 * weights.block * itemsize + weights.width * longest * itemsize + 16 * grams
+    ends = weights.ends * itemsize
+    return Peaks(sys.maxsize, max(block, ends), 2 * sum(lengths) * weights.hidden * itemsize)
+
+
 def _activations(weights: Weights, tokens: int, itemsize: int) -> int:
     """What autograd keeps of one block. Measured on Llama blocks (grouped heads too) of 512 and 2048 tokens: within 5 %
     of 4/3 of what the matrices take and give, and in 16 bits 12 d bytes more, for norms work in fp32."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -13,71 +13,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sensmerge import models
 from sensmerge.checkpoints.header import Entry
 from sensmerge.checkpoints.json_file import read_json
-from sensmerge.checkpoints.reader import Source, copy_companions, differences
+from sensmerge.checkpoints.reader import Source, copy_companions
 from sensmerge.checkpoints.writer import Writer
 from sensmerge.coefficients import Table
 from sensmerge.device import lanes
 from sensmerge.device.inputs import Progress, each, mapped
 from sensmerge.device.outgoing import Outgoing
+from sensmerge.device.resident import relieved, there
+from sensmerge.distances.survey import root, squared_distance
 from sensmerge.engine.engine import Engine
-from sensmerge.engine.kernel_args import Cut, NotFinite, Out, Setting
+from sensmerge.engine.kernel_args import NotFinite, Out, Setting
+from sensmerge.engine.survey import Asking, Edges, Vectors, survey
+from sensmerge.family.fit import check_compatible
 from sensmerge.mergers import Merger
 from sensmerge.seeds import key
+from sensmerge.sparsify import Cut
 from sensmerge.store import digest
-from sensmerge.tensor_names import is_derived
-
-
-def check_compatible(base: Source, experts: Mapping[str, Source]) -> None:
-    """Raise ValueError naming every expert whose tensors do not match the base's in name and shape."""
-    faults = []
-    for task, expert in experts.items():
-        found = sorted(differences(base.entries, expert.entries))
-        if found:
-            more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-            faults.append(f"expert {task!r} ({expert.path}): {'; '.join(found[:3])}{more}")
-    if faults:
-        raise ValueError(
-            f"experts must have the tensors of their base ({base.path}):\n  "
-            + "\n  ".join(faults)
-            + "\n  check that they were fine-tuned from this base, and resize a changed vocabulary back first"
-        )
-
-
-def check_architectures(shells: Mapping[str, Path], sources: Mapping[str, Source]) -> None:
-    """Raise ValueError unless each source has just the tensors of the model that its shell's config.json makes.
-
-    transformers fills what a checkpoint lacks at random, and leaves out what the model has no place for. Of a tied
-    tensor one name is enough; constants that models compute may be stored or not. shells: member -> directory.
-    """
-    made: dict[Path, dict[tuple[str, ...], tuple[int, ...]]] = {}
-    for member, source in sources.items():
-        shell = shells[member]
-        made[shell] = made.get(shell) or models.parameter_shapes(shell, 20 * len(source.names) + 1000)
-        if faults := _unfilled(made[shell], source.entries):
-            more = f"; and {len(faults) - 4} more" if len(faults) > 4 else ""
-            raise ValueError(
-                f"{source.path} does not hold the model that {shell}/config.json makes: {'; '.join(faults[:4])}{more}. "
-                "Take the config.json that was saved with these weights; where it is only names that differ, load the "
-                "model once with from_pretrained and save it with save_pretrained"
-            )
-
-
-def _unfilled(model: Mapping[tuple[str, ...], tuple[int, ...]], entries: Mapping[str, Entry]) -> list[str]:
-    """Every way in which a checkpoint's tensors are not the model's, as sentences. model: names -> shape."""
-    known = {name: shape for names, shape in model.items() for name in names}
-    faults = []
-    for name, entry in entries.items():
-        if name not in known:
-            faults.append(f"{name} {list(entry.shape)} is stored, and not in the model")
-        elif entry.shape != known[name]:
-            faults.append(f"{name} is {list(entry.shape)} as stored and {list(known[name])} in the model")
-    for names, shape in model.items():
-        if not any(name in entries or is_derived(name) for name in names):
-            faults.append(f"{names[0]} {list(shape)} is in the model, and not stored")
-    return faults
+from sensmerge.tensor_names import holds_tokens
 
 
 @dataclass
@@ -86,8 +40,9 @@ class Merge:
 
     Experts are taken sorted by task, upcast to fp32 once and cast back once to the base's dtype, so the result depends
     neither on the order of `experts` nor on shards, threads or device. seed: draws the masks of a stochastic merger.
-    cuts: what trimming keeps, by tensor and expert (see Engine.merge); merges of one family that differ in coefficients
-    and scale only may share it.
+    cuts: what trimming by tensor keeps, by tensor and expert (see Engine.merge); edges: where whole task vectors are
+    trimmed. Merges of one family that differ in coefficients and scale only may share the first, all the second.
+    tell: keyword of `merger.told` -> what it says of a tensor, by name; "linear" is known here.
 
     Raises ValueError for experts that do not fit the base, the table, or the merger.
     """
@@ -99,12 +54,18 @@ class Merge:
     engine: Engine
     seed: int = 0
     cuts: dict[str, dict[int, Cut]] = field(default_factory=dict)
+    edges: Edges = field(default_factory=dict)
+    tell: Mapping[str, Callable[[str], Any]] = field(default_factory=dict)
+    surveyed: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         self._tasks = sorted(self.experts)
+        self._known: Callable[[str], Any] | None = None
         self.table.check(self._tasks, self.base.names)
         self.merger.check(len(self._tasks))
         check_compatible(self.base, self.experts)
+        self.tell = {"linear": lambda name: not holds_tokens(name), **self.tell}
+        self.merger.check_told(self.tell)
 
     def into(self, name: str, out: Tensor | Out) -> None:
         """Write tensor `name`, merged, into `out`, which has the base's shape and dtype.
@@ -115,8 +76,23 @@ class Merge:
 
     def setting(self, name: str, out: Tensor | Out) -> Setting:
         """What differs, for tensor `name`, between merges of the same inputs; the result goes to `out`."""
-        keys = [key(self.seed, task, name) for task in self._tasks] if self.merger.stochastic else None
-        return Setting(self.merger, self.table.weights(name), out, keys, self.cuts.setdefault(name, {}))
+        known = self._known(name) if self._known else None
+        more = {word: self.tell[word](name) for word in sorted(self.merger.told)}
+        cuts = self.cuts.setdefault(name, {})
+        return Setting(self.merger, self.table.weights(name), out, self.keys(name), cuts, known, more)
+
+    def keys(self, name: str) -> list[int] | None:
+        """Of the masks that a stochastic merger draws for tensor `name`, one for each expert."""
+        return [key(self.seed, task, name) for task in self._tasks] if self.merger.stochastic else None
+
+    def inputs(self, name: str) -> tuple[Tensor, list[Tensor]]:
+        """Tensor `name` of the base, and of the experts in the order of their tasks; on the device where they stay."""
+        base, *experts = (there(source, name, self.engine.device) for source in (self.base, *self._in_order))
+        return base, experts
+
+    @property
+    def _in_order(self) -> list[Source]:
+        return [self.experts[task] for task in self._tasks]
 
     def tensors(self, progress: Progress = iter) -> Iterator[tuple[str, Tensor]]:
         """Every tensor of the base, merged, in file order, each in memory of its own."""
@@ -142,13 +118,35 @@ def into_all(
     inputs: the base's tensor and the experts' by task, where they are at hand; None: they are read.
     """
     first = merges[0]
+    ask(merges)
     if inputs is None:
-        inputs = first.base.tensor(name), [first.experts[task].tensor(name) for task in sorted(first.experts)]
+        inputs = first.inputs(name)
     settings = [merge.setting(name, out) for merge, out in zip(merges, outs, strict=True)]
     try:
         first.engine.merge(*inputs, settings)
     except NotFinite:
         raise ValueError(_blame(name, first.base, first.experts, outs[0].dtype)) from None
+
+
+def ask(merges: Sequence[Merge]) -> None:
+    """Find what mergers have to know of whole vectors before their first tensor, in the same readings for all that do
+    not know it yet. What it finds depends on the inputs alone, so a merge that is taken up again finds the same."""
+    first, asking = merges[0], [merge for merge in merges if not merge.surveyed]
+    if not asking:
+        return
+    sizes = {name: torch.Size(entry.shape).numel() for name, entry in first.base.entries.items()}
+    vectors = Vectors(len(first.experts), sizes, lambda: (entry.name for entry in first.entries()), first.inputs)
+    askings = [
+        Asking(one.merger, one.table.weights, one.keys, one.seed if one.merger.stochastic else None, one.edges)
+        for one in asking
+    ]
+    try:
+        found = relieved("looking at whole vectors", lambda: survey(first.engine, vectors, askings))
+    except NotFinite as error:
+        name = str(error)
+        raise ValueError(_blame(name, first.base, first.experts, first.base.entries[name].dtype)) from None
+    for one, known in zip(asking, found, strict=True):
+        one._known, one.surveyed = known, True
 
 
 def _blame(name: str, base: Source, experts: Mapping[str, Source], dtype: torch.dtype) -> str:
@@ -240,10 +238,12 @@ def write_all(outputs: Sequence[Output], progress: Progress = iter) -> None:
 def share_cuts(merges: Sequence[Merge]) -> None:
     """Let merges of the same sources that agree on what trimming keeps find it once."""
     shared: dict[Any, dict[str, dict[int, Cut]]] = {}
+    edges = {key: found for merge in merges for key, found in merge.edges.items()}
     for merge in merges:
         if (steps := merge.merger.steps()) is not None:
             agreed = (steps.density, steps.drop, merge.seed if steps.drop else None)
             merge.cuts = shared.setdefault(agreed, merge.cuts)
+        merge.edges = edges
 
 
 def _accompany(output: Output, staging: Path) -> None:
@@ -263,10 +263,9 @@ def _name_dtype(config: Path, dtype: str) -> None:
 
 
 @torch.inference_mode()
-def load_into(model: Any, merge: Merge, progress: Progress = iter) -> None:
-    """Merge into a resident model's parameters, without touching the disk.
-
-    What is merged is rounded to the base's dtype, as a checkpoint would be, whatever the model's is.
+def load_into(model: Any, merge: Merge, progress: Progress = iter) -> float:
+    """Merge into a resident model's parameters, without touching the disk; returns ||theta_m - theta_0||. What is
+    merged is rounded to the base's dtype, as a checkpoint would be, whatever the model's is.
     Raises ValueError if the merge and the model's parameters do not cover each other (tied weights count as one).
     """
     state = model.state_dict()
@@ -274,6 +273,7 @@ def load_into(model: Any, merge: Merge, progress: Progress = iter) -> None:
     if strange:
         raise ValueError(f"{type(model).__name__} has no parameter {strange[0]!r}: is it the base's own architecture?")
     left = {tensor.data_ptr(): name for name, tensor in state.items()}
+    moved: list[float] = []
 
     def work(entry: Entry, base: Tensor, experts: list[Tensor]) -> None:
         target = state[entry.name]
@@ -282,15 +282,15 @@ def load_into(model: Any, merge: Merge, progress: Progress = iter) -> None:
                 f"{entry.name} is {list(target.shape)} in {type(model).__name__} and {list(entry.shape)} in the merge: "
                 "is it the base's own architecture?"
             )
-        inputs = (base, experts)
-        if target.dtype == entry.dtype:
-            into_all([merge], entry.name, [target], inputs)
-        else:
-            made = torch.empty(entry.shape, dtype=entry.dtype, device=base.device)
-            into_all([merge], entry.name, [made], inputs)
+        same = target.dtype == entry.dtype
+        made = target if same else torch.empty(entry.shape, dtype=entry.dtype, device=base.device)
+        into_all([merge], entry.name, [made], (base, experts))
+        if not same:
             target.copy_(made)
         left.pop(target.data_ptr(), None)
+        moved.append(squared_distance(made, base))
 
     each(merge.base, merge.experts, merge.engine.device, work, progress)
     if left:
         raise ValueError(f"the merge never set {sorted(left.values())[:3]} of {type(model).__name__}")
+    return root(sum(moved))

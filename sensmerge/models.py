@@ -275,9 +275,22 @@ def _no_model(path: Path, error: Exception) -> str:
     return f"{path}/config.json makes no model ({type(error).__name__}: {said:.300}): fetch it again"
 
 
+def ties_embeddings(path: Path) -> bool:
+    """Whether the model that config.json at `path` makes has one tensor as token embedding and head; False where no
+    configuration is. Reads config.json only."""
+    if not (path / "config.json").is_file():
+        return False
+    return bool(_config(path).get_text_config(decoder=True).tie_word_embeddings)
+
+
 def context_length(path: Path) -> int | None:
     """Positions the model at `path` was made for, or None where its config does not say. Reads config.json only."""
     return read_config(path).get("max_position_embeddings")
+
+
+def model_type(path: Path) -> str | None:
+    """What config.json at `path` calls the kind of model, such as llama; None where there is none."""
+    return read_config(path)["model_type"] if (path / "config.json").is_file() else None
 
 
 def n_parameters(model: nn.Module) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -10,8 +12,35 @@ from sensmerge.seeds import random_words
 _AT_ONCE = 1 << 22  # numbers whose ranks, probabilities and random words exist together
 
 
+@dataclass(frozen=True)
+class Cut:
+    """What trimming keeps of one task vector: magnitudes above `threshold`, and those equal to it up to `last`.
+
+    threshold: bits of an fp32 number, which order like magnitudes. last: position in the flattened tensor.
+    """
+
+    threshold: int
+    last: int
+
+
+EVERYTHING = Cut(0, -1)  # all but zeros, which are as good as dropped
+
+
+def within(tau: Tensor, cut: Cut) -> Tensor:
+    """Which entries of `tau` [*s], fp32, `cut` keeps, [*s] bool; zeros may be left out.
+
+    >>> within(torch.tensor([1.0, -3.0, 1.0, 2.0]), Cut(0x3F800000, 1))  # the bits of 1.0
+    tensor([ True,  True, False,  True])
+    """
+    bits = tau.abs().flatten().view(torch.int32)
+    keep = bits > cut.threshold
+    if cut.threshold and cut.last >= 0:
+        keep[: cut.last + 1] |= bits[: cut.last + 1] == cut.threshold
+    return keep.view_as(tau)
+
+
 def keep_largest(tau: Tensor, density: float) -> Tensor:
-    """`tau` [*s] with exactly k = max(1, round(density * n)) entries kept, those largest in magnitude, the rest zero.
+    """`tau` [*s] with exactly k = share(density, n) entries kept, those largest in magnitude, the rest zero.
 
     Equal magnitudes at the threshold (common in bf16, where a delta has few distinct values) are kept in order of
     position until k is reached, so the share kept is the share asked for. (TIES-Merging, arXiv 2306.01708, "trim".)
@@ -19,11 +48,11 @@ def keep_largest(tau: Tensor, density: float) -> Tensor:
     >>> keep_largest(torch.tensor([1.0, -3.0, 1.0, 2.0]), 0.75)
     tensor([ 1., -3.,  0.,  2.])
     """
-    return torch.where(_largest(tau, _share(density, tau.numel())), tau, 0.0)
+    return torch.where(_largest(tau, share(density, tau.numel())), tau, 0.0)
 
 
 def drop_outliers(tau: Tensor, density: float, gamma: float) -> Tensor:
-    """`tau` [*s] without its round(gamma * n) largest magnitudes; of the others the k = max(1, round(density * n))
+    """`tau` [*s] without its round(gamma * n) largest magnitudes; of the others the k = share(density, n)
     largest are kept, equal ones as in `keep_largest`, and the rest is zero. (Model Breadcrumbs, arXiv 2312.06795.)
 
     Where gamma and density leave too little, fewer outliers go: what is kept is the share asked for, at any size.
@@ -31,13 +60,22 @@ def drop_outliers(tau: Tensor, density: float, gamma: float) -> Tensor:
     >>> drop_outliers(torch.tensor([1.0, -3.0, 0.5, 2.0]), density=0.5, gamma=0.25)
     tensor([1., 0., 0., 2.])
     """
-    n = tau.numel()
-    k = _share(density, n)
-    top = min(round(gamma * n), n - k)
+    top, k = outliers(density, gamma, tau.numel())
     return torch.where(_largest(tau, top + k) & ~_largest(tau, top), tau, 0.0)
 
 
-def _share(density: float, n: int) -> int:
+def outliers(density: float, gamma: float, n: int) -> tuple[int, int]:
+    """How many of n entries `drop_outliers` drops as the largest, and how many it keeps."""
+    k = share(density, n)
+    return min(round(gamma * n), n - k), k
+
+
+def share(density: float, n: int) -> int:
+    """How many of n entries are kept: the whole number nearest to density * n, the even one of two, and 1 at least.
+
+    >>> share(0.5, 5), share(0.5, 7), share(0.01, 5)
+    (2, 4, 1)
+    """
     return max(1, round(density * n))
 
 

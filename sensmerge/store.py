@@ -25,7 +25,8 @@ def describe(value: Any) -> Any:
     """`value` as plain JSON data that says everything about it: frozen dataclasses with their class's name.
 
     A class whose code came to compute something else under the same fields says so by a class attribute VERSION.
-    A field with metadata {"later": True}, one that was added to a class in use, is left out while it has its default.
+    A field that was added to a class in use is left out while it has its default (metadata {"later": True}), or while
+    it has the value that the class had before it (metadata {"before": value}).
     TypeError for anything whose identity cannot be written down (a tensor, an open file, a function).
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -45,7 +46,8 @@ def describe(value: Any) -> Any:
 
 
 def _still_unsaid(field: dataclasses.Field[Any], value: Any) -> bool:
-    return field.metadata.get("later", False) and getattr(value, field.name) == field.default
+    before = field.metadata.get("before", field.default if field.metadata.get("later") else dataclasses.MISSING)
+    return before is not dataclasses.MISSING and getattr(value, field.name) == before
 
 
 def digest(value: Any) -> str:

@@ -12,6 +12,8 @@ from collections.abc import Iterable
 _BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 # Constants that early transformers versions saved with the weights and that no model reads any more.
 _DERIVED = re.compile(r"rotary_emb\.inv_freq$|\.attn\.(?:masked_)?bias$")
+# Matrices of the MLPs in their blocks.
+_PROJECTION = re.compile(r"\.(?:mlp|ffn|feed_forward)\..*weight$|\.fc[12]\.weight$")
 # Token embeddings and heads of the same families.
 _INPUT = re.compile(r"(?:^|\.)(?:embed_tokens|wte|embed_in|word_embeddings)\.weight$")
 _HEAD = re.compile(r"(?:^|\.)(?:lm_head|embed_out)\.(?:weight|bias)$")
@@ -44,6 +46,15 @@ def block_tag(name: str) -> str:
 def is_derived(name: str) -> bool:
     """Whether `name` is a stored constant (rotary frequencies, a causal mask) rather than a weight."""
     return bool(_DERIVED.search(name))
+
+
+def is_projection(name: str) -> bool:
+    """Whether `name` is the weight of a block's MLP, a matrix unless it is a norm's.
+
+    >>> is_projection("model.layers.1.mlp.up_proj.weight"), is_projection("model.layers.1.self_attn.q_proj.weight")
+    (True, False)
+    """
+    return block_of(name) is not None and bool(_PROJECTION.search(name))
 
 
 def is_input(name: str) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from sensmerge.mergers import Della
+import math
+
+from sensmerge.mergers import Della, Pcb
 
 
 def oracle_trim(tau: list[float], density: float) -> list[float]:
@@ -36,4 +38,25 @@ def oracle_della(tau: list[float], merger: Della, number: int, row: int) -> list
         rank = sorted(mine).index((abs(v), i % row))
         p = merger.density if row == 1 else merger.density - merger.epsilon + 2 * merger.epsilon * rank / (row - 1)
         out.append(v / p if philox(i, number) >= (1 - p) * 2**32 else 0.0)
+    return out
+
+
+def oracle_pcb(taus: list[list[float]], weights: list[list[float]], merger: Pcb) -> list[float]:
+    """What is added to the base, before lambda. taus, weights [K][d]."""
+    k, d = len(taus), len(taus[0])
+    clamped, shares = [], []
+    for tau in taus:
+        order = sorted(map(abs, tau))
+        low, high = order[int(d * merger.clamp)], order[max(0, int(d * (1 - merger.clamp) - 1))]
+        sizes = [min(max(abs(v), low), high) for v in tau]
+        clamped.append([math.copysign(size, v) if v else 0.0 for size, v in zip(sizes, tau, strict=True)])
+        inner = [(size - low) / (high - low) if high > low else 0.0 for size in sizes]
+        sums = [sum(other[e] for other in taus) for e in range(d)]
+        score = [math.exp(k * p * p) * math.tanh(v * s) for p, v, s in zip(inner, tau, sums, strict=True)]
+        floor, top = sorted(score)[min(int(d * (1 - merger.ratio)), d - 1)], max(score)
+        shares.append([(max(b, floor) - floor) / (top - floor) if top > floor else 0.0 for b in score])
+    out = []
+    for e in range(d):
+        weighted = sum(weights[i][e] * clamped[i][e] * shares[i][e] for i in range(k))
+        out.append(weighted / max(sum(share[e] for share in shares), 1e-12))
     return out

@@ -25,6 +25,11 @@ WALLS = {
     "sensmerge/family": {
         "sensmerge/checkpoints", "sensmerge/device", "sensmerge/models", "sensmerge/store", "sensmerge/tensor_names",
     },
+    "sensmerge/covariances": {
+        "sensmerge/blockwise", "sensmerge/calibration", "sensmerge/family", "sensmerge/memory", "sensmerge/models",
+        "sensmerge/store",
+    },
+    "sensmerge/distances": {"sensmerge/checkpoints", "sensmerge/mergers", "sensmerge/tensor_names"},
     "sensmerge/onebit": {"sensmerge/checkpoints", "sensmerge/mergers"},
     "sensmerge/engine": {
         "sensmerge/checkpoints", "sensmerge/family", "sensmerge/mergers", "sensmerge/sparsify", "sensmerge/store",

@@ -20,11 +20,19 @@ from pydantic.dataclasses import dataclass
 
 from evaluation.benchmarks.bits_per_byte import measure
 from evaluation.benchmarks.code_blocks import block, defines
-from evaluation.benchmarks.programs import Attempts, Problem, attempt, completion_problem, score
+from evaluation.benchmarks.programs import (
+    Attempts,
+    Problem,
+    attempt,
+    checked,
+    completion_problem,
+    helpers,
+    score,
+)
 from evaluation.data import Pair, chosen, n_chosen, template
 from evaluation.harness import Harness
 from evaluation.record import Result
-from evaluation.sandbox.sandbox import unavailable
+from evaluation.sandbox.sandbox import Program, unavailable
 
 
 @dataclass(frozen=True, config={"extra": "forbid"})
@@ -160,15 +168,16 @@ def _answer_problem(row: Mapping[str, Any], prompt: str) -> Problem:
     """A row answered in a chat: a whole function, or a body for the signature that was shown."""
     name = row["entry_point"]
     before = row["prompt"][: row["prompt"].index(f"def {name}")]  # imports and helpers that the answer may leave out
+    setup = helpers(row["prompt"], name)
 
-    def assemble(text: str) -> str | None:
+    def assemble(text: str) -> Program | None:
         code = block(text, name)
         if code is None:
             code = text if text.strip() else None
         if code is None:
             return None
         whole = f"{before}\n{code}" if defines(code, name) else row["prompt"] + _indented(code)
-        return f"{whole}\n{row['test']}\ncheck({name})\n"
+        return checked(row, whole, setup)
 
     return Problem(row["task_id"], prompt, row["canonical_solution"], assemble)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import ast
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from evaluation.benchmarks.programs import Attempts, Problem, attempt, score
 from evaluation.data import Rows, chosen, n_chosen, template
 from evaluation.harness import Harness
 from evaluation.record import Result
-from evaluation.sandbox.sandbox import unavailable
+from evaluation.sandbox.sandbox import Program, unavailable
 
 _END = "\n[DONE]"
 
@@ -86,14 +87,36 @@ class Mbpp:
 
 
 def _problem(row: Mapping[str, Any], prompt: str) -> Problem:
-    tests: Sequence[str] = row["test_list"]
+    tests = "\n".join([row.get("test_setup_code") or "", *row["test_list"], ""])
+    names, setup = _used(_plain(row["code"]), tests)
 
-    def assemble(text: str) -> str | None:
+    def assemble(text: str) -> Program | None:
         found = program(text)
-        # The asserts stand at top level, as in the data set: inside a function one of the gold programs fails.
-        return None if found is None else "\n".join([found, row.get("test_setup_code") or "", *tests, ""])
+        return None if found is None else Program(str(row["task_id"]), found, tests, names, setup)
 
     return Problem(str(row["task_id"]), prompt, _plain(row["code"]), assemble)
+
+
+def _used(gold: str, tests: str) -> tuple[tuple[str, ...], str]:
+    """(names that the gold program defines and tests use, the imports of the gold program).
+
+    Tests take these names from the program that is judged, and nothing else: one that defines an `abs` of its own
+    cannot pass by it. Where the gold program is no Python, every name that tests read is taken.
+
+    >>> _used("import math\\ndef f(x): return x", "assert abs(f(-1)) == 1")
+    (('f',), 'import math')
+    """
+    read = {node.id for node in ast.walk(ast.parse(tests)) if isinstance(node, ast.Name)}
+    try:
+        body = ast.parse(gold).body
+    except SyntaxError:
+        return tuple(sorted(read)), ""
+    imports = [one for one in body if isinstance(one, ast.Import | ast.ImportFrom)]
+    defined = {one.name for one in body if isinstance(one, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef)}
+    for one in body:
+        if not isinstance(one, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef | ast.Import | ast.ImportFrom):
+            defined |= {n.id for n in ast.walk(one) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    return tuple(sorted(read & defined)), ast.unparse(ast.Module(list(imports), []))
 
 
 def _plain(code: str) -> str:

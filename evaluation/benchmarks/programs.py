@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from evaluation.data import Rows, chosen, n_chosen
 from evaluation.harness import Harness
 from evaluation.record import Outcome, Result, summarise
 from evaluation.sandbox.sandbox import Limits, Program, Verdict, execute, unavailable
+from evaluation.sandbox.trial import recorded
 
 FIELDS = ("task_id", "prompt", "canonical_solution", "test", "entry_point")
 
@@ -47,12 +50,12 @@ class Attempts:
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing to program. assemble: the model's text -> the program that passes or fails; None: it holds no code."""
+    """One thing to program. assemble: the model's text -> the program and its tests; None: it holds no code."""
 
     id: str
     prompt: str
     gold: str
-    assemble: Callable[[str], str | None]
+    assemble: Callable[[str], Program | None]
 
 
 @dataclass(frozen=True)
@@ -94,11 +97,34 @@ def completion_problem(row: Mapping[str, Any], index: int) -> Problem:
     """A row in HumanEval's form: the completion continues the prompt's source text."""
     if missing := [field for field in FIELDS if field not in row]:
         raise ValueError(f"problem {row.get('task_id', index)} lacks {', '.join(missing)}")
+    setup = helpers(row["prompt"], row["entry_point"])
 
-    def assemble(text: str) -> str:
-        return f"{row['prompt']}{text}\n{row['test']}\ncheck({row['entry_point']})\n"
+    def assemble(text: str) -> Program:
+        return checked(row, f"{row['prompt']}{text}", setup)
 
     return Problem(row["task_id"], row["prompt"], row["canonical_solution"], assemble)
+
+
+def checked(row: Mapping[str, Any], source: str, setup: str) -> Program:
+    """A program under its row's check(candidate), of which it is only the candidate."""
+    name = row["entry_point"]
+    return Program(str(row["task_id"]), source, f"{row['test']}\ncheck({name})\n", (name,), setup)
+
+
+def helpers(prompt: str, entry_point: str) -> str:
+    """What a prompt defines besides the function that is asked for: tests use its imports and helper functions.
+
+    It is the benchmark's text, so tests get theirs from here and not from the program, which may have redefined them.
+
+    >>> helpers("import math\\n\\ndef one():\\n    return 1\\n\\ndef f(x):\\n", "f")
+    'import math\\n\\ndef one():\\n    return 1'
+    """
+    for text in (prompt, f"{prompt}\n    pass\n", prompt[: max(0, prompt.find(f"def {entry_point}"))]):
+        with contextlib.suppress(SyntaxError):
+            body = ast.parse(text).body
+            kept = [one for one in body if getattr(one, "name", None) != entry_point]
+            return ast.unparse(ast.Module(kept, []))
+    return ""
 
 
 def attempt(problems: Sequence[Problem], harness: Harness, how: Attempts) -> list[list[Attempt]]:
@@ -112,11 +138,10 @@ def attempt(problems: Sequence[Problem], harness: Harness, how: Attempts) -> lis
         clip=how.clip,
         sampling=how.sampling,
     )
-    sources = [problem.assemble(answer.text) for problem, answer in zip(asked, completions, strict=True)]
-    programs = [Program(p.id, source) for p, source in zip(asked, sources, strict=True) if source is not None]
-    verdicts = iter(execute(programs, workers=how.workers, limits=how.limits))
+    programs = [problem.assemble(answer.text) for problem, answer in zip(asked, completions, strict=True)]
+    verdicts = iter(execute([p for p in programs if p is not None], workers=how.workers, limits=how.limits))
     none = Verdict("no program", "the answer holds no code")
-    made = [Attempt(c, none if s is None else next(verdicts)) for c, s in zip(completions, sources, strict=True)]
+    made = [Attempt(c, none if p is None else next(verdicts)) for c, p in zip(completions, programs, strict=True)]
     return [made[at : at + how.samples] for at in range(0, len(made), how.samples)]
 
 
@@ -150,6 +175,7 @@ def score(
         "temperature": how.sampling.temperature if how.sampling else 0.0,
         "cpu_seconds": how.limits.cpu_seconds,
         "memory": how.limits.memory,
+        "sandbox": recorded(),
         "verdicts": dict(sorted(Counter(one.verdict.status for one in every).items())),
         **tally([one.completion for one in every]),
         **harness.settings(),

@@ -35,7 +35,7 @@ def rank(
     draws: dict[int, dict[str, float]] = {}
     for record, rule in controls:
         if rule.id in seeds:
-            draws.setdefault(record.draw, {})[rule.id] = score(record)
+            draws.setdefault(draw(record), {})[rule.id] = score(record)
     whole = [fmean(found.values()) for found in draws.values() if found.keys() == seeds]
     if len(whole) < ENOUGH:
         return None
@@ -45,10 +45,15 @@ def rank(
 
 def drawn(records: Sequence[Record]) -> list[tuple[Record, Record]]:
     """(random control, the run whose coefficients it shuffles), where several shuffles were drawn."""
-    if not any(record.draw for record in records):
+    if not any(map(draw, records)):
         return []
     originals = shuffled(records)
     return [(record, originals[record.id]) for record in records if record.id in originals]
+
+
+def draw(record: Record) -> int:
+    """Which of several shuffles the random control is; 0 for what draws none."""
+    return record.parameters.get("scaling.draw", 0)
 
 
 def replicate(record: Record) -> str:

@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -27,6 +27,7 @@ from sensmerge.calibration import Calibration
 from sensmerge.checkpoints.reader import Reader
 from sensmerge.checkpoints.shapes import Shape
 from sensmerge.coefficients import Evidence, Sens, Uniform
+from sensmerge.device import resident
 from sensmerge.engine.engine import Engine
 
 TOKENS = 270  # of a calibration sample, as in the table of the issue that set the targets
@@ -82,7 +83,7 @@ class Bench:
     def multiply(self) -> float:
         """TFLOP/s of a bf16 matrix product."""
         n = self.sizes.matrix
-        a, b = (torch.ones(n, n, dtype=torch.bfloat16, device=self.device) for _ in range(2))
+        a, b = (torch.randn(n, n, dtype=torch.bfloat16, device=self.device) for _ in range(2))  # of zeros it is faster
         seconds = self._seconds(lambda: torch.mm(a, b), 4)
         return 2 * n**3 / seconds / 1e12
 
@@ -155,27 +156,18 @@ class Bench:
             return self._seconds(lambda: merge.load_into(model, made), 1)
 
     def merge_again(self, name: str) -> float:
-        """Seconds of one more setting: base and experts are on the card, their thresholds known."""
-        state = self.model.state_dict()
+        """Seconds of one more setting: base and experts stay on the card, their thresholds are known."""
+        model = self.model
+        if "kept" not in self._held:
+            self._held["kept"] = ExitStack()
+            self._held["kept"].enter_context(resident.across_points())
         with ExitStack() as stack:
-            made = self._merge(stack, name)
-            if self._held.get("merger") != name:
-                self._held["tensors"] = self._held.get("tensors") or {
-                    entry: [
-                        source.tensor(entry).to(self.device)
-                        for source in (made.base, *(made.experts[task] for task in sorted(made.experts)))
-                    ]
-                    for entry in made.base.names
-                }
-                self._held["merger"], self._held["cuts"] = name, made.cuts
-                self._all(made, state)
-            made.cuts = self._held["cuts"]
-            return self._seconds(lambda: self._all(made, state), 1)
-
-    @torch.inference_mode()
-    def _all(self, made: merge.Merge, state: dict[str, Tensor]) -> None:
-        for name, (base, *experts) in self._held["tensors"].items():
-            made.engine.merge(base, experts, [made.setting(name, state[name])])
+            made = self._merge(stack, name, stay=True)
+            made.cuts = self._held.setdefault(f"cuts of {name}", made.cuts)
+            seconds = self._seconds(lambda: merge.load_into(model, made), 1)
+        if self.device.type != "cpu" and resident.nbytes() < (1 + len(TASKS)) * self.nbytes:
+            raise RuntimeError("base and experts do not fit on the card beside the model")
+        return seconds
 
     def write(self, name: str) -> float:
         """Seconds from opened files to the merged checkpoint in `checkpoints`' file system."""
@@ -200,11 +192,15 @@ class Bench:
             shutil.rmtree(out, ignore_errors=True)
             recipe.unlink()
 
-    def _merge(self, stack: ExitStack, name: str) -> merge.Merge:
-        base, *experts = (stack.enter_context(Reader(self.checkpoints / part)) for part in ("base", *TASKS))
+    def _merge(self, stack: ExitStack, name: str, *, stay: bool = False) -> merge.Merge:
+        members = ("base", *TASKS)
+        experts: Any = {member: stack.enter_context(Reader(self.checkpoints / member)) for member in members}
+        if stay:
+            experts = resident.keeping(experts, {member: member for member in members}, self.device)
+        base = experts.pop("base")
         engine = stack.enter_context(Engine(device=self.device))
         table = Uniform().table(Evidence(list(TASKS), base.names))
-        return merge.Merge(base, dict(zip(TASKS, experts, strict=True)), CASES[name].merger, table, engine)
+        return merge.Merge(base, experts, CASES[name].merger, table, engine)
 
     # ---- the model at work
 
@@ -254,17 +250,18 @@ class Bench:
                 family = self._family(Path(cache))
                 how = Calibration(samples=self.sizes.samples, dtype="bfloat16")
                 table = calibrate(family, items, Sens(), how, device=str(self.device)).table
-                model = family.load("base", dtype="auto", device=self.device)
+                model = family.to_fill(dtype="auto", device=self.device)
                 base, experts = family.readers(stack)
                 engine = stack.enter_context(Engine(device=self.device))
                 merge.load_into(model, merge.Merge(base, experts, CASES["ties"].merger, table, engine))
 
         return self._seconds(work, 1)
 
-    def drop(self, names: Sequence[str] = ("model", "tensors", "merger", "cuts")) -> None:
+    def drop(self) -> None:
         """Let go of what lines have left on the card."""
-        for name in names:
-            self._held.pop(name, None)
+        if "kept" in self._held:
+            self._held["kept"].close()
+        self._held.clear()
         self.tidy()
 
     def tidy(self) -> None:

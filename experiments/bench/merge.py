@@ -42,11 +42,12 @@ from sensmerge.mergers import Average, Dare, TaskArithmetic, Ties
 
 TASKS = ("code", "general", "math")
 _PLAIN = {"normalize": False}
+_DARE = {"weight": 1.0, "density": 0.5}
 CASES = {
     "average": Case(Average(), "linear", {"weight": 1.0}),
     "task_arithmetic": Case(TaskArithmetic(scale=0.3), "task_arithmetic", {"weight": 0.3}, _PLAIN),
-    "ties": Case(Ties(density=0.2), "ties", {"weight": 1.0, "density": 0.2}, _PLAIN),
-    "dare_ties": Case(Dare(drop=0.5, inner=Ties(density=1.0)), "dare_ties", {"weight": 1.0, "density": 0.5}, _PLAIN),
+    "ties": Case(Ties(density=0.2, scope="tensor"), "ties", {"weight": 1.0, "density": 0.2}, _PLAIN),
+    "dare_ties": Case(Dare(drop=0.5, inner=Ties(density=1.0, scope="tensor")), "dare_ties", _DARE, _PLAIN),
 }
 COLUMNS = """\
 | merger | who | s (range) | whole command, s | anonymous, MiB | file pages, MiB | s / floor | times faster |

@@ -41,7 +41,7 @@ _TOLERANCE = 1e-6  # of weights around 0.05: the order of sums and products diff
 CASES = {
     "average": Case(Average(), "linear", {"weight": 1.0}),
     "task_arithmetic": Case(TaskArithmetic(scale=0.3), "task_arithmetic", {"weight": 0.3}, {"normalize": False}),
-    "ties": Case(Ties(density=0.5), "ties", {"weight": 1.0, "density": 0.5}, {"normalize": True}),
+    "ties": Case(Ties(density=0.5, scope="tensor"), "ties", {"weight": 1.0, "density": 0.5}, {"normalize": True}),
     "breadcrumbs": Case(
         Breadcrumbs(density=0.5, gamma=0.25, inner=TaskArithmetic(scale=0.3)),
         "breadcrumbs",

@@ -67,6 +67,7 @@ class Checkpoints:
     experts, calibration: one entry per task, under the same keys.
     vocabulary: what becomes of an expert's tokens that are not the base's, or have another id: "base" keeps the base's
     rows and drops the others, "union" adds them to the base's, "error" refuses them (vocabulary.py).
+    base_is_expert: one of the experts is the base itself, as where a quick and a slow model are merged (long to short).
     """
 
     brings_data: ClassVar[bool] = False
@@ -76,6 +77,7 @@ class Checkpoints:
     experts: dict[str, Source]
     calibration: dict[str, Pairs]
     vocabulary: Policy = dataclasses.field(default="base", metadata={"later": True})
+    base_is_expert: bool = dataclasses.field(default=False, metadata={"later": True})
 
     def __post_init__(self) -> None:
         if not self.experts or self.experts.keys() != self.calibration.keys():
@@ -94,8 +96,10 @@ class Checkpoints:
         seen: dict[object, str] = {}
         for field, source in sources.items():
             place = source.path.resolve() if source.path else (source.id, source.revision)
-            if place in seen:
-                faults.append(f"model.{field} and model.{seen[place]} are one checkpoint, {source.path or source.id}")
+            if place in seen and not (self.base_is_expert and seen[place] == "base"):
+                meant = "; model.base_is_expert: true, where that is meant" if seen[place] == "base" else ""
+                where = source.path or source.id
+                faults.append(f"model.{field} and model.{seen[place]} are one checkpoint, {where}{meant}")
             seen[place] = field
         if absent:
             faults.append(

@@ -5,12 +5,15 @@ All are estimates of what this project's own code does; each says what it leaves
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from sensmerge.adapters import FactorMerger
+from sensmerge.checkpoints.reader import Entry
 from sensmerge.engine.engine import STEP
 from sensmerge.memory import Mode, Weights
 from sensmerge.mergers import Merger
+from sensmerge.mergers.whole import Edge, Survey, Votes
+from sensmerge.tensor_names import holds_tokens
 
 # ---- FLOPs
 
@@ -29,17 +32,41 @@ def sensitivity_flops(weights: Weights, lengths: Sequence[int], mode: Mode) -> i
     return 3 * forward + again
 
 
+def gram_flops(weights: Weights, grams: int, lengths: Sequence[int]) -> int:
+    """A forward pass without the head, and x^T x for each of the matrices' inputs: 2 n^2 a token, `grams` the sum of
+    n^2 (at most: layers with one input share it)."""
+    return forward_flops(weights, lengths) + 2 * (grams - weights.head) * sum(lengths)
+
+
 # ---- a merge
 
 
 def passes(merger: Merger, device: str, *, known: bool = False) -> int:
     """How often a merge goes over its inputs. By the definition, and compiled linear mergers: once. TIES compiled:
     the merge, a vote where cancelled entries get the majority's sign, and where it trims two counts of halves of the
-    magnitudes and one of equal ones, unless what trimming keeps is `known`."""
+    magnitudes and one of equal ones, unless what trimming keeps is `known`. Over whole vectors it is as many at most,
+    on any device, and each reads the files anew: by tensor all but the first find a tensor in memory."""
+    if (survey := merger.survey(1)) is not None:
+        return 1 + _asked(survey, known)
     steps = merger.steps()
     if steps is None or device != "cpu" or steps.combine != "disjoint":
         return 1
     return 1 + (steps.cancelled == "majority") + 3 * (steps.density < 1 and not known)
+
+
+def _asked(survey: Survey, known: bool) -> int:
+    """Readings that answer a survey's questions at most."""
+    times, answer = 0, None
+    while True:
+        try:
+            question = survey.send(answer)
+        except StopIteration:
+            return times
+        if isinstance(question, Votes):
+            times, answer = times + 1, 0
+        else:
+            times += 0 if known and question.magnitudes else 2 + question.placed
+            answer = [Edge(1.0) for _ in question.wanted(100)]
 
 
 def merge_scratch(merger: Merger, weights: Weights, experts: int, device: str, threads: int) -> int:
@@ -57,4 +84,17 @@ def merge_scratch(merger: Merger, weights: Weights, experts: int, device: str, t
         copies = 2 * experts + 13 + 3 * isinstance(merger, FactorMerger)
     else:
         copies = (3 if steps.combine == "disjoint" else 2) * experts + 6 + (experts if steps.drop else 0)
+    if merger.survey(experts) is not None:  # what is ranked, and its bits in order
+        copies = max(copies, 5 * experts + 6)
     return 4 * copies * weights.largest
+
+
+def matrix_scratch(merger: Merger, entries: Mapping[str, Entry], experts: int) -> int:
+    """Bytes that a merger of whole matrices holds at its hungriest tensor by its own word, X^T X of inputs included; 0
+    for mergers that work entry by entry. Token embeddings and heads, which such mergers average, do not count."""
+    told = 0
+    for entry in entries.values():
+        if not holds_tokens(entry.name) and (own := merger.scratch(entry.shape, experts)) is not None:
+            given = 4 * experts * entry.shape[-1] ** 2 if "grams" in merger.told and len(entry.shape) == 2 else 0
+            told = max(told, own + given)
+    return told

@@ -1,7 +1,7 @@
 """What a resolved run will cost and whether it fits here, before anything is trained, downloaded or read.
 
     python run.py model=... merger=... plan=true
-    python run.py model=... merger=... plan=deep        # also reads six tensors of members, and asks the hub of others
+    python run.py model=... merger=... plan=deep        # also reads members that are here, and asks the hub of others
 
 Tensors are known by headers (headers.py), their cost by arithmetic (costs.py, workload.py), and time by what this
 machine does in a second (hardware.py). A member that is not here yet is taken to have its base's tensors, as the merge
@@ -13,16 +13,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
+from experiments.families import Located
 from experiments.planning import hardware, headers
 from experiments.planning.hardware import Machine
-from experiments.planning.headers import Lineage
+from experiments.planning.headers import Headers, Lineage
 from experiments.planning.workload import Disk, Stage, Workload
 from experiments.run.spec import RunSpec
 from sensmerge import memory, models
+from sensmerge.distances.survey import survey
+from sensmerge.family.members import Models, line_up, opened
+from sensmerge.mergers.prism import DESTRUCTIVE
 
 _PREFIXES = (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1))
 
@@ -136,8 +141,8 @@ class Plan:
 def of(spec: RunSpec, *, deep: bool = False, machine: Machine | None = None) -> Plan:
     """The plan of `spec` on this machine, or on `machine`.
 
-    deep: read six tensors of each member too, and tell how far experts are from their base; of published checkpoints
-    that are not here, ask the hub.
+    deep: read six tensors of each member too, and tell how far experts are from their base; where all are here, read
+    them whole for PRISM's score of their interference; of published checkpoints that are not here, ask the hub.
     ValueError or FileNotFoundError for checkpoints and calibration data that the run itself would refuse.
     """
     located = spec.model.located(spec.output.cache, spec.output.data)
@@ -152,9 +157,28 @@ def of(spec: RunSpec, *, deep: bool = False, machine: Machine | None = None) -> 
         here = hardware.machine(_device(spec.device), dtype, spec.threads, spec.output.cache)
     work = Workload(spec, members, located.data or spec.output.data, here)
     stages = work.stages()
-    notes = (*said, *work.notes())
+    faulty = bool(refused) or any(one.mismatches for one in lineages)
+    notes = (*said, *work.notes(), *(_interference(located, members, faulty) if deep else ()))
     gpu = _on_gpu(work) if base.published and here.device == "cpu" else None
     return Plan(spec.title, lineages, tuple(stages), tuple(work.disks(stages)), here, notes, tuple(refused), gpu)
+
+
+def _interference(located: Located, members: Mapping[str, Headers], faulty: bool) -> Iterator[str]:
+    """PRISM's score, known before any merge; nothing unless every member is here and has its base's tensors."""
+    paths = {member: headers.path for member, headers in members.items() if headers.path is not None}
+    if len(paths) < len(members) or len(members) < 2 or faulty:
+        return
+    models = Models(paths.pop("base"), paths, located.vocabulary)
+    with ExitStack() as stack:
+        sources = opened(models, line_up(models), stack)
+        found = survey(sources.pop("base"), sources)
+    above = "above" if found.score > DESTRUCTIVE else "not above"
+    norms = ", ".join(f"{task} {norm:.3g}" for task, norm in found.experts.items())
+    yield f"norms of the task vectors: {norms}; of the base {found.base:.3g}"
+    yield (
+        f"PRISM's interference score at c = 1/K (arXiv 2610.03199): {found.score:.3g}, {above} its threshold of "
+        f"{DESTRUCTIVE:.3g} for destructive merges; opposite signs make {found.cancellation:.0%} of it"
+    )
 
 
 def _on_gpu(work: Workload) -> int:

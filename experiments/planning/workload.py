@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import os
 import shutil
 import sys
@@ -20,9 +22,11 @@ from sensmerge.checkpoints.header import Entry
 from sensmerge.device.arrivals import AHEAD
 from sensmerge.device.outgoing import BUFFERS as LEAVING
 from sensmerge.device.resident import GIB, fits
+from sensmerge.distances.survey import PIECE
 from sensmerge.memory import Fit, Peaks, Weights
 from sensmerge.mergers import Merger
 from sensmerge.store import nearest
+from sensmerge.tensor_names import is_projection
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
@@ -30,7 +34,7 @@ _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 @dataclass(frozen=True)
 class Stage:
     """host, device: bytes at the stage's peak, beside what the process holds anyway. seconds: at least; None: unknown.
-    spilled: bytes of hidden states put into files below output.cache."""
+    spilled: bytes of hidden states put into files below output.cache. kept: of covariances, which stay there."""
 
     name: str
     host: int
@@ -40,6 +44,7 @@ class Stage:
     flops: int = 0
     seconds: float | None = None
     spilled: int = 0
+    kept: int = 0
     note: str = ""
 
 
@@ -88,6 +93,9 @@ class Workload:
                 stages.append(self._sensitivity())
             if {"alignment", "information"} & self.spec.scaling.needs:  # of activations less: a bound
                 stages.append(self._alignment())
+            if "grams" in merger.told:
+                stages.append(self._covariances())
+            stages.append(self._survey())
             stages.append(self._merge(merger))
         stages.append(self._evaluation())
         if isinstance(merger, Merger) and self.spec.output.checkpoint:
@@ -102,6 +110,7 @@ class Workload:
         wanted: list[tuple[str, Path, int]] = [
             ("checkpoint", spec.output.runs, sum(stage.write for stage in stages)),
             ("hidden states", spec.output.cache, max((stage.spilled for stage in stages), default=0)),
+            ("covariances", spec.output.cache, sum(stage.kept for stage in stages)),
             ("downloads", Path(constants.HF_HUB_CACHE), sum(m.nbytes for m in self.members.values() if not m.path)),
         ]
         disks: dict[int, Disk] = {}
@@ -115,7 +124,7 @@ class Workload:
     def notes(self) -> list[str]:
         """What the numbers rest on."""
         spec, said = self.spec, []
-        if isinstance(spec.merger, Merger) and spec.scaling.needs:
+        if spec.draws:
             lengths = [length for task in self.lengths.values() for length in task]
             how = "drawn" if self._drawn else "at most: neither data nor tokenizer is read here"
             said.append(
@@ -131,8 +140,7 @@ class Workload:
             )
         if spec.references:
             said.append(f"references: {len(self.members)} more models are evaluated, once for all runs of the family")
-        if resident := self._resident():
-            said.append(resident)
+        said += filter(None, [self._resident()])
         if spec.record_path.is_file():
             said.append(f"complete already: {spec.directory} has its record, nothing would be done again")
         return said
@@ -196,10 +204,23 @@ class Workload:
     def _alignment(self) -> Stage:
         size = self._size(self.spec.calibration.dtype)
         lengths = [length for of_task in self.lengths.values() for length in of_task]
-        experts = len(self.lengths)
-        peaks = memory.alignment_peaks(self.weights, lengths, size, experts)
-        flops = experts * costs.forward_flops(self.weights, lengths)
+        peaks = memory.alignment_peaks(self.weights, lengths, size, len(self.lengths))
+        flops = len(self.lengths) * costs.forward_flops(self.weights, lengths)
         return self._pass("alignment", self._fit(peaks, size), peaks, flops)
+
+    def _covariances(self) -> Stage:
+        size = self._size(self.spec.calibration.dtype)
+        block, every = memory.gram_numbers(self._entries)
+        worst = memory.gram_peaks(self.weights, block, max(self.lengths.values(), key=sum), size)
+        flops = sum(costs.gram_flops(self.weights, every, lengths) for lengths in self.lengths.values())
+        made = self._pass("covariances", self._fit(worst, size), worst, flops)
+        return dataclasses.replace(made, kept=4 * every * len(self.lengths), note="a block at a time, kept in files")
+
+    def _survey(self) -> Stage:
+        inside = sum(entry.nbytes for entry in self._entries.values() if is_projection(entry.name))
+        read = sum(map(self._passed, self.members.values())) + inside * len(self.members)
+        held = 8 * 4 * len(self.members) * min(PIECE, self.weights.largest)  # fp64, and what is made of it
+        return Stage("survey", held, read=read, seconds=read / (self.machine.reading or math.inf), note="once a family")
 
     def _fit(self, peaks: Peaks, size: int) -> Fit:
         here = self.machine
@@ -243,6 +264,7 @@ class Workload:
         sizes = [member.computed for member in members]
         made += sum(sizes) + 2 * max(sizes)
         scratch = costs.merge_scratch(merger, self.weights, len(members) - 1, here.device, here.threads)
+        scratch = max(scratch, costs.matrix_scratch(merger, self._entries, len(members) - 1))
         host, device = model + scratch, 0
         if here.device != "cpu":  # base and experts of a tensor are there as stored, and the next ones arrive
             there = (len(members) + 1) * self.weights.largest * self._size("auto")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import command_line
-from experiments.report import markdown, row_names, tables
+from experiments.report import markdown, row_names, tables, tuned
 from experiments.report.tables import Row, Table
 
 _MOST_NAMED = 6
@@ -116,6 +116,9 @@ def _entry(table: Table, row: Row) -> dict[str, Any]:
 def main(arguments: list[str]) -> int:
     """The command line; 0."""
     given = _parser().parse_args(arguments)
+    if given.tuned:
+        sys.stdout.write(tuned.choose(given.study, given.runs, given.out, given.tuned))
+        return 0
     sys.stdout.write(choose(given.study, given.runs, given.out, given.count, by=given.by))
     return 0
 
@@ -126,5 +129,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--count", type=int, default=1, help="settings of each merger (default: %(default)s)")
     parser.add_argument("--runs", type=Path, default=Path("results/runs"), help="directory of run directories")
     parser.add_argument("--out", type=Path, default=Path("results"), help="best.json goes to <out>/<study>")
+    parser.add_argument(
+        "--tuned", nargs="+", metavar="PATH", help="instead: a merger's own settings, such as merger.scale"
+    )
     parser.add_argument("--by", nargs="+", default=[], metavar="PATH", help="as `report` takes it")
     return parser

@@ -93,7 +93,8 @@ def _header(table: Table) -> tuple[str, str]:
     for mean in table.means:
         names.append(f"mean {mean.name}" + ("" if mean.higher_is_better else " ↓"))
         names += [f"Δ {mean.name} [95 %]"] if table.merges else []
-    return " & ".join(map(escape, names)), "ll" + "r" * (len(names) - 2)
+    shown = [*map(escape, names), *([r"$\|\theta-\theta_0\|$"] if table.measured else [])]
+    return " & ".join(shown), "ll" + "r" * (len(shown) - 2)
 
 
 def _group(row: Row) -> str:
@@ -114,6 +115,8 @@ def _cells(table: Table, row: Row, marks: dict[tuple[int, str], str], *, named: 
         if table.merges:
             found: Difference | None = row.differences.get(mean.name)
             cells.append(_compared(found, percent=mean.higher_is_better))
+    if table.measured:
+        cells.append("--" if row.distance is None else f"{row.distance:.3g}")
     return cells
 
 
@@ -178,6 +181,6 @@ def _published(table: Table) -> list[str]:
         for b in table.benchmarks:
             scores.append(f"{anchor.scores[b.name] * 100:.1f}" if b.name in anchor.scores else "--")
             scores += ["--"] if b.name in table.generated else []
-        rest = ["--"] * (len(table.means) * (2 if table.merges else 1))
+        rest = ["--"] * (len(table.means) * (2 if table.merges else 1) + table.measured)
         lines.append(" & ".join([escape(f"{anchor.method} {published.MARK}"), "--", *scores, *rest]) + r" \\")
     return [r"\midrule", *lines] if lines else []

@@ -90,6 +90,7 @@ def _section(table: Table, commands: Sequence[str]) -> str:
         header += [f"mean {which}", *([f"Δ {which} [95 %]", "p"] if table.merges else [])]
         header += ["rank"] if table.ranked else []
     header += ["K·σ"] if table.merges else []
+    header += ["‖θ−θ₀‖"] if table.measured else []
     rows = [_cells(table, row) for row in table.rows]
     for anchor in published.anchors(table):
         scores = []
@@ -120,4 +121,6 @@ def _cells(table: Table, row: Row) -> list[str]:
             cells.append(f"{place.place}/{place.of}" if place else DASH)
     if table.merges:
         cells.append("{:.2f}..{:.2f}".format(*row.weights) if row.weights else DASH)
+    if table.measured:
+        cells.append(DASH if row.distance is None else f"{row.distance:.3g}")
     return cells

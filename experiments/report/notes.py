@@ -36,6 +36,7 @@ def notes(table: Table, commands: Sequence[str]) -> list[str]:
     found.append(_errors(table))
     if table.merges:
         found += _comparisons(table)
+    found += _distances(table)
     if any(not row.records for row in table.rows):
         found.append("A row of dashes is a run without a complete record.")
     found += _counts(table)
@@ -78,6 +79,24 @@ def _comparisons(table: Table) -> Iterator[str]:
             "†: p ≤ 0.05, distinguishable from uniform."
         )
     yield from _random(table)
+
+
+def _distances(table: Table) -> Iterator[str]:
+    """What the norms are, and what PRISM's score says of the experts."""
+    told = [record.distances for record in table.records if record.distances]
+    if told:
+        scores = sorted({one.interference for one in told})
+        shares = sorted({one.cancellation for one in told})
+        spans = [f"{low:.3g}" if low == high else f"{low:.3g}..{high:.3g}" for low, high in _ends(scores, shares)]
+        yield (
+            "‖θ−θ₀‖: Euclidean distance to the base over all tensors, mean over a row's models. PRISM's interference "
+            f"score of the experts at c = 1/K (arXiv 2610.03199): {spans[0]}, of which opposite signs {spans[1]}; "
+            "its paper calls merges above 1.92e-3 destructive."
+        )
+
+
+def _ends(*found: Sequence[float]) -> list[tuple[float, float]]:
+    return [(one[0], one[-1]) for one in found]
 
 
 def _questions(row: Row) -> int:

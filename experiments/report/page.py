@@ -127,6 +127,7 @@ def _row(row: tables.Row) -> dict[str, Any]:
             for name, found in row.differences.items()
         },
         "weights": row.weights,
+        **({"distance": row.distance} if row.distance is not None else {}),
         "runs": [{"id": record.id, "title": record.title, "seed": _seed(record)} for record in row.records],
     }
 

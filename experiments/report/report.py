@@ -60,11 +60,13 @@ def as_csv(found: Sequence[tables.Table]) -> str:
     """A line per row of every table, in raw units: accuracies in 0..1. An empty field: no such number.
 
     *_n: what its standard error is over, items or, where models > 1, models. Limits of intervals and p values are
-    random in their last digits: limits are rounded to six decimals, p values to six digits.
+    random in their last digits: limits are rounded to six decimals, p values to six digits. distance: `Row.distance`,
+    where any row has one.
     """
     names = list(dict.fromkeys(benchmark.name for table in found for benchmark in table.benchmarks))
     means = list(dict.fromkeys(mean.name for table in found for mean in table.means))
     ranked = any(table.ranked for table in found)
+    measured = any(table.measured for table in found)
     generated = [name for name in names if any(name in table.generated for table in found)]
     lines = [
         {
@@ -72,6 +74,7 @@ def as_csv(found: Sequence[tables.Table]) -> str:
             "suite": table.suite,
             **_line(row, names, means, ranked=ranked),
             **_lengths(row, generated),
+            **({"distance": row.distance} if measured else {}),
         }
         for table in found
         for row in table.rows

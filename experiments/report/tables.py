@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -49,7 +50,8 @@ class Row:
     new. scores: by benchmark, and means: by Mean.name, over the different models. differences: by Mean.name, to the
     uniform control of the same merger and seed, paired by item; nothing without a control for every seed.
     weights: smallest and largest K * sigma. ranks: by Mean.name, of a rule among its shuffles, where there are enough.
-    lengths: by benchmark that generates, mean tokens of an answer.
+    lengths: by benchmark that generates, mean tokens of an answer. distance: ||theta - theta_0||, the mean over the
+    different models; of an expert as any merge of the table tells it. None where no record does, as older ones do not.
     """
 
     merger: str
@@ -62,6 +64,7 @@ class Row:
     weights: tuple[float, float] | None = None
     lengths: Mapping[str, float] = field(default_factory=dict)
     ranks: Mapping[str, Rank] = field(default_factory=dict)
+    distance: float | None = None
 
     @property
     def name(self) -> str:
@@ -100,6 +103,11 @@ class Table:
         return any(row.ranks for row in self.rows)
 
     @property
+    def measured(self) -> bool:
+        """Whether any row knows how far it lies from the base."""
+        return any(row.distance is not None for row in self.rows)
+
+    @property
     def comparisons(self) -> list[Difference]:
         return [difference for row in self.rows for difference in row.differences.values()]
 
@@ -129,7 +137,8 @@ def build(records: Sequence[Record], by: Sequence[str] = ()) -> Table:
     benchmarks = _benchmarks(records)
     means = _means(benchmarks)
     rows = [
-        _row(name, cells.get(name, []), benchmarks, means) for name in sorted(_grid(cells, paths), key=row_names.order)
+        _row(name, cells.get(name, []), benchmarks, means, _norms(records))
+        for name in sorted(_grid(cells, paths), key=row_names.order)
     ]
     labels = records[0].labels
     shuffles = drawn(records)
@@ -168,7 +177,11 @@ def _means(benchmarks: Sequence[Benchmark]) -> tuple[Mean, ...]:
 
 
 def _row(
-    name: row_names.Name, records: Sequence[Record], benchmarks: Sequence[Benchmark], means: Sequence[Mean]
+    name: row_names.Name,
+    records: Sequence[Record],
+    benchmarks: Sequence[Benchmark],
+    means: Sequence[Mean],
+    norms: Mapping[str, float],
 ) -> Row:
     if not records:
         return Row(*name)
@@ -195,6 +208,7 @@ def _row(
             if evaluated(mean.benchmarks)
         },
         weights=_weights(records),
+        distance=_distance(models, norms),
         lengths=_lengths(models),
     )
 
@@ -207,6 +221,25 @@ def _lengths(models: Sequence[Record]) -> dict[str, float]:
     ]
     names = [name for name in told[0] if all(name in one for one in told)]
     return {name: sum(one[name] for one in told) / len(told) for name in names}
+
+
+def _norms(records: Sequence[Record]) -> dict[str, float]:
+    """sha256 of an expert -> how far it lies from its base, from the merges that it went into."""
+    told = [(record.digests.experts, record.distances) for record in records if record.distances]
+    return {experts[task]: norm for experts, found in told for task, norm in found.experts.items()}
+
+
+def _distance(models: Sequence[Record], norms: Mapping[str, float]) -> float | None:
+    found = []
+    for record in models:
+        if record.member is not None:
+            own = 0.0 if record.member == "base" and norms else norms.get(record.digests.experts.get(record.member, ""))
+        else:
+            own = record.distances.merged if record.distances else None
+        if own is None:
+            return None
+        found.append(own)
+    return math.fsum(found) / len(found)
 
 
 def _weights(records: Sequence[Record]) -> tuple[float, float] | None:

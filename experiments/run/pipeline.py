@@ -18,13 +18,14 @@ from evaluation.record import Result
 from experiments import provenance
 from experiments.locks import held
 from experiments.run import events, preflight, recipe, record, routed, stages, traces
+from experiments.run.measures import Distances
 from experiments.run.prepare import Prepared, prepare, verify
 from experiments.run.progress import Progress
 from experiments.run.record import Record, Scores
-from experiments.run.routing import Routing
 from experiments.run.spec import Member, RunSpec
 from experiments.tracking import live
 from sensmerge import memory
+from sensmerge.distances.survey import Survey
 from sensmerge.publish.versions import versions
 from sensmerge.store import write_json
 
@@ -141,11 +142,14 @@ def _execute(spec: RunSpec, config: Mapping[str, Any] | None, family: Prepared, 
     clock = Clock(progress)
     before = family.store.asked.copy()
     if isinstance(spec.merger, Member):
-        calibrated, subject = None, stages.member(family, spec.merger)
+        calibrated, found, subject = None, None, stages.member(family, spec.merger)
     else:
         calibrated = clock("calibrate", lambda: stages.calibrate(spec, family, progress))
+        if "grams" in spec.merger.told:
+            clock("covariances", lambda: stages.covariances(spec, family, progress))
         subject = stages.merge_recipe(spec, family, calibrated)
         progress.event("coefficients", **calibrated.to_json())
+        found = clock("survey", lambda: stages.survey(family, progress))
     write_json(spec.directory / recipe.RECIPE_JSON, subject.recipe)
     results = clock("evaluate", lambda: stages.evaluate(spec, family, subject, progress))
     for name, result in results.items():
@@ -156,14 +160,10 @@ def _execute(spec: RunSpec, config: Mapping[str, Any] | None, family: Prepared, 
         clock("write", lambda: stages.write_checkpoint(spec, family, subject, _on_card(results), progress))
     routing = routed.measured(spec, family, progress) if spec.routed else None
     measured = _measured(clock, family.store.asked - before)
-    made = _record(spec, config, family, calibrated, subject, results, routing, measured)
+    distances = None if found is None or spec.routed else _distances(found, stages.distance(family, subject))
+    made = _record(spec, config, family, calibrated, subject, results, routing, distances, measured)
     made.write(spec.record_path)
-    log.info(
-        "  done in %.1f s: %s -> %s",
-        sum(clock.seconds.values()),
-        _scores(results),
-        spec.record_path,
-    )
+    log.info("  done in %.1f s: %s -> %s", sum(clock.seconds.values()), _scores(results), spec.record_path)
     return made
 
 
@@ -174,7 +174,8 @@ def _record(
     calibrated: stages.Calibrated | None,
     subject: stages.Subject,
     results: Mapping[str, Result],
-    routing: Routing | None,
+    routing: record.Routing | None,
+    distances: Distances | None,
     measured: record.Measured,
 ) -> Record:
     return Record(
@@ -203,6 +204,7 @@ def _record(
         score=primary_score(results),
         versions=versions(*provenance.PACKAGES),
         measured=measured,
+        distances=distances,
         directory=spec.directory,
     )
 
@@ -226,6 +228,10 @@ def _coefficients(calibrated: stages.Calibrated) -> record.Coefficients:
     content = calibrated.to_json()
     table, summary = record.Table(**content["table"]), record.Range(**content["range"])
     return record.Coefficients(table, summary, content["alpha"], content["distances"], content.get("evidence"))
+
+
+def _distances(found: Survey, merged: float) -> Distances:
+    return Distances(found.base, dict(found.experts), merged, found.score, found.cancellation)
 
 
 def _measured(clock: Clock, asked: Counter[tuple[str, bool]]) -> record.Measured:

@@ -13,8 +13,9 @@ from evaluation.benchmarks.bits_per_byte import BitsPerByte
 from evaluation.rehearsal import rehearse
 from experiments.run import preflight
 from experiments.run.spec import Member, RunSpec
-from sensmerge import calibrate, calibration, merge, models
+from sensmerge import calibrate, calibration, models
 from sensmerge.adapters import joined
+from sensmerge.family import fit
 from sensmerge.family.family import Family, ready
 from sensmerge.store import Store, nearest
 
@@ -57,14 +58,14 @@ def verify(spec: RunSpec, family: Prepared) -> None:
     if isinstance(spec.merger, Member):
         with ExitStack() as stack:
             only = spec.merger.member
-            merge.check_architectures(family.shells, {only: family.opened(stack)[only]})
+            fit.check_architectures(family.shells, {only: family.opened(stack)[only]})
         return
     spec.merger.check(len(family.tasks))
     with ExitStack() as stack:
         base, experts = family.readers(stack)
         joined.check(spec.merger, experts)
-        merge.check_compatible(base, experts)
-        merge.check_architectures(family.shells, {"base": base, **experts})
+        fit.check_compatible(base, experts)
+        fit.check_architectures(family.shells, {"base": base, **experts})
         if spec.output.checkpoint and (free := shutil.disk_usage(nearest(spec.output.runs)).free) < base.nbytes:
             raise OSError(
                 f"output=checkpoint needs {base.nbytes / 1e9:.1f} GB below {spec.directory.parent}, "

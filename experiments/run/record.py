@@ -10,27 +10,42 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from evaluation.record import Metric, Outcome, Result
-from experiments.run.routing import Routing
+from experiments.run.measured import EXACT, Git, Machine, Measured, Routing, StageCount
+from experiments.run.measures import Distances, flatten
 from sensmerge.store import write_json
 
+__all__ = [
+    "RECORD_JSON",
+    "SCHEMA",
+    "Coefficients",
+    "Digests",
+    "Git",
+    "Machine",
+    "Measured",
+    "Range",
+    "Record",
+    "Routing",
+    "Scores",
+    "StageCount",
+    "Table",
+]
 RECORD_JSON = "record.json"
 SCHEMA: Literal[1] = 1
 _SETTING = ("model", "suite", "evaluation", "device", "suite_data")
 _PLACES = ("output", "tracking", "launcher", "hydra")  # groups of overrides that say where, and move no number
-_EXACT = ConfigDict(extra="forbid", strict=True)
 
 
-@dataclass(frozen=True, config=_EXACT)
+@dataclass(frozen=True, config=EXACT)
 class Scores:
     """A benchmark's result. outcomes: the file of its items, relative to the run. groups: as in `Result`."""
 
@@ -51,7 +66,7 @@ class Scores:
         return self.metrics[self.primary]
 
 
-@dataclass(frozen=True, config=_EXACT)
+@dataclass(frozen=True, config=EXACT)
 class Table:
     """sensmerge.coefficients.Table as plain lists: K * sigma [K][L], and outside the blocks [K]."""
 
@@ -61,7 +76,7 @@ class Table:
     outside: dict[str, list[float]]
 
 
-@dataclass(frozen=True, config=_EXACT)
+@dataclass(frozen=True, config=EXACT)
 class Range:
     """Of K * sigma over experts and blocks. sd: its spread. first_block: that block's share of sum (K sigma - 1)^2."""
 
@@ -72,7 +87,7 @@ class Range:
     first_block: float | None = None
 
 
-@dataclass(frozen=True, config=_EXACT)
+@dataclass(frozen=True, config=EXACT)
 class Coefficients:
     """alpha: task -> [L]; distances: metric -> [K][K]. None where the rule asked for no such evidence.
 
@@ -91,7 +106,7 @@ class Coefficients:
         return [self.alpha[task] for task in self.table.tasks] if self.alpha else None
 
 
-@dataclass(frozen=True, config=_EXACT)
+@dataclass(frozen=True, config=EXACT)
 class Digests:
     """sha256 of what went in: the evaluated model's recipe, files, calibration samples by task, data sets by name."""
 
@@ -102,51 +117,15 @@ class Digests:
     data: dict[str, str]
 
 
-@dataclass(frozen=True, config=_EXACT)
-class Machine:
-    platform: str
-    cores: int | None
-    threads: int
-    gpu: str | None
-    cpu: str | None = None
-
-
-@dataclass(frozen=True, config=_EXACT)
-class Git:
-    commit: str | None
-    dirty: bool | None
-
-
-@dataclass(frozen=True, config=_EXACT)
-class StageCount:
-    """Of one kind of stage, how many results the run computed itself, and how many it found kept."""
-
-    computed: int
-    kept: int
-
-
-@dataclass(frozen=True, config=_EXACT)
-class Measured:
-    """What differs where the same is run again. peak_memory_mb: of the process, so of all its runs so far."""
-
-    seconds: dict[str, float]
-    peak_memory_mb: float
-    machine: Machine
-    git: Git
-    argv: list[str]
-    finished: str
-    stages: dict[str, StageCount] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, eq=False, config=_EXACT)
+@dataclass(frozen=True, eq=False, config=EXACT)
 class Record:
     """One run; `directory` is where it lies, and stands in no file.
 
     study: the one that first asked for the run. labels: model, suite, merger, scaling, the names of the chosen yamls,
     and experiment and protocol where there was one (older records lack these two). member: where nothing was merged
     "base" or the expert's task, else None. vocabulary: what became of experts' token rows; None: every row is where it
-    is stored. Repeated with the same versions, all of it is the same but `measured`, and the paths in `config` and
-    `overrides`.
+    is stored. distances: of a merge; None: not measured. Repeated with the same versions, all of it is the same but
+    `measured`, and the paths in `config` and `overrides`.
     """
 
     schema: Literal[1]
@@ -168,6 +147,7 @@ class Record:
     measured: Measured
     vocabulary: dict[str, Any] | None = field(default_factory=dict)  # empty: not told
     routing: Routing | None = None
+    distances: Distances | None = None
     directory: Path = Field(default=Path(), exclude=True)
 
     @staticmethod
@@ -221,11 +201,6 @@ class Record:
         return scaling.get("of") if scaling.get("class") == "Shuffled" else None
 
     @property
-    def draw(self) -> int:
-        """Which of several shuffles the random control is; 0 for what draws none."""
-        return self.parameters.get("scaling.draw", 0)
-
-    @property
     def temperature(self) -> float | None:
         """T of the rule, or of the rule that it shuffles; None where it has none."""
         return self.parameters.get("scaling.of.temperature", self.parameters.get("scaling.temperature"))
@@ -248,7 +223,7 @@ class Record:
     @cached_property
     def parameters(self) -> dict[str, Any]:
         """The identity, everything that determined the numbers, as dotted path -> value ("merger.scale": 0.5)."""
-        return dict(_flatten(self.identity))
+        return dict(flatten(self.identity))
 
     def same(self, *parts: str) -> str:
         """The named parts of the identity as text: two records with equal texts agree in all of them."""
@@ -290,14 +265,6 @@ def _reason(error: ValidationError) -> str:
     place, got = ".".join(map(str, first["loc"])) or "all of it", first["input"]
     shown = "" if first["type"] == "missing" else f", got {got!r:.60}"
     return f"is no file that this version reads: {place}: {first['msg']}{shown}; rerun the run, or move it"
-
-
-def _flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _flatten(item, f"{path}.{key}" if path else str(key))
-    else:
-        yield path, value
 
 
 def _moving_numbers(words: Sequence[str]) -> list[str]:

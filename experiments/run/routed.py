@@ -11,9 +11,9 @@ from typing import Any
 
 from evaluation.answers import Generation, LogLikelihood, Sampling
 from evaluation.harness import Harness
+from experiments.run.measured import Routing
 from experiments.run.prepare import Prepared
 from experiments.run.progress import Progress
-from experiments.run.routing import Routing
 from experiments.run.spec import RunSpec
 from sensmerge import calibration, merge, models
 from sensmerge.checkpoints import onebit

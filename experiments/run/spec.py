@@ -76,7 +76,7 @@ class RunSpec:
 
     references: also evaluate the base and every expert (once per suite), without which no merge's score means anything.
     threads: of torch; None leaves it to torch.
-    plan: only say what the run would take; "deep" also reads six tensors of every member.
+    plan: only say what the run would take; "deep" also reads the members that are here.
     labels, study, overrides: names of the chosen yamls, of the experiment, and what the command line said; they name
         things in directories and tables.
     """
@@ -154,7 +154,9 @@ class RunSpec:
     @property
     def draws(self) -> bool:
         """Whether anything looks at calibration samples."""
-        return isinstance(self.merger, Merger) and (bool(self.scaling.needs) or self.routed)
+        return isinstance(self.merger, Merger) and (
+            bool(self.scaling.needs) or self.routed or "grams" in self.merger.told
+        )
 
     @property
     def routed(self) -> bool:

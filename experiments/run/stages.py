@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import sensmerge.calibrate
@@ -22,10 +24,14 @@ from experiments.run import routed
 from experiments.run.prepare import Prepared, say
 from experiments.run.progress import Progress
 from experiments.run.spec import Member, RunSpec
-from sensmerge import merge, models
+from sensmerge import calibration, merge, models
 from sensmerge.adapters import joined
+from sensmerge.blockwise import grams
 from sensmerge.calibrate import Calibrated
+from sensmerge.covariances.family import covariances as family_covariances
 from sensmerge.device import resident
+from sensmerge.distances import survey as distances
+from sensmerge.distances.survey import Survey, root, squared_distance
 from sensmerge.engine import thresholds
 from sensmerge.engine.engine import Engine
 from sensmerge.family.members import tokenizer_digest
@@ -40,6 +46,7 @@ log = logging.getLogger(__name__)
 # Part of what results are kept under. Raise one when a change to this project's code changes what the stage computes.
 _VERSIONS = {
     "sensitivity": 1, "fisher": 1, "alignment": 2, "information": 1, "magnitudes": 1, "merge": 1, "evaluation": 3,
+    "survey": 1, "covariances": 1,
 }  # fmt: skip
 
 
@@ -77,23 +84,73 @@ def member(family: Prepared, which: Member) -> Subject:
     return Subject(family.expert_digests[which.member], which.member, None, describe(which))
 
 
+def covariances(spec: RunSpec, family: Prepared, progress: Progress | None = None) -> dict[str, Path]:
+    """Task -> directory of X^T X of its expert's linear layers, kept below output.cache."""
+    start = time.perf_counter()
+    made = family_covariances(
+        family, family.samples(spec), spec.calibration, device=spec.device,
+        circumstances=_circumstances(spec, "covariances"), progress=progress.bar if progress else lambda label: iter,
+    )  # fmt: skip
+    say(f"covariances of {len(made)} experts", start, next(iter(made.values())).parent)
+    return made
+
+
 def merge_recipe(spec: RunSpec, family: Prepared, calibrated: Calibrated) -> Subject:
     """What a merge will be made of; nothing is merged before somebody needs it."""
     merger = spec.merger
     assert isinstance(merger, Merger)
     recipe = recipes.made_of(family, merger, calibrated.table, spec.seed, version=_VERSIONS["merge"])
+    if "grams" in merger.told:
+        drawn = {task: calibration.digest(samples) for task, samples in family.samples(spec).items()}
+        recipe["covariances"] = {**drawn, "of": digest([spec.calibration.dtype, _circumstances(spec, "covariances")])}
     if spec.routed:
         recipe["router"] = routed.identity(spec, family)
 
     def opened(stack: ExitStack, merger: Merger = merger) -> merge.Merge:
         device = models.resolve_device(spec.device)
-        base, experts = family.readers(stack, device)
-        experts, made, table = joined.as_one_expert(merger, base, experts, calibrated.table, spec.seed)
+        base, own = family.readers(stack)
+        experts, made, table = joined.as_one_expert(merger, base, own, calibrated.table, spec.seed)
+        tell: dict[str, Callable[[str], Any]] = {}
+        if "interference" in merger.told:
+            found = survey(family)
+            tell["interference"] = lambda name: found.of(base.entries[name])
+        if "grams" in merger.told:
+            tell["grams"] = grams.reader(covariances(spec, family))
+        if experts is own:
+            base, experts = family.staying(base, own, device)
         engine = stack.enter_context(Engine(device, spec.threads))
         known = thresholds.known(family.store, family, merger)
-        return merge.Merge(base, experts, made, table, engine, spec.seed, known)
+        return merge.Merge(base, experts, made, table, engine, spec.seed, *known, tell)
 
     return Subject(digest(recipe), "base", opened, recipe, opened if spec.routed else None)
+
+
+def survey(family: Prepared, progress: Progress | None = None) -> Survey:
+    """Norms and interference of the family's task vectors, once for all its merges."""
+    start = time.perf_counter()
+    key = {"base": family.base_digest, "experts": family.expert_digests, "version": _VERSIONS["survey"]}
+
+    def stage() -> dict[str, Any]:
+        with ExitStack() as stack:
+            return distances.survey(*family.readers(stack), progress.bar("survey") if progress else iter).to_json()
+
+    value, computed = family.store.compute("survey", key, stage)
+    say("norms and interference of task vectors", start, family.store.path("survey", key), reused=not computed)
+    return Survey.from_json(value)
+
+
+def distance(family: Prepared, subject: Subject) -> float:
+    """||theta_m - theta_0|| of a merge, as it was measured while it was made; one that an earlier version made and
+    evaluated is made once more, tensor by tensor, for that alone."""
+
+    def stage() -> float:
+        assert subject.merge is not None
+        with ExitStack() as stack:
+            merged = subject.merge(stack)
+            parts = (squared_distance(made, merged.base.tensor(name)) for name, made in merged.tensors())
+            return root(math.fsum(parts))
+
+    return family.store.compute("distance", {"subject": subject.digest}, stage)[0]
 
 
 def evaluate(spec: RunSpec, family: Prepared, subject: Subject, progress: Progress) -> dict[str, Result]:
@@ -162,8 +219,9 @@ def _harness(spec: RunSpec, family: Prepared, subject: Subject, progress: Progre
         model = family.to_fill(dtype=dtype, device=device)
         with ExitStack() as stack:
             merged = subject.merge(stack)
-            merge.load_into(model, merged, progress.bar("merge"))
-            thresholds.keep(family.store, family, merged.merger, merged.cuts)
+            moved = merge.load_into(model, merged, progress.bar("merge"))
+            family.store.compute("distance", {"subject": subject.digest}, lambda: moved)
+            thresholds.keep(family.store, family, merged.merger, merged.cuts, merged.edges)
         say(f"merged {models.n_parameters(model) / 1e6:.2f} M parameters", start, "in memory")
     tokenizer = models.load_tokenizer(family.shells["base"])
     return Harness(
@@ -194,5 +252,5 @@ def write_checkpoint(
             merged = subject.merge(stack)
             shell = family.shells["base"]
             merge.write(target, merged, card=text, recipe=kept, shell=shell, progress=progress.bar("merge"))
-            thresholds.keep(family.store, family, merged.merger, merged.cuts)
+            thresholds.keep(family.store, family, merged.merger, merged.cuts, merged.edges)
     say("checkpoint", start, target, reused=done)

@@ -11,6 +11,6 @@ __all__ = ["VARIANTS", "FactorMerger", "Factors", "OnFactors", "RobustMerge"]
 VARIANTS: dict[str, Merger] = {
     "robustmerge": RobustMerge(),
     "lora_average": OnFactors(inner=Average()),
-    "lora_ties": OnFactors(inner=Ties()),
+    "lora_ties": OnFactors(inner=Ties(scope="tensor")),
     "lora_dare": OnFactors(inner=Dare()),
 }

@@ -38,6 +38,7 @@ class OnFactors(FactorMerger):
 
     def check(self, experts: int) -> None:
         self.inner.check(experts)
+        self.inner.check_by_tensor(self, experts)
 
     def join(self, factors: Sequence[Factors], keys: Sequence[tuple[int, int]] | None = None) -> Factors:
         first, second = zip(*keys, strict=True) if keys is not None else (None, None)

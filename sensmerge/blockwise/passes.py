@@ -56,10 +56,10 @@ def sensitivities(
     """
     if not samples:
         raise ValueError("no calibration samples: sensitivities over an empty set do not exist")
-    with _opened(model) as source, _states(spill, device) as states:
+    with opened(model) as source, held_states(spill, device) as states:
         parts = Shell(source, shell, dtype=dtype, device=device)
         sums = Sums(parts.names, device)
-        calls = _forward(parts, samples, states, progress, keep=True)
+        calls = forward(parts, samples, states, progress, keep=True)
         _through_end(parts, samples, states, sums, loss, squared)
         _through_blocks(parts, calls, states, sums, progress, squared)
         _through_start(parts, samples, states, sums, squared)
@@ -83,9 +83,9 @@ def predict(
     checkpoint's own dtype on the CPU it is the file itself, mapped).
     """
     every = [sample for of_task in samples.values() for sample in of_task]
-    with _opened(model) as source, _states(spill, device) as states:
+    with opened(model) as source, held_states(spill, device) as states:
         parts = Shell(source, shell, dtype=dtype, device=device)
-        _forward(parts, every, states, progress, keep=False)
+        forward(parts, every, states, progress, keep=False)
         with parts.holding("rest"):
             last = (
                 parts.closing(sample.ids, states.pop(len(parts.blocks), number))[0, sample.answer_start - 1 : -1]
@@ -108,16 +108,16 @@ def activations(
 ) -> Tensor:
     """[L, samples, d] fp32: `activations.means` for a checkpoint. Arguments and errors as of `sensitivities`."""
     found: dict[int, list[Tensor]] = {}
-    with _opened(model) as source, _states(spill, device) as states:
+    with opened(model) as source, held_states(spill, device) as states:
         parts = Shell(source, shell, dtype=dtype, device=device)
-        _forward(
+        forward(
             parts, samples, states, progress, keep=False,
             see=lambda block, output: found.setdefault(block, []).append(mean_of(output)),
         )  # fmt: skip
     return torch.stack([torch.stack(found[block]) for block in sorted(found)])
 
 
-def _opened(model: Path | Source) -> AbstractContextManager[Source]:
+def opened(model: Path | Source) -> AbstractContextManager[Source]:
     return nullcontext(model) if isinstance(model, Source) else open_source(model)
 
 
@@ -161,7 +161,7 @@ class _States:
 
 
 @contextmanager
-def _states(spill: Path | None, device: torch.device | str) -> Iterator[_States]:
+def held_states(spill: Path | None, device: torch.device | str) -> Iterator[_States]:
     if spill is None:
         yield _States(None, device)
         return
@@ -171,7 +171,7 @@ def _states(spill: Path | None, device: torch.device | str) -> Iterator[_States]
 
 
 @torch.no_grad()
-def _forward(
+def forward(
     shell: Shell,
     samples: Sequence[Sample],
     states: _States,
@@ -179,10 +179,12 @@ def _forward(
     *,
     keep: bool,
     see: Callable[[int, Tensor], None] = lambda block, output: None,
+    watch: Callable[[int, Mapping[str, torch.nn.Parameter]], AbstractContextManager[object]] | None = None,
 ) -> list[list[Call]]:
     """Put every sample's hidden states at boundary 0 .. L (keep), or L alone. Returns the call [sample][block].
 
-    see: is given each block's output for each sample, block by block.
+    see: is given each block's output for each sample, block by block. watch: of a block and its parameters by name,
+    entered while all samples go through that block.
     """
     calls = []
     if samples:
@@ -190,7 +192,7 @@ def _forward(
         calls = _enter(shell, samples, states)
         states.require(states.nbytes * (len(shell.blocks) if keep else 1))  # that much again at every other boundary
     for block in progress(range(len(shell.blocks))):
-        with shell.holding(block):
+        with shell.holding(block) as held, watch(block, held) if watch else nullcontext():
             for number, call in enumerate(calls):
                 hidden = states.get(block, number) if keep else states.pop(block, number)
                 output = shell.block(block, hidden, call[block])

@@ -52,6 +52,15 @@ class Held(Source):
         self.source.release()
 
 
+def there(source: Source, name: str, device: torch.device | str) -> Tensor:
+    """The tensor on the CPU; of a `Held` source on the device, where it stays from now on."""
+    if not isinstance(source, Held) or _kept is None or _kept.off:
+        return source.tensor(name)
+    if name not in source.tensors:
+        source.tensors[name] = source.tensor(name).to(device, copy=True)
+    return source.tensors[name]
+
+
 @dataclass
 class _Kept:
     """sets: digest -> tensors by name. off: nothing stays any more."""

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sensmerge.engine.kernel_args import EVERYTHING, Cut, Setting, check_finite, mask_of
+from sensmerge.engine.kernel_args import Setting, check_finite, mask_of
 from sensmerge.mergers import Average, Steps
+from sensmerge.sparsify import EVERYTHING, Cut, share
 
 log = logging.getLogger(__name__)
 BLOCK = 2048  # numbers a program; with 8 warps, 8 numbers a thread, a load of 16 bytes in bf16
@@ -179,9 +180,9 @@ class _Run:
         else:
             self._made = torch.empty(inputs.n, dtype=out.dtype, device=inputs.device)
         masked = mask_of(steps, setting.keys, len(everyone))
-        disjoint, majority = steps.combine == "disjoint", steps.cancelled == "majority"
-        if disjoint:
-            k = max(1, round(steps.density * inputs.n))
+        disjoint, majority, known = steps.combine == "disjoint", steps.cancelled == "majority", setting.known
+        if disjoint and known is None:
+            k = share(steps.density, inputs.n)
             if k >= inputs.n:
                 setting.cuts.update(dict.fromkeys(everyone, EVERYTHING))
             self._wanted = [number for number in everyone if number not in setting.cuts]
@@ -195,8 +196,10 @@ class _Run:
             for number, cut in zip(self._wanted, self._cuts, strict=True):
                 numbers[number, 3:] = cut
         self._found = torch.zeros(3, dtype=torch.int64, device=inputs.device)
+        if known is not None:
+            self._found[2] = int(known.majority)
         arguments = (_flat(self._made), numbers, self._found, inputs.n)
-        if disjoint and majority:
+        if disjoint and majority and known is None:
             inputs.launch("merge", everyone, *arguments, _VOTE, bool(masked[0]), majority)
         inputs.launch("merge", everyone, *arguments, _MODES[steps.combine], bool(masked[0]), majority)
 
@@ -223,7 +226,8 @@ def _numbers(steps: Steps, setting: Setting, mask: tuple[Any, Any, Any]) -> Any:
     numbers = np.zeros((len(keys) + 1, 5), np.uint32)
     numbers[:-1, 0] = setting.weights.cpu().numpy().view(np.uint32)
     numbers[:-1, 1], numbers[:-1, 2] = keys & np.uint64(0xFFFFFFFF), keys >> np.uint64(32)
-    for number, cut in setting.cuts.items():
+    cuts = setting.cuts if setting.known is None else dict(enumerate(setting.known.cuts))
+    for number, cut in cuts.items():
         numbers[number, 3:] = cut.threshold, min(cut.last, 2**31 - 1) & 0xFFFFFFFF
     numbers[-1, 0], numbers[-1, 1:3] = below, np.array([steps.scale, rescale], np.float32).view(np.uint32)
     return numbers.view(np.int32)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,8 +19,6 @@ from torch import Tensor
 
 from sensmerge.engine import device_loops
 from sensmerge.engine.kernel_args import (
-    EVERYTHING,
-    Cut,
     Inputs,
     Loop,
     NotFinite,
@@ -30,6 +29,8 @@ from sensmerge.engine.kernel_args import (
     run_plain,
 )
 from sensmerge.mergers import Steps
+from sensmerge.mergers.whole import passed_on
+from sensmerge.sparsify import EVERYTHING, Cut, share
 
 T = TypeVar("T")
 STEP = 1 << 20  # numbers a piece: long enough that Python between two pieces does not show
@@ -81,7 +82,8 @@ class Engine:
         device = torch.device(self.device)
         here = self.compiled and device.type == "cpu"
         there = self.compiled and device_loops.serves(device)
-        fused = [setting for setting in settings if there and device_loops.fits(base, experts, setting)]
+        # What surveys of whole vectors found is not for the fused kernels, which look at one tensor.
+        fused = [one for one in settings if there and device_loops.fits(base, experts, one)]
         if fused:
             device_loops.merge(base, experts, fused, device)
         for setting in settings:
@@ -92,7 +94,7 @@ class Engine:
                 mask = mask_of(steps, setting.keys, len(experts))
                 cuts = [EVERYTHING] * len(experts)
                 if steps.combine == "disjoint":
-                    cuts = self._cuts(steps, inputs, mask, setting.cuts)
+                    cuts = setting.known.cuts if setting.known else self._cuts(steps, inputs, mask, setting.cuts)
                 loops.append(Loop(steps, inputs, mask, cuts, setting))
             else:
                 self._defined(base, experts, setting)
@@ -104,7 +106,8 @@ class Engine:
         # Copied as they are, and widened there: the other way round one thread here would widen them first.
         origin = base.to(self.device).to(torch.float32)
         taus = torch.stack([expert.to(self.device).to(torch.float32) for expert in experts]).sub_(origin)
-        made = setting.merger(origin, taus, setting.weights.to(self.device), keys=setting.keys).to(setting.out.dtype)
+        weights, more = setting.weights.to(self.device), passed_on(setting.known) | dict(setting.more)
+        made = setting.merger(origin, taus, weights, keys=setting.keys, **more).to(setting.out.dtype)
         if not (torch.isfinite(made).all() and torch.isfinite(taus).all()):
             raise NotFinite
         if isinstance(setting.out, Tensor):
@@ -115,7 +118,7 @@ class Engine:
     def _compiled(self, inputs: Inputs, loops: Sequence[Loop], step: int) -> None:
         voting = [loop for loop in loops if loop.votes]
         if voting:
-            found = self._each(inputs, lambda piece: [loop.run(piece, vote=True) for loop in voting], step)
+            found = self.each(inputs, lambda piece: [loop.run(piece, vote=True) for loop in voting], step)
             for loop, votes in zip(voting, map(sum, zip(*found, strict=True)), strict=True):
                 loop.majority = 1.0 if votes >= 0 else -1.0
         plain = [loop for loop in loops if loop.plain]
@@ -127,9 +130,9 @@ class Engine:
             for loop in others:
                 loop.run(piece)
 
-        self._each(inputs, work, step)
+        self.each(inputs, work, step)
 
-    def _each(self, inputs: Inputs, work: Callable[[slice], T], step: int | None = None) -> list[T]:
+    def each(self, inputs: Inputs, work: Callable[[slice], T], step: int | None = None) -> list[T]:
         """`work` on every piece of a tensor, in the pool if there is more than one piece; results in order."""
         n, step = inputs.n, step or self.step
         pieces = [slice(start, min(start + step, n)) for start in range(0, n, step)]
@@ -138,9 +141,9 @@ class Engine:
         return list(self._pool.map(work, pieces))
 
     def _cuts(self, steps: Steps, inputs: Inputs, mask: tuple[Any, Any, Any], known: dict[int, Cut]) -> list[Cut]:
-        """For each task vector, what keeps exactly k = max(1, round(density n)) entries of it: those largest in
-        magnitude, equal ones in order of position (sparsify.keep_largest says the same)."""
-        n, k = inputs.n, max(1, round(steps.density * inputs.n))
+        """For each task vector, what keeps exactly k = share(density, n) entries of it: those largest in magnitude,
+        equal ones in order of position (sparsify.keep_largest says the same)."""
+        n, k = inputs.n, share(steps.density, inputs.n)
         if k >= n:
             known.update(dict.fromkeys(range(len(inputs)), EVERYTHING))
         wanted = [number for number in range(len(inputs)) if number not in known]
@@ -150,7 +153,7 @@ class Engine:
             lower, rank, equals = self._ranked(some, their_mask, upper, rank, 1 << 16)
             thresholds = ((upper << 16) | lower).astype(np.uint32)
             all_of_them = bool((rank == equals).all())  # as good as always, unless numbers are coarse
-            lasts = [n] * len(wanted) if all_of_them else self._places(some, their_mask, thresholds, rank)
+            lasts = [n] * len(wanted) if all_of_them else self.places(some, their_mask, thresholds, rank)
             for number, threshold, last in zip(wanted, thresholds.tolist(), lasts, strict=True):
                 known[number] = Cut(threshold, last) if threshold else EVERYTHING
         return [known[number] for number in range(len(inputs))]
@@ -163,6 +166,26 @@ class Engine:
         Magnitudes order like their bits, so two passes of counting halves find any rank exactly, whatever repeats.
         upper: see kernels.histogram. values: how many a half can have; an upper half has no sign.
         """
+        counts = self.histogram(inputs, mask, upper, values)
+        found = [from_the_top(row, r) for row, r in zip(counts, rank, strict=True)]
+        half, rank = (np.array(column) for column in zip(*found, strict=True))
+        return half, rank, counts[np.arange(len(counts)), half]
+
+    def equals(self, inputs: Inputs, mask: tuple[Any, Any, Any], thresholds: Any) -> Any:
+        """How many magnitudes are exactly the thresholds [K] (bits), [K] int64."""
+        nobody = np.zeros(len(inputs), np.int64)
+        return sum(self.each(inputs, lambda piece: self._equals(inputs, mask, thresholds, piece, nobody)))
+
+    def _equals(self, inputs: Inputs, mask: tuple[Any, Any, Any], thresholds: Any, piece: slice, nth: Any) -> Any:
+        from sensmerge.engine import kernels
+
+        base, experts, _hold = inputs.piece(piece)
+        found = np.zeros(len(inputs), np.int64)
+        kernels.equals(base, experts, piece.start, *mask, thresholds, nth, found)
+        return found
+
+    def histogram(self, inputs: Inputs, mask: tuple[Any, Any, Any], upper: Any, values: int) -> Any:
+        """How often each half of a magnitude's bits occurs, [K, values] int64. upper: see kernels.histogram."""
         from sensmerge.engine import kernels
 
         def count(piece: slice) -> Any:
@@ -172,26 +195,17 @@ class Engine:
             return found
 
         # One long piece per worker: every piece fills a histogram of its own, and those are added up afterwards.
-        share = -(-inputs.n // (4 * self._workers)) * 4
-        counts, *more = self._each(inputs, count, max(self.step, share))
+        length = -(-inputs.n // (4 * self._workers)) * 4
+        counts, *more = self.each(inputs, count, max(self.step, length))
         for other in more:
             counts += other
-        found = [_from_the_top(row, r) for row, r in zip(counts, rank, strict=True)]
-        half, rank = (np.array(column) for column in zip(*found, strict=True))
-        return half, rank, counts[np.arange(len(counts)), half]
+        return counts
 
-    def _places(self, inputs: Inputs, mask: tuple[Any, Any, Any], thresholds: Any, rank: Any) -> list[int]:
+    def places(self, inputs: Inputs, mask: tuple[Any, Any, Any], thresholds: Any, rank: Any) -> list[int]:
         """Position of the rank-th entry [K] whose magnitude is exactly the threshold."""
-        from sensmerge.engine import kernels
-
-        def look(piece: slice, nth: Any) -> Any:
-            base, experts, _hold = inputs.piece(piece)
-            found = np.zeros(len(inputs), np.int64)
-            kernels.equals(base, experts, piece.start, *mask, thresholds, nth, found)
-            return found
-
+        look = partial(self._equals, inputs, mask, thresholds)
         nobody = np.zeros(len(inputs), np.int64)
-        before = np.cumsum(self._each(inputs, lambda piece: look(piece, nobody)), axis=0)
+        before = np.cumsum(self.each(inputs, lambda piece: look(piece, nobody)), axis=0)
         places = []
         for number, nth in enumerate(rank):
             index = int(np.searchsorted(before[:, number], nth))
@@ -202,11 +216,11 @@ class Engine:
         return places
 
 
-def _from_the_top(counts: Any, rank: int, group: int = 256) -> tuple[int, int]:
+def from_the_top(counts: Any, rank: int, group: int = 256) -> tuple[int, int]:
     """Of things counted by value [a multiple of `group`]: the value of the one of rank `rank` from the largest value
     down, and its rank among its equals. By groups first, for the table is long and this is asked for every tensor.
 
-    >>> _from_the_top(np.array([5, 0, 2, 3]), 4, group=2)
+    >>> from_the_top(np.array([5, 0, 2, 3]), 4, group=2)
     (2, 1)
     """
     groups = counts.reshape(-1, group)

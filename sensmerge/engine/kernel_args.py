@@ -5,7 +5,7 @@ Pieces are slices of the flattened tensor; any cut into pieces gives the same bi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sensmerge.mergers import Merger, Steps
-from sensmerge.sparsify import mask_numbers
+from sensmerge.sparsify import Cut, mask_numbers
 
 _INFINITE = 0x7F800000  # bits of fp32 infinity; larger ones are NaN
 _LIMITS = {  # bits of the smallest fp32 that becomes infinite in a narrower type
@@ -25,20 +25,6 @@ _LIMITS = {  # bits of the smallest fp32 that becomes infinite in a narrower typ
 
 class NotFinite(ValueError):
     """An input of a merge, or its result in the output's dtype, is infinite or NaN."""
-
-
-@dataclass(frozen=True)
-class Cut:
-    """What trimming keeps of one task vector: magnitudes above `threshold`, and those equal to it up to `last`.
-
-    threshold: bits of an fp32 number, which order like magnitudes. last: position in the flattened tensor.
-    """
-
-    threshold: int
-    last: int
-
-
-EVERYTHING = Cut(0, -1)  # all but zeros, which are as good as dropped
 
 
 class Out(Protocol):
@@ -75,6 +61,8 @@ class Setting:
     weights [K] fp32. out: where the result goes, [*s] if it is a tensor. keys: see `Merger`.
     cuts: expert number -> what trimming keeps of it, read where it is known and filled in where it is not; it depends
     on base, expert and density (and DARE's key) alone, so settings that differ otherwise can share it.
+    known: what the merger's survey of whole vectors says of this tensor; None: it asks nothing.
+    more: what the merger is told of this tensor beside its numbers (see `Merger.told`).
     """
 
     merger: Merger
@@ -82,6 +70,8 @@ class Setting:
     out: Tensor | Out
     keys: Sequence[int] | None = None
     cuts: dict[int, Cut] = field(default_factory=dict)
+    known: Any = None
+    more: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Loop:
@@ -98,8 +88,8 @@ class Loop:
         self._scale = np.float32(steps.scale)
         self._divisor = np.float32(len(inputs) if steps.combine == "mean" else 1)
         self._disjoint = steps.combine == "disjoint"
-        self.votes = self._disjoint and steps.cancelled == "majority"
-        self.majority = 0.0
+        self.votes = self._disjoint and steps.cancelled == "majority" and setting.known is None
+        self.majority = 0.0 if setting.known is None else setting.known.majority
 
     def run(self, piece: slice, *, vote: bool = False) -> int:
         """Write a piece of the result; or only count votes in it: the sum of the signs of the sums."""

@@ -45,16 +45,20 @@ class Family:
         """Every member's tensors by name, the base's as "base", as the merge sees them; closed with `stack`."""
         return opened(self.members, self.layout, stack)
 
-    def readers(self, stack: ExitStack, device: torch.device | None = None) -> tuple[Source, dict[str, Source]]:
-        """Base and experts. What is written of the base takes its files from the base's shell.
-
-        device: where they are merged; they may stay there for the next merge (device/resident.py).
-        """
+    def readers(self, stack: ExitStack) -> tuple[Source, dict[str, Source]]:
+        """Base and experts. What is written of the base takes its files from the base's shell."""
         experts = self.opened(stack)
-        if device is not None:
-            experts = resident.keeping(experts, {"base": self.base_digest, **self.expert_digests}, device)
         base = experts.pop("base")
         return base, experts
+
+    def staying(
+        self, base: Source, experts: dict[str, Source], device: torch.device
+    ) -> tuple[Source, dict[str, Source]]:
+        """What `readers` gave, such that it stays on the device where it is merged (device/resident.py). Whatever looks
+        at what kind of source an expert is comes before."""
+        digests = {"base": self.base_digest, **self.expert_digests}
+        kept = resident.keeping({"base": base, **experts}, digests, device)
+        return kept.pop("base"), kept
 
     def load(self, member: str, *, dtype: str, device: torch.device) -> Any:
         """A member's causal LM, resident, as the merge sees it."""

@@ -19,6 +19,7 @@ from sensmerge.checkpoints.json_file import read_json
 from sensmerge.checkpoints.open import on_base, open_source
 from sensmerge.checkpoints.reader import Source
 from sensmerge.checkpoints.vocabulary import Policy, Report, Vocabulary
+from sensmerge.family.tied import Once, once
 from sensmerge.store import Store, digest
 
 _LISTED = 5
@@ -80,10 +81,11 @@ def check_files(members: Models) -> None:
 def opened(members: Models, layout: Layout | None, stack: ExitStack) -> dict[str, Source]:
     """Every member by name, the base as "base", in the order of rows that the merge has; closed with `stack`.
 
-    Raises what `open_source` raises for what cannot be read, ValueError for an adapter that does not fit the base.
+    Raises what `open_source` raises for what cannot be read, ValueError for an adapter that does not fit the base, and
+    for a tied head that differs from its embedding.
     """
-    base = stack.enter_context(open_source(members.base))
-    experts = {task: stack.enter_context(open_source(path, base)) for task, path in members.experts.items()}
+    base = stack.enter_context(once(open_source(members.base)))
+    experts = {task: stack.enter_context(once(open_source(path, base))) for task, path in members.experts.items()}
     if layout is None:
         return {"base": base, **experts}
     found = vocabulary.align(base, experts, layout.base, layout.experts, layout.policy)
@@ -137,14 +139,19 @@ def digests(members: Models, layout: Layout | None, store: Store) -> dict[str, s
     """Member -> digest of what its tensors depend on: its files, an adapter's on those of the base too, and moved rows
     on the base, the policy and the order of tokens (with "union" on all experts, whose rows are the new tokens').
 
+    A tied head that is stored a second time used to be merged on its own: a model with one has another digest since.
     All files of all members are read side by side, as many as there are processors: sha256 takes longer than reading.
     """
+    with ExitStack() as stack:
+        twice = {member for member, source in opened(members, None, stack).items() if isinstance(source, Once)}
     paths = [members.base, *members.experts.values()]
     with ThreadPoolExecutor(_processors()) as files, ThreadPoolExecutor(len(paths)) as each:
         base, *others = each.map(lambda path: checkpoint_digest(path, store, files), paths)
+    base = digest({"member": base, "head": "once"}) if "base" in twice else base
     found = {"base": base}
     for (task, path), own in zip(members.experts.items(), others, strict=True):
         found[task] = digest({"adapter": own, "base": base}) if on_base(path) else own
+        found[task] = digest({"member": own, "head": "once"}) if task in twice else found[task]
     if layout is None:
         return found
     rows: dict[str, Any] = {"base": base, "policy": layout.policy, "tokens": layout.tokens}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from torch import Tensor
+
+from sensmerge.mergers.whole import Survey
 
 
 @dataclass(frozen=True)
@@ -46,16 +48,62 @@ class Merger(ABC):
         keys: one per expert, for mergers that draw random numbers (see seeds.key).
         """
 
+    @property
+    def told(self) -> frozenset[str]:
+        """Keywords of its call with which merge.py tells it more of a tensor than numbers. Subset of
+
+        "linear": whether it may be the matrix of a linear layer; False for token embeddings and heads.
+        "grams": X^T X of that layer's inputs for each expert, or None (sensmerge/covariances).
+        "interference": what PRISM has to know of the whole model (mergers/prism.py), or None outside the MLPs.
+        """
+        return frozenset()
+
     def check(self, experts: int) -> None:
-        """Raise ValueError if the merger is not defined for so many experts."""
+        """Raise ValueError if the merger is not defined for so many experts, or calls another that has to be told more
+        of a tensor than its numbers."""
+        inner = getattr(self, "inner", None)
+        if isinstance(inner, Merger) and inner.told:
+            raise ValueError(
+                f"{type(self).__name__} hands on numbers alone, and {type(inner).__name__} has to be told "
+                f"{', '.join(sorted(inner.told))} of each tensor: take {type(inner).__name__} without it"
+            )
         if self.most_experts is not None and experts > self.most_experts:
             raise ValueError(
                 f"{type(self).__name__} is defined for at most {self.most_experts} experts, {experts} were given: take "
                 "fewer, or another merger"
             )
 
+    def survey(self, experts: int) -> Survey | None:
+        """What has to be asked of whole vectors before the first tensor is merged (see whole.py); None: nothing.
+
+        What the survey returns for a tensor's name is passed to the call as `known`. A call without it takes its tensor
+        for the whole.
+        """
+        return None
+
+    def check_by_tensor(self, outer: Merger, experts: int) -> None:
+        """Raise ValueError for a merger inside `outer`, which shows it one tensor at a time, that asks for more."""
+        if self.survey(experts) is not None:
+            raise ValueError(
+                f"{type(outer).__name__} merges tensor by tensor, and {type(self).__name__} inside it trims over "
+                "task vectors: set merger.inner.scope=tensor"
+            )
+
+    def check_told(self, known: Container[str]) -> None:
+        """Raise ValueError where a merge does not know a word of `told`."""
+        if missing := sorted(word for word in self.told if word not in known):
+            raise ValueError(
+                f"{type(self).__name__} has to be told {', '.join(missing)} of every tensor, which this merge does not "
+                "know: a run (python run.py merger=...) finds it out; write_merged(covariances=...) is told"
+            )
+
     def steps(self) -> Steps | None:
         """The merger in the engine's terms; None: only the definition itself can compute it."""
+        return None
+
+    def scratch(self, shape: Sequence[int], experts: int) -> int | None:
+        """Bytes that the definition holds for a tensor of `shape`, inputs in fp32 included. None: as mergers hold that
+        work entry by entry (experiments/planning/costs.py)."""
         return None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import field, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sensmerge.mergers.arithmetic import TaskArithmetic
 from sensmerge.mergers.base import Merger, Steps
+from sensmerge.mergers.whole import Part, Survey, behind, passed_on
 from sensmerge.sparsify import drop_random
 
 
@@ -28,11 +29,24 @@ class Dare(Merger):
     drop: float = Field(default=0.5, ge=0, lt=1)
     inner: Merger = field(default_factory=TaskArithmetic)
 
-    def __call__(self, base: Tensor, taus: Tensor, weights: Tensor, *, keys: Sequence[int] | None = None) -> Tensor:
+    def __call__(
+        self, base: Tensor, taus: Tensor, weights: Tensor, *, keys: Sequence[int] | None = None, known: Any = None
+    ) -> Tensor:
+        return self.inner(base, self._dropped(taus, keys), weights, keys=keys, **passed_on(known))
+
+    def _dropped(self, taus: Tensor, keys: Sequence[int] | None) -> Tensor:
         if keys is None or len(keys) != len(taus):
             raise ValueError(f"DARE draws one mask per expert: got {keys and len(keys)} keys for {len(taus)}")
-        dropped = torch.stack([drop_random(tau, self.drop, key) for tau, key in zip(taus, keys, strict=True)])
-        return self.inner(base, dropped, weights, keys=keys)
+        return torch.stack([drop_random(tau, self.drop, key) for tau, key in zip(taus, keys, strict=True)])
+
+    def survey(self, experts: int) -> Survey | None:
+        """The inner merger's, of what is left of the task vectors."""
+
+        def dropped(part: Part) -> Part:
+            return replace(part, taus=self._dropped(part.taus, part.keys))
+
+        inner = self.inner.survey(experts)
+        return None if inner is None else behind(inner, dropped, ("dare", self.drop))
 
     def steps(self) -> Steps | None:
         inner = self.inner.steps()

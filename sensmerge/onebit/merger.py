@@ -46,6 +46,7 @@ class OneBitMerge(Merger):
         if self.chosen is not None and self.chosen >= experts:
             raise ValueError(f"OneBitMerge: chosen={self.chosen}, and the experts are numbered 0 to {experts - 1}")
         self.inner.check(experts - (self.chosen is not None))
+        self.inner.check_by_tensor(self, experts)
 
     def __call__(self, base: Tensor, taus: Tensor, weights: Tensor, *, keys: Sequence[int] | None = None) -> Tensor:
         coarse = torch.stack([restored(*quantised(tau)) for tau in taus])

@@ -99,6 +99,8 @@ def _describes(value: Any) -> bool:
 def build(description: Mapping[str, Any], kind: type[T] = Merger, where: str = "") -> T:
     """The object that `store.describe` describes, of a class that derives from `kind`.
 
+    A field that the class did not have when it was described has the value of those days (metadata "before").
+
     Raises ValueError naming a class or a field that does not exist, a value of another type than the field's, or a
     class that computes something else by now.
     """
@@ -116,6 +118,9 @@ def build(description: Mapping[str, Any], kind: type[T] = Merger, where: str = "
             f"{place}: this was made by version {version} of {name}; here is version {now}, which computes otherwise"
         )
     mapping(fields, place, options({"class": name}, kind))
+    for field in dataclasses.fields(cast(Any, made)):
+        if "before" in field.metadata:
+            fields.setdefault(field.name, field.metadata["before"])
     hints = get_type_hints(made, include_extras=True)
     for key, value in fields.items():
         if _describes(value):

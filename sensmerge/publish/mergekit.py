@@ -21,6 +21,8 @@ from sensmerge.tensor_names import block_of, block_tag
 VERSION = "0.1.5"  # of mergekit, whose sources and results this was checked against
 # TIES's mean has the count of agreeing experts below the line here, the sum of their weights there.
 RATIOS = "where experts agree it divides by the sum of their weights, we by their count: only ratios survive"
+# Models (config.json's model_type) whose tensors mergekit takes from a list of its own, which has no biases.
+_WITHOUT_BIASES = {"llama", "mistral"}
 _DTYPES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
 
@@ -73,12 +75,13 @@ def export(
     experts: Mapping[str, str],
     approximate: bool = False,
     moved: Sequence[str] = (),
+    model_type: str | None = None,
 ) -> Exported:
     """mergekit's configuration of this merge.
 
     entries: the base's tensors. base, experts: paths or hub ids as mergekit shall read them, `base+adapter` for a LoRA
-    adapter. moved: members whose rows for tokens are not where the base has them. approximate: also write what mergekit
-    can only do differently, with the differences named in it.
+    adapter. moved: members whose rows for tokens are not where the base has them. model_type: as in the base's
+    config.json. approximate: also write what mergekit can only do differently, with the differences named in it.
 
     Raises NotExpressible for what mergekit cannot do, or, without `approximate`, does otherwise; ValueError for other
     tasks, or another model, than the table's.
@@ -88,6 +91,7 @@ def export(
     method = method_of(merger, len(experts))
     dtype, more = _dtype(entries)
     differences = [*method.differences, *_of_coefficients(method, table, entries), *more, *_of_inputs(experts, moved)]
+    differences += _of_names(model_type, entries)
     if differences and not approximate:
         raise NotExpressible(
             f"mergekit {VERSION} cannot repeat this merge: {'; '.join(differences)}. approximate (on the command line "
@@ -132,6 +136,11 @@ def _weight(table: Table, at: int, entries: Mapping[str, Entry]) -> Any:
 
 def method_of(merger: Merger, experts: int) -> Method:
     """Raises NotExpressible for a merger that mergekit has no word for."""
+    if merger.survey(experts) is not None:
+        what = type(merger).__name__
+        raise NotExpressible(
+            f"mergekit trims tensor by tensor, and {what} with scope=model looks at whole vectors: take scope=tensor"
+        )
     match merger:
         case Average():
             return Method("task_arithmetic", 1 / experts)
@@ -198,6 +207,16 @@ def _of_inputs(experts: Mapping[str, str], moved: Sequence[str]) -> list[str]:
     if moved:
         found.append(f"rows for tokens of {', '.join(sorted(moved))} are lined up here, and not by this configuration")
     return found
+
+
+def _of_names(model_type: str | None, entries: Mapping[str, Entry]) -> list[str]:
+    biases = [name for name in entries if name.endswith(".bias")] if model_type in _WITHOUT_BIASES else []
+    if not biases:
+        return []
+    return [
+        f"it leaves {len(biases)} biases such as {biases[0]} out of the result without a word, for its list of "
+        f"{model_type}'s tensors has none"
+    ]
 
 
 def _dtype(entries: Mapping[str, Entry]) -> tuple[str, list[str]]:

@@ -194,14 +194,14 @@ def _merger(method: str, each: Each, parameters: Mapping[str, Any]) -> Merger:
     scale, density = one("lambda", 1.0), one("density", 1.0)
     elects = method in ("ties", "dare_ties", "breadcrumbs_ties", "della")
     around = scale * density if method.startswith("dare") else scale  # DARE divides by the density itself
-    inner = Ties(density=1.0, scale=around) if elects else TaskArithmetic(scale=around)
+    inner = Ties(density=1.0, scale=around, scope="tensor") if elects else TaskArithmetic(scale=around)
     if method.startswith("dare"):
         return Dare(drop=1 - density, inner=inner)
     if method.startswith("breadcrumbs"):
         return Breadcrumbs(density=density, gamma=one("gamma", 0.01), inner=inner)
     if method.startswith("della"):
         return Della(density=density, epsilon=one("epsilon", 0.15), inner=inner)
-    return Ties(density=density, scale=scale) if elects else inner
+    return Ties(density=density, scale=scale, scope="tensor") if elects else inner
 
 
 def _find(

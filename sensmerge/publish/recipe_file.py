@@ -82,7 +82,9 @@ class _File:
     range: dict[str, float] | None = None
     alpha: dict[str, list[float]] | None = None
     distances: dict[str, list[list[float]]] | None = None
+    evidence: dict[str, Any] | None = None
     versions: dict[str, str | None] | None = None
+    covariances: dict[str, str] | None = None
 
 
 def read(path: Path) -> Recipe:

@@ -224,8 +224,10 @@ def test_a_recipe_by_hand(tmp_path: Path) -> None:
         "merger: {class: Ties, density: 0.5}\nscaling: uniform\nsources: {base: b, math: m}\n"
     )
     recipe = recipe_file.read(tmp_path / "r.yaml")
-    assert (recipe.merger, recipe.table, recipe.rule) == (Ties(density=0.5), None, sensmerge.Uniform())
+    assert (recipe.merger, recipe.table, recipe.rule) == (Ties(density=0.5, scope="tensor"), None, sensmerge.Uniform())
     assert recipe.sources == {"base": str(tmp_path / "b"), "math": str(tmp_path / "m")}
+    (tmp_path / "r.yaml").write_text("merger: {name: ties, density: 0.5}\nscaling: uniform\n")
+    assert recipe_file.read(tmp_path / "r.yaml").merger == Ties(density=0.5)
     (tmp_path / "r.json").write_text("merger: 1")
     with pytest.raises(ValueError, match=r"must be called \.yaml"):
         recipe_file.read(tmp_path / "r.json")

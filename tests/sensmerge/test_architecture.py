@@ -19,7 +19,7 @@ from experiments.run.spec import Member, RunSpec
 from sensmerge import api, models
 from sensmerge.__main__ import main
 from sensmerge.checkpoints.reader import Reader
-from sensmerge.merge import check_architectures
+from sensmerge.family.fit import check_architectures
 
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 # What config.json says (the truth: 16 wide, 40 tokens, 2 layers, the head tied) -> what is said of it.

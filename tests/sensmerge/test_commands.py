@@ -128,6 +128,7 @@ def test_inspect_prints_every_weight(table: Path, capsys: pytest.CaptureFixture[
         (["merge", "--merger", "ties", "--out", "OUT"], "add --base PLACE"),
         (["merge", "TABLE", "--merger", "ties", "--out", "TABLE"], "is not empty"),
         (["merge", "TABLE", "--merger", "ties", "--expert", "math=CODE", "--out", "OUT"], "not the weights"),
+        (["merge", "TABLE", "--merger", "regmean", "--out", "OUT"], "Covariance has to be told grams of every tensor"),
         (["export", "TABLE", "--merger", "ties", "--out", "OUT"], "cannot repeat this merge"),
         (["export", "TABLE", "--merger", "average", "--out", "TABLE"], "exists already"),
         (["coefficients", "--calibration", "math=gone.jsonl", "--out", "OUT"], "no such file: gone.jsonl"),

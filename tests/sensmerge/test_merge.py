@@ -25,9 +25,9 @@ TASKS = ["code", "general", "math"]
 MERGERS: list[Merger] = [
     Average(),
     TaskArithmetic(scale=0.5),
-    Ties(density=0.3),
+    Ties(density=0.3, scope="tensor"),
     Dare(drop=0.5),
-    Dare(inner=Ties(density=1.0)),
+    Dare(inner=Ties(density=1.0, scope="tensor")),
 ]
 
 
@@ -85,12 +85,16 @@ def test_stream_equals_memory_bit_for_bit_and_loads(family: dict[str, Path], mer
     ]  # fmt: skip
 
 
+def _ties(density: float, scale: float = 1.0) -> Ties:
+    return Ties(density=density, scale=scale, scope="tensor")
+
+
 def points(family: dict[str, Path], stack: ExitStack, directory: Path) -> list[merge.Output]:
     """Four merges of one family: two that agree on what trimming keeps, one that does not, one that does not trim."""
     base = stack.enter_context(Reader(family["base"]))
     experts = {task: stack.enter_context(Reader(family[task])) for task in TASKS}
     engine = stack.enter_context(Engine(threads=2))
-    mergers = [Ties(density=0.3), Ties(density=0.3, scale=0.5), Ties(density=0.6), Dare(drop=0.5)]
+    mergers = [_ties(0.3), _ties(0.3, 0.5), _ties(0.6), Dare(drop=0.5)]
     merges = [Merge(base, experts, merger, table(base.names), engine, seed=4) for merger in mergers]
     return [merge.Output(directory / str(i), one, f"# {i}", {"point": i}) for i, one in enumerate(merges)]
 

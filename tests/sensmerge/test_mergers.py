@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from baseline_oracles import BASELINES, oracle_baseline
 from gpu_fixtures import MERGING, agree, apart, device  # noqa: F401
-from oracles import oracle_della, oracle_outliers, oracle_trim, philox
+from oracles import oracle_della, oracle_outliers, oracle_pcb, oracle_trim, philox
 from pydantic import ValidationError
 
 from sensmerge.engine.engine import Engine
 from sensmerge.engine.kernel_args import Setting
-from sensmerge.mergers import Average, Breadcrumbs, Dare, Della, Merger, Slerp, TaskArithmetic, Ties
+from sensmerge.mergers import Average, Breadcrumbs, Dare, Della, Merger, Pcb, Slerp, TaskArithmetic, Ties
 from sensmerge.onebit import OneBitMerge
 from sensmerge.seeds import key
 from sensmerge.sparsify import keep_largest
@@ -31,10 +32,13 @@ MERGERS: list[Merger] = [
     Breadcrumbs(density=0.9, gamma=0.3, inner=Ties(density=1.0)),
     Della(density=0.5, epsilon=0.3),
     Della(density=0.7, epsilon=0.3, inner=TaskArithmetic(scale=0.5)),
+    Pcb(ratio=0.3, scale=1.2),
+    Pcb(ratio=1.0, clamp=0.1, scope="tensor"),
     OneBitMerge(inner=TaskArithmetic(scale=0.5)),
     OneBitMerge(inner=Dare(drop=0.4, inner=Ties(density=1.0))),
+    *BASELINES,
 ]
-SHAPES = [(7, 5), (96,), (1,), (3, 2, 4)]
+SHAPES = [(7, 5), (96,), (1,), (3, 2, 4), (4, 9)]
 
 
 def keys(k: int) -> list[int]:
@@ -52,24 +56,31 @@ def problem(shape: tuple[int, ...], k: int = 3) -> tuple[torch.Tensor, torch.Ten
 # ---- slow oracles, element by element in fp64, from the papers
 
 
-def oracle(merger: Merger, base: list[float], taus: list[list[float]], weights: list[float], row: int) -> list[float]:
-    k = len(taus)
+def oracle(
+    merger: Merger, base: list[float], taus: list[list[float]], weights: list[float], shape: tuple[int, ...]
+) -> list[float]:
+    k, row = len(taus), shape[-1]
+    if merger in BASELINES:
+        return oracle_baseline(merger, base, taus, weights, shape)
+    if isinstance(merger, Pcb):
+        moved = oracle_pcb(taus, [[w] * len(base) for w in weights], merger)
+        return [origin + merger.scale * move for origin, move in zip(base, moved, strict=True)]
     if isinstance(merger, Breadcrumbs):
         kept = [oracle_outliers(tau, merger.density, merger.gamma) for tau in taus]
-        return oracle(merger.inner, base, kept, weights, row)
+        return oracle(merger.inner, base, kept, weights, shape)
     if isinstance(merger, Della):
         kept = [oracle_della(tau, merger, number, row) for tau, number in zip(taus, keys(k), strict=True)]
-        return oracle(merger.inner, base, kept, weights, row)
+        return oracle(merger.inner, base, kept, weights, shape)
     if isinstance(merger, Dare):
         dropped = [
             [0.0 if philox(i, key) < merger.drop * 2**32 else v / (1 - merger.drop) for i, v in enumerate(tau)]
             for tau, key in zip(taus, keys(k), strict=True)
         ]
-        return oracle(merger.inner, base, dropped, weights, row)
+        return oracle(merger.inner, base, dropped, weights, shape)
     if isinstance(merger, OneBitMerge):
         sizes = [sum(map(abs, tau)) / len(tau) for tau in taus]
         coarse = [[math.copysign(size, value) for value in tau] for size, tau in zip(sizes, taus, strict=True)]
-        return oracle(merger.inner, base, coarse, weights, row)
+        return oracle(merger.inner, base, coarse, weights, shape)
     if isinstance(merger, Ties):
         taus = [oracle_trim(tau, merger.density) for tau in taus]
     out = []
@@ -92,7 +103,7 @@ def test_equals_oracle(merger: Merger, shape: tuple[int, ...]) -> None:
     base, taus, weights = problem(shape)
     got = merger(base, taus, weights, keys=keys(3))
     exact = base.double().flatten(), taus.double().flatten(1), weights.double()
-    want = oracle(merger, *(part.tolist() for part in exact), row=shape[-1])
+    want = oracle(merger, *(part.tolist() for part in exact), shape=shape)
     torch.testing.assert_close(got.double().flatten(), torch.tensor(want, dtype=torch.float64), rtol=1e-5, atol=1e-6)
 
 
@@ -222,6 +233,17 @@ def test_coefficients_can_turn_an_election() -> None:
     taus = torch.tensor([[2.0], [-3.0]])
     assert Ties(density=1.0)(torch.zeros(1), taus, torch.ones(2)).item() == -3.0
     assert Ties(density=1.0)(torch.zeros(1), taus, torch.tensor([1.9, 0.1])).item() == pytest.approx(3.8)
+
+
+def test_pcb_by_hand() -> None:
+    """Two experts, two entries: e^2 tanh 6 wins the first, and tanh 2 of the other expert the second."""
+    taus = torch.tensor([[3.0, 1.0], [-1.0, 1.0]])
+    merger = Pcb(ratio=1.0, clamp=0.0, scale=0.5)
+    assert merger(torch.ones(2), taus, torch.tensor([1.0, 4.0])).tolist() == [1 + 0.5 * 3, 1 + 0.5 * 4 * 1]
+    # One expert, scores tanh 1, e^(1/4) tanh 4, e tanh 9, of which the upper two thirds count from the middle one on.
+    alone = torch.tensor([[1.0, 2.0, 3.0]])
+    assert Pcb(ratio=2 / 3, clamp=0.0)(torch.zeros(3), alone, torch.ones(1)).tolist() == [0, 0, 3]
+    assert Pcb(ratio=1.0, clamp=0.0)(torch.zeros(3), alone, torch.ones(1)).tolist() == pytest.approx([0, 2, 3])
 
 
 def test_breadcrumbs_by_hand() -> None:

@@ -8,7 +8,7 @@ from oracles import oracle_outliers, oracle_trim, philox
 
 from sensmerge import sparsify
 from sensmerge.seeds import key, random_words
-from sensmerge.sparsify import drop_by_rank, drop_outliers, drop_random, keep_largest
+from sensmerge.sparsify import drop_by_rank, drop_outliers, drop_random, keep_largest, share
 
 
 @pytest.mark.parametrize("density", [0.01, 0.2, 0.5, 0.999, 1.0])
@@ -18,6 +18,19 @@ def test_trim_keeps_exactly_k_even_among_ties(n: int, density: float) -> None:
     kept = keep_largest(coarse, density)
     assert int((kept != 0).sum()) == max(1, round(density * n))
     assert kept.tolist() == pytest.approx(oracle_trim(coarse.tolist(), density))
+
+
+def test_halves_go_to_the_even_number_and_one_entry_at_least_stays() -> None:
+    assert [share(0.5, n) for n in (1, 3, 5, 7, 9)] == [1, 2, 2, 4, 4]
+    assert [share(0.01, 5), share(1.0, 5), share(0.25, 10)] == [1, 5, 2]
+    assert keep_largest(torch.tensor([1.0, 5.0, 3.0, 2.0, 4.0]), 0.5).tolist() == [0, 5, 0, 0, 4]
+    assert drop_outliers(torch.tensor([1.0, 5.0, 3.0, 2.0, 4.0]), 0.5, 0.1).tolist() == [
+        0,
+        5,
+        0,
+        0,
+        4,
+    ]  # round(0.5) = 0
 
 
 def test_dare_is_unbiased_and_keeps_its_share() -> None:

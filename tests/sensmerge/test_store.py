@@ -18,7 +18,9 @@ from sensmerge.store import Store, build_whole, describe, digest, nearest, write
 
 
 def test_description_names_classes_and_every_field() -> None:
-    assert describe(Dare(drop=0.5, inner=Ties(density=1))) == {
+    assert describe(Ties())["scope"] == "model"
+    # A description of before TIES had a scope: what it meant then it goes on to mean, and to be called.
+    assert describe(Dare(drop=0.5, inner=Ties(density=1, scope="tensor"))) == {
         "class": "Dare",
         "version": 2,
         "drop": 0.5,

@@ -78,6 +78,8 @@ function methodColumns(table) {
   }
   if (merges) columns.push({ name: "K·σ", cell: (row) => [row.weights ? row.weights.map((w) => w.toFixed(2)).join("..") : "–"],
     key: (row) => row.weights?.[1] ?? null });
+  if (table.rows.some((row) => row.distance !== undefined)) columns.push({ name: "‖θ−θ₀‖",
+    cell: (row) => [row.distance?.toPrecision(3) ?? "–"], key: (row) => row.distance ?? null });
   columns.push({ name: "runs", text: true, kind: "text runs", cell: (row) => row.runs.map((run) =>
     make("a", { href: `#/run/${run.id}`, title: run.title }, `s${run.seed}`)), key: (row) => row.runs.length });
   return columns;

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from evaluation.sandbox import trial
 from evaluation.sandbox.sandbox import Limits, Program, Verdict, execute
 
 LIMITS = Limits(seconds=10, cpu_seconds=1, memory=256 << 20)
@@ -128,16 +129,16 @@ def test_identical_sources_run_once() -> None:
 
 
 def test_a_dead_worker_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    from evaluation.sandbox import sandbox
+    from evaluation.sandbox import execution
 
-    judge = sandbox._Worker.judge
+    judge = execution._Worker.judge
 
-    def sabotage(self: sandbox._Worker, source: str, limits: Limits) -> Verdict | None:
-        if "victim" in source:
+    def sabotage(self: execution._Worker, job: execution._Job) -> Verdict | None:
+        if "victim" in job.source:
             self._process.kill()
-        return judge(self, source, limits)
+        return judge(self, job)
 
-    monkeypatch.setattr(sandbox._Worker, "judge", sabotage)
+    monkeypatch.setattr(execution._Worker, "judge", sabotage)
     before, victim, after = judged("x = 1", "victim = 1", "x = 3", workers=1)
     assert before.passed
     assert after.passed
@@ -145,13 +146,16 @@ def test_a_dead_worker_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_worker_that_cannot_start_is_an_error_not_a_score(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("evaluation.sandbox.sandbox._WORKER", tmp_path / "nothing.py")
+    trial.best()  # found before the worker is gone
+    monkeypatch.setattr("evaluation.sandbox.layers.WORKER", tmp_path / "nothing.py")
     with pytest.raises(RuntimeError, match="does not start"):
         judged("x = 1")
 
 
 def test_limits_too_tight_for_anything_are_an_error_not_a_score(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("evaluation.sandbox.sandbox._Worker.judge", lambda *_: Verdict("crashed", "killed by SIGSEGV"))
+    monkeypatch.setattr(
+        "evaluation.sandbox.execution._Worker.judge", lambda *_: Verdict("crashed", "killed by SIGSEGV")
+    )
     with pytest.raises(RuntimeError, match=r"cannot run an empty program.*SIGSEGV"):
         judged("x = 1")
 

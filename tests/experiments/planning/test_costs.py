@@ -11,11 +11,16 @@ import torch
 from plan_fixtures import BLOCK, ENDS, MATRICES, PARAMETERS, TINY
 
 from experiments.planning import costs, hardware
+from sensmerge import memory
+from sensmerge.checkpoints.reader import Entry
 from sensmerge.engine import kernels
 from sensmerge.engine.engine import Engine
 from sensmerge.engine.kernel_args import Setting
 from sensmerge.memory import Weights
-from sensmerge.mergers import Average, Dare, Merger, Slerp, Ties
+from sensmerge.mergers import Average, Breadcrumbs, Dare, Merger, Slerp, Ties
+from sensmerge.mergers.covariance import Covariance, Wudi
+from sensmerge.mergers.prism import Prism
+from sensmerge.mergers.spectral import IsoC, TsvM
 
 
 def test_weights_and_flops_by_hand() -> None:
@@ -40,11 +45,11 @@ def test_weights_and_flops_by_hand() -> None:
     [
         (Average(), 1),
         (Dare(), 1),
-        (Ties(density=0.5), 5),
-        (Ties(density=0.5, cancelled="drop"), 4),
-        (Ties(density=1.0), 2),
-        (Dare(inner=Ties(density=1.0)), 2),
-        (Dare(inner=Ties(density=0.5)), 5),
+        (Ties(density=0.5, scope="tensor"), 5),
+        (Ties(density=0.5, cancelled="drop", scope="tensor"), 4),
+        (Ties(density=1.0, scope="tensor"), 2),
+        (Dare(inner=Ties(density=1.0, scope="tensor")), 2),
+        (Dare(inner=Ties(density=0.5, scope="tensor")), 5),
     ],
 )
 def test_passes_are_those_the_engine_makes(merger: Merger, times: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,6 +70,59 @@ def test_passes_are_those_the_engine_makes(merger: Merger, times: int, monkeypat
             if not known:
                 assert made == times
     assert costs.passes(merger, "cuda") == costs.passes(Slerp(), "cpu") == 1
+
+
+@pytest.mark.parametrize(
+    ("merger", "times", "known"),
+    [
+        (Ties(density=0.5), 5, 2),
+        (Ties(density=0.5, cancelled="drop"), 4, 1),
+        (Ties(density=1.0), 2, 2),
+        (Ties(density=1.0, cancelled="drop"), 1, 1),
+        (Dare(inner=Ties(density=0.5)), 5, 2),
+        (Breadcrumbs(scope="model"), 4, 4),
+        (Breadcrumbs(), 1, 1),
+    ],
+)
+def test_passes_over_whole_vectors_are_readings(merger: Merger, times: int, known: int) -> None:
+    """tests/sensmerge/engine/test_survey.py counts those of the first."""
+    for device in ("cpu", "cuda"):
+        assert (costs.passes(merger, device), costs.passes(merger, device, known=True)) == (times, known)
+
+
+def test_mergers_of_matrices_say_what_they_hold() -> None:
+    """By hand for a matrix of 24 by 16 and three experts: fp32 inputs and temporaries, fp64 matrices, 16 by 16 ones."""
+    shape = (24, 16)
+    assert IsoC().scratch(shape, 3) == 24 * 16 * (4 * 10 + 8 * 5) + 8 * 16**2
+    assert Covariance().scratch(shape, 3) == 24 * 16 * (4 * 11 + 8 * 6) + 8 * 5 * 16**2
+    assert IsoC().scratch((16,), 3) is None
+    entries = {
+        "h.0.w": Entry("h.0.w", shape, torch.bfloat16),
+        "lm_head.weight": Entry("lm_head.weight", (4000, 16), torch.bfloat16),
+    }
+    assert costs.matrix_scratch(IsoC(), entries, 3) == IsoC().scratch(shape, 3), "heads are averaged"
+    held = Covariance().scratch(shape, 3)
+    assert held is not None
+    assert costs.matrix_scratch(Covariance(), entries, 3) == held + 4 * 3 * 16**2, "a Gram matrix for each expert"
+    assert costs.matrix_scratch(Ties(), entries, 3) == 0
+    assert memory.gram_numbers(entries) == (16**2, 16**2)
+
+
+def test_what_a_merge_of_matrices_holds_is_what_it_says() -> None:
+    """Allocations that torch's profiler counts, at their peak; a bound ten times too large would say nothing."""
+    base, taus = torch.randn(200, 120), torch.randn(3, 200, 120)
+    for merger in (IsoC(), TsvM(), Covariance(source="task_vectors"), Wudi(iterations=2), Prism()):
+        told = merger.scratch(base.shape, 3)
+        assert told is not None
+        with torch.profiler.profile(profile_memory=True) as profile:
+            merger(base, taus, torch.ones(3))
+        peak = now = 0
+        for event in profile.profiler.kineto_results.events():  # pyright: ignore[reportOptionalMemberAccess]
+            if event.name() == "[memory]":
+                now += event.nbytes()
+                peak = max(peak, now)
+        inputs = base.nbytes + taus.nbytes
+        assert 0.1 * told < peak + inputs <= told, (merger, peak + inputs, told)
 
 
 # ---- the machine

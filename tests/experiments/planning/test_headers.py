@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,10 @@ from experiments.bench.random_checkpoints import write_checkpoint
 from experiments.families.checkpoints import Source
 from experiments.planning import plan
 from experiments.run.spec import Output, RunSpec
+from sensmerge.checkpoints.open import open_source
 from sensmerge.checkpoints.reader import Reader
 from sensmerge.coefficients import Uniform
+from sensmerge.distances.survey import survey
 from sensmerge.mergers import Average, Ties
 
 
@@ -75,6 +78,17 @@ def test_experts_are_compared_with_their_base(tmp_path: Path) -> None:
         "wide: model.embed_tokens.weight has shape [41, 16], the base's is [40, 16]",
     ]
     assert "! wide: vocab_size 41" in made.text()
+    assert "PRISM" not in made.text(), "experts that cannot be merged interfere with nothing"
+    del paths["wide"]
+    deep = plan.of(planned(tmp_path, local(paths)), deep=True, machine=here())
+    score = next(note for note in deep.notes if note.startswith("PRISM"))
+    with ExitStack() as stack:
+        sources = {member: stack.enter_context(open_source(path)) for member, path in paths.items()}
+        found = survey(sources.pop("base"), sources)
+    assert found.score > 0
+    where = "above" if found.score > 0.00192 else "not above"
+    assert f"c = 1/K (arXiv 2610.03199): {found.score:.3g}, {where} its threshold of 0.00192" in score
+    assert any(note.startswith("norms of the task vectors: far ") for note in deep.notes)
 
 
 # ---- members that are not here
@@ -123,7 +137,7 @@ def test_headers_on_the_hub_are_enough(
     told["model.embed_tokens.weight"] = TensorInfo("F8_E4M3", [40, 16], (0, 640))
     silent = plan.of(planned(tmp_path, members, merger=Average(), scaling=Uniform()), machine=here())
     assert "holds ['F8_E4M3']" in silent.members[1].note
-    assert silent.stages[0].read == made.stages[0].read == 3 * 2 * PARAMETERS, "taken to have their base's tensors"
+    assert silent.stages[1].read == made.stages[1].read == 3 * 2 * PARAMETERS, "taken to have their base's tensors"
 
 
 # ---- members that are no whole models, or have rows of their own
@@ -174,7 +188,7 @@ def test_a_family_of_a_kind_of_its_own_is_planned(spec: RunSpec, root: Path) -> 
     """`Given` is known to the tests alone."""
     made = plan.of(dataclasses.replace(spec, suite=Suite("s", {"counted": Counted()})), machine=here())
     assert [one.note for one in made.members] == [str(root / m) for m in ("base", "code", "general", "math")]
-    assert [stage.name for stage in made.stages] == ["sensitivity", "alignment", "merge", "evaluation"]
+    assert [stage.name for stage in made.stages] == ["sensitivity", "alignment", "survey", "merge", "evaluation"]
     assert "items: counted 7" in made.text()
     built = dataclasses.replace(spec.model, root=root / "later")  # type: ignore[type-var]
     made = plan.of(dataclasses.replace(spec, model=built), machine=here())

@@ -26,6 +26,7 @@ from sensmerge.checkpoints.reader import Reader
 from sensmerge.coefficients import Uniform
 from sensmerge.memory import Weights
 from sensmerge.mergers import Average, Ties
+from sensmerge.mergers.covariance import Covariance
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def test_a_plan_by_hand_opens_no_tensor(family: dict[str, Path], tmp_path: Path,
     }
     assert [warning for one in made.members for warning in one.warnings()] == []
     stages = {stage.name: stage for stage in made.stages}
-    assert list(stages) == ["sensitivity", "alignment", "merge", "evaluation", "checkpoint"]
+    assert list(stages) == ["sensitivity", "alignment", "survey", "merge", "evaluation", "checkpoint"]
     once, scratch = 4 * 2 * PARAMETERS, 5 * 4 * 2**20 + 3 * 2**16 * 8 * 4
     assert stages["merge"].read == 5 * once
     assert stages["merge"].host == 4 * PARAMETERS + 2 * 640 + scratch, "fp32 model, a bf16 tensor, the engine's own"
@@ -65,7 +66,16 @@ def test_a_plan_by_hand_opens_no_tensor(family: dict[str, Path], tmp_path: Path,
     assert json.loads(json.dumps(made.to_json()))["host"] == made.host
     made.check()
     bare = plan.of(dataclasses.replace(asked, scaling=Uniform(), merger=Average()), machine=here())
-    assert [stage.name for stage in bare.stages] == ["merge", "evaluation", "checkpoint"]
+    assert [stage.name for stage in bare.stages] == ["survey", "merge", "evaluation", "checkpoint"]
+    assert bare.stages[0].read == once + 4 * 2 * 2 * 3 * 16 * 24, "all tensors, and the MLPs' three projections again"
+    seen = plan.of(dataclasses.replace(asked, scaling=Uniform(), merger=Covariance()), machine=here())
+    assert [stage.name for stage in seen.stages] == ["covariances", "survey", "merge", "evaluation", "checkpoint"]
+    squares = 6 * 16**2 + 24**2  # of the inputs of a block's seven matrices
+    assert seen.stages[0].kept == 3 * 2 * squares * 4
+    assert {"covariances": seen.stages[0].kept}.items() <= seen.disks[0].needs.items()
+    assert seen.stages[0].host >= 16 * squares
+    held = 16 * 24 * (4 * 11 + 8 * 6) + 8 * 5 * 24**2 + 4 * 3 * 24**2  # of the MLP's [16, 24]
+    assert seen.stages[2].host == 4 * PARAMETERS + 2 * 640 + held, "matrices of inputs, and what is made of them"
     assert not list(tmp_path.glob("runs")) + list(tmp_path.glob("cache"))
 
 

@@ -81,7 +81,7 @@ def test_13b_is_planned_without_a_file_or_a_network(
 def test_so_are_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str) -> None:
     assert silent(monkeypatch, tmp_path) == []
     made = plan.of(asked_for(tmp_path, f"model={model}", "merger=dare"), machine=here())
-    assert [stage.name for stage in made.stages] == ["sensitivity", "alignment", "merge", "evaluation"]
+    assert [stage.name for stage in made.stages] == ["sensitivity", "alignment", "survey", "merge", "evaluation"]
 
 
 def test_only_a_deep_plan_asks_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

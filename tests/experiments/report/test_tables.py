@@ -11,7 +11,7 @@ from report_fixtures import COEFFICIENTS, write_run
 from table_fixtures import DIGESTS, GAIN, NOTHING, row, rule, screen, shuffled, table_of
 
 from experiments.analysis import stats
-from experiments.report import best, figure_list, markdown
+from experiments.report import best, figure_list, latex, markdown, report, tables
 
 
 def test_settings_that_vary_get_rows_in_numerical_order(tmp_path: Path) -> None:
@@ -211,3 +211,30 @@ def test_the_best_loss_is_the_lowest(tmp_path: Path) -> None:
     assert chosen["difference"] == pytest.approx(-0.65)
     with pytest.raises(ValueError, match="0 best: at least 1 is chosen"):
         best.choose("demo", tmp_path, tmp_path / "out", 0)
+
+
+def test_distances_stand_in_every_format_where_records_tell_them(tmp_path: Path) -> None:
+    """An expert's own comes from the merges that it went into; a table of older records has no such column."""
+    told = {"base": 9.0, "experts": {"math": 2.5}, "merged": 1.25, "interference": 4e-4, "cancellation": 0.2}
+    given = {"experts": {"math": "m" * 64}}
+    old, new = tmp_path / "old", tmp_path / "new"
+    for runs, more in ((old, {}), (new, {"distances": told})):
+        write_run(runs, "base", None, GAIN, digests=given)
+        write_run(runs, "math", None, GAIN, digests=given)
+        write_run(runs, "ties", "uniform", NOTHING, digests=given, **more)
+    assert not (before := tables.read("demo", old))[0].measured
+    assert "θ" not in markdown.document("demo", before, [])
+    assert "distance" not in report.as_csv(before)
+    found = tables.read("demo", new)
+    assert {row.name: row.distance for row in found[0].rows} == {
+        "base": 0.0,
+        "expert math": 2.5,
+        "ties + uniform": 1.25,
+    }
+    text = markdown.document("demo", found, [])
+    assert "‖θ−θ₀‖" in text
+    assert "score of the experts at c = 1/K (arXiv 2610.03199): 0.0004, of which opposite signs 0.2" in text
+    lines = report.as_csv(found).splitlines()
+    assert [line.rsplit(",", 1)[1] for line in lines] == ["distance", "0.0", "2.5", "1.25"]
+    assert r"theta_0" in latex.document("demo", found, [])
+    assert r"theta_0" not in latex.document("demo", before, [])

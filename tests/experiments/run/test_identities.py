@@ -49,7 +49,10 @@ COMMITTED = [  # ids of records in results/<study>/records.tar.xz
 PRECISION = ["calibration.dtype=float32", "calibration.overlong=error", "evaluation.dtype=auto"]
 T = "scaling.temperature=0.1"  # what the Sens rules had before they were set by their spread
 COMPUTED = [  # at ca18ae2; no committed run is one of these
-    ("57ad451df739", ["model=llama2_7b", "merger=ties", "merger.density=0.5", "scaling=sens", T, *PRECISION]),
+    (
+        "57ad451df739",
+        ["model=llama2_7b", "merger=ties", "merger.density=0.5", "merger.scope=tensor", "scaling=sens", T, *PRECISION],
+    ),
     ("875eb75f5c2c", ["model=mistral_7b", "suite=full_instruct", "merger=slerp", "scaling=uniform", *PRECISION]),
     ("2e1506cc1f27", ["model=llama2_13b", "merger=member", "merger.member=math", *PRECISION]),
     ("18650254968e", ["model=smollm2_135m", "suite=cpu", "merger=della", "scaling=cross_task", T, *PRECISION]),

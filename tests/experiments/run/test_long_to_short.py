@@ -14,6 +14,7 @@ from experiments.run.spec import RunSpec
 from sensmerge.checkpoints.reader import Reader
 from sensmerge.coefficients import Uniform
 from sensmerge.mergers import TaskArithmetic, Ties
+from sensmerge.store import describe
 
 
 def test_the_base_is_one_of_the_experts(spec: RunSpec, root: Path) -> None:
@@ -24,6 +25,7 @@ def test_the_base_is_one_of_the_experts(spec: RunSpec, root: Path) -> None:
         Source(path=root / "base"),
         {"quick": Source(path=root / "base"), "slow": Source(path=root / "math")},
         {"quick": pairs, "slow": pairs},
+        base_is_expert=True,
     )
     written = dataclasses.replace(spec.output, checkpoint=True)
     plain = dataclasses.replace(
@@ -32,6 +34,15 @@ def test_the_base_is_one_of_the_experts(spec: RunSpec, root: Path) -> None:
     pipeline.run(plain)
     with Reader(plain.directory / "checkpoint") as merged, Reader(root / "math") as slow:
         assert all(torch.equal(merged.tensor(name), slow.tensor(name)) for name in slow.names)
+    told = describe(family)
+    assert told["base_is_expert"] is True
+    assert "base_is_expert" not in describe(dataclasses.replace(family, base_is_expert=False)), "names of runs stay"
+    (said,) = dataclasses.replace(family, base_is_expert=False).problems(root, None)
+    assert "model.experts.quick and model.base are one checkpoint" in said
+    assert said.endswith("model.base_is_expert: true, where that is meant")
+    experts = {"quick": Source(path=root / "math"), "slow": Source(path=root / "math")}
+    (said,) = dataclasses.replace(family, experts=experts).problems(root, None)
+    assert said.endswith("math")
     done = pipeline.run(dataclasses.replace(spec, model=family, merger=Ties(), references=False))
     assert done.coefficients is not None
     assert done.coefficients.table.tasks == ["quick", "slow"]

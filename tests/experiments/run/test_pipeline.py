@@ -55,7 +55,7 @@ def test_a_run_and_its_references(spec: RunSpec) -> None:
     assert record.coefficients.range.min < 1 < record.coefficients.range.max
     assert record.coefficients.range.mean == pytest.approx(1)
     assert record.config == {"seed": 0}
-    assert set(record.measured.seconds) == {"calibrate", "evaluate"}
+    assert set(record.measured.seconds) == {"calibrate", "survey", "evaluate"}
     assert torch.backends.cpu.get_cpu_capability() in (record.measured.machine.cpu or "")
     base = Record.read(spec.reference("base").record_path)
     assert (base.member, base.coefficients) == ("base", None)

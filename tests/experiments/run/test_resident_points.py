@@ -24,7 +24,7 @@ from sensmerge.memory import Fit
 from sensmerge.mergers import TaskArithmetic, Ties
 
 Accelerated = Callable[[int], None]
-MERGERS = (TaskArithmetic(scale=0.5), Ties(density=0.4), Ties(density=0.4, scale=0.7))
+MERGERS = (TaskArithmetic(scale=0.5), Ties(density=0.4))
 
 
 def points(spec: RunSpec, place: Path) -> list[RunSpec]:
@@ -64,13 +64,13 @@ def test_points_of_a_sweep_read_their_weights_once(
             found.append(pipeline.run(point))
             took.append((sum(read), list(loaded)))
         assert resident.nbytes() == 4 * weights(root / "base")
-    assert took[1:] == [(0, []), (0, [])]
+    assert took[1] == (0, [])
     assert took[0][0] > 0
     monkeypatch.undo()
     again = [pipeline.run(point) for point in points(spec, tmp_path / "cpu")]
     assert [numbers(one) for one in found] == [numbers(one) for one in again]
     said = [(point.directory / "run.log").read_text() for point in points(spec, tmp_path / "resident")]
-    assert [text.count("base and experts resident: ") for text in said] == [1, 1, 1]
+    assert [text.count("base and experts resident: ") for text in said] == [1, 1]
 
 
 def test_an_evaluation_that_does_not_fit_gets_their_memory(
@@ -86,15 +86,15 @@ def test_an_evaluation_that_does_not_fit_gets_their_memory(
 
     monkeypatch.setattr(MultipleChoice, "run", short)
     with one_process():
-        first, second, _ = points(spec, tmp_path)
+        first, second = points(spec, tmp_path)
         pipeline.run(first)
         pipeline.run(second)
-    assert ran[0] > 0
-    assert ran[1:] == [0, 0], "and nothing stays any more"
+    assert len([held for held in ran if held]) == 1, "the second attempt, and the second run, had none of it there"
     log = (first.directory / "run.log").read_text()
     assert log.count("out of device memory (choice): base and experts stay there no longer") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asked", ["resident", "streamed"])
 def test_a_pass_that_does_not_fit_beside_them_gets_their_memory(
     asked: str, spec: RunSpec, tmp_path: Path, accelerated: Accelerated, monkeypatch: pytest.MonkeyPatch
@@ -109,7 +109,7 @@ def test_a_pass_that_does_not_fit_beside_them_gets_their_memory(
         return Fit(modes[-1][0], 0, 0, 0)  # pyright: ignore[reportArgumentType]
 
     with one_process():
-        first, second, _ = points(spec, tmp_path)
+        first, second = points(spec, tmp_path)
         want = pipeline.run(first)
         assert resident.nbytes()
         other = dataclasses.replace(second.calibration, samples=3)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
+from contextlib import ExitStack
 
 import pytest
 from pipeline_fixtures import root, spec  # noqa: F401
@@ -12,8 +14,11 @@ from experiments.run import pipeline, stages
 from experiments.run.prepare import prepare
 from experiments.run.progress import Progress
 from experiments.run.spec import RunSpec
-from sensmerge import memory, models
-from sensmerge.coefficients import Fixed, Sens
+from sensmerge import memory, merge, models
+from sensmerge.blockwise import grams
+from sensmerge.coefficients import Evidence, Fixed, Sens, Uniform
+from sensmerge.engine.engine import Engine
+from sensmerge.mergers.covariance import Covariance
 from sensmerge.publish.versions import versions
 from sensmerge.store import digest
 
@@ -61,3 +66,29 @@ def test_weights_of_other_experts_are_refused(spec: RunSpec) -> None:
     with pytest.raises(ValueError, match=r"scaling: weights are given for \['maths'\], and needed for the experts"):
         pipeline.run(dataclasses.replace(spec, scaling=Fixed({"maths": 1.0})))
     assert not spec.output.runs.exists()
+
+
+def test_a_merger_that_looks_at_inputs_runs_whole_and_collects_them_once(
+    spec: RunSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RegMean without a rule that needs data: its samples are part of the run, and of the merge's digest."""
+    spec = dataclasses.replace(spec, merger=Covariance(diagonal=0.1), scaling=Uniform(), references=False)
+    assert spec.identity()["calibration"]["samples"] == 4
+    first = pipeline.run(spec)
+    told = json.loads((spec.directory / "recipe.json").read_text())
+    assert sorted(told["covariances"]) == ["code", "general", "math", "of"]
+    assert set(first.measured.seconds) == {"calibrate", "covariances", "survey", "evaluate"}
+    assert first.distances is not None
+    assert first.distances.merged > 0
+    assert sorted(first.distances.experts) == ["code", "general", "math"]
+    with ExitStack() as stack:
+        family = prepare(spec)
+        base, experts = family.readers(stack)
+        table = spec.scaling.table(Evidence(family.tasks, base.names))
+        with pytest.raises(ValueError, match="Covariance has to be told grams of every tensor"):
+            merge.Merge(base, experts, Covariance(), table, Engine())
+    monkeypatch.setattr(grams, "collect", lambda *_, **__: pytest.fail("collected again"))
+    other = dataclasses.replace(spec, merger=Covariance(scale=0.5))
+    assert pipeline.run(other).digests.subject != first.digests.subject
+    longer = dataclasses.replace(spec, calibration=dataclasses.replace(spec.calibration, seed=1))
+    assert longer.run_id != spec.run_id

@@ -91,7 +91,9 @@ def test_factors_merged_apart() -> None:
     torch.testing.assert_close(made.up, want)
 
 
-@pytest.mark.parametrize("merger", [RobustMerge(rank=3), OnFactors(rank=3), OnFactors(inner=Ties(), rank=3)], ids=str)
+@pytest.mark.parametrize(
+    "merger", [RobustMerge(rank=3), OnFactors(rank=3), OnFactors(inner=Ties(scope="tensor"), rank=3)], ids=str
+)
 def test_full_task_vectors_by_svd(merger: RobustMerge | OnFactors) -> None:
     """What every merger keeps: zeros give the base, arguments stay, order and sign do not matter; rank 3 comes out."""
     draw = torch.Generator().manual_seed(0)
@@ -137,6 +139,8 @@ def test_refusals() -> None:
         RobustMerge()(torch.zeros(2, 2), torch.zeros(1, 2, 2), torch.ones(1))
     with pytest.raises(ValueError, match="merges factors itself"):
         OnFactors(inner=RobustMerge())
+    with pytest.raises(ValueError, match=r"OnFactors merges tensor by tensor, and Ties .* merger.inner.scope=tensor"):
+        OnFactors(inner=Ties(scope="model")).check(2)
     for wrong in ({"keep": 0}, {"keep": 1.5}, {"scale": 0}, {"rank": 0}):
         with pytest.raises(ValidationError):
             RobustMerge(**wrong)

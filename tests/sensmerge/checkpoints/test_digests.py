@@ -98,8 +98,8 @@ def test_a_family_is_read_side_by_side(tmp_path: Path, monkeypatch: pytest.Monke
     folders = [tmp_path / name for name in ("base", "a", "b")]
     for number, folder in enumerate(folders):
         folder.mkdir()
-        for part in range(2):
-            (folder / f"{part}.safetensors").write_bytes(bytes([number, part]) * 1000)
+        save_file({"a": torch.full((9,), float(number))}, folder / "model.safetensors")
+        (folder / "merges.txt").write_text(f"{number}")
     plain, met = checkpoint.sha256, threading.Barrier(2, timeout=20)
 
     def both(file: Path) -> bytes:
@@ -112,8 +112,9 @@ def test_a_family_is_read_side_by_side(tmp_path: Path, monkeypatch: pytest.Monke
     found = members.digests(Models(folders[0], {"a": folders[1], "b": folders[2]}), None, store)
     for number, digest in enumerate(found.values()):
         state = hashlib.sha256()
-        for part in range(2):
-            state.update(f"{part}.safetensors".encode() + b"\0" + hashlib.sha256(bytes([number, part]) * 1000).digest())
+        for name in ("merges.txt", "model.safetensors"):
+            content = (folders[number] / name).read_bytes()
+            state.update(name.encode() + b"\0" + hashlib.sha256(content).digest())
         assert digest == state.hexdigest()
     assert store.asked == {("digest", True): 3}
     twice = members.digests(Models(folders[0], {"a": folders[0]}), None, store)
@@ -123,7 +124,7 @@ def test_a_family_is_read_side_by_side(tmp_path: Path, monkeypatch: pytest.Monke
 def test_what_one_file_of_a_family_raises_is_raised(tmp_path: Path) -> None:
     for name in ("base", "a"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "model.safetensors").write_bytes(b"x")
+        save_file({"a": torch.ones(2)}, tmp_path / name / "model.safetensors")
     (tmp_path / "a" / "gone.safetensors").mkdir()
     with pytest.raises(IsADirectoryError, match=r"gone\.safetensors"):
         members.digests(Models(tmp_path / "base", {"a": tmp_path / "a"}), None, Store(tmp_path / "stages"))

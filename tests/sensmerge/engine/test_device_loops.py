@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import re
 import shutil
-import subprocess
 import sys
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -22,9 +21,11 @@ from sensmerge.checkpoints.reader import Reader
 from sensmerge.coefficients import Evidence, Uniform
 from sensmerge.engine import device_loops
 from sensmerge.engine.engine import Engine
-from sensmerge.engine.kernel_args import Cut, NotFinite, Setting
+from sensmerge.engine.kernel_args import NotFinite, Setting
 from sensmerge.mergers import Average, Breadcrumbs, Dare, Della, Merger, Slerp, TaskArithmetic, Ties
+from sensmerge.mergers.whole import Trimmed
 from sensmerge.seeds import key
+from sensmerge.sparsify import Cut
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip(
@@ -129,6 +130,21 @@ def test_settings_share_cuts_and_take_those_that_are_known() -> None:
     assert not torch.equal(bits(other.out), bits(want.out))
 
 
+@pytest.mark.parametrize(("cancelled", "majority"), [("majority", 1.0), ("majority", -1.0), ("drop", 0.0)])
+def test_what_is_known_of_whole_vectors_is_taken(cancelled: Literal["majority", "drop"], majority: float) -> None:
+    """Thresholds with all, some and none of the equal ones, and a sign for cancelled votes that is another tensor's."""
+    n = 67
+    base, experts = inputs(n, TYPES[1])
+    some = int(bits((experts[0] - base).abs())[n // 5].item())
+    known = Trimmed([Cut(some, 1 << 62), Cut(some, n // 2), Cut(0, -1)], majority)
+    merger = Ties(density=0.2, cancelled=cancelled)
+    want, got = (Setting(merger, ONES, torch.empty(n), known=known) for _ in range(2))
+    by_loops(base, experts, want)
+    by_kernels(base, experts, got)
+    assert torch.equal(bits(got.out), bits(want.out))
+    assert got.cuts == {}
+
+
 def test_the_trial_that_decides_whether_kernels_are_used() -> None:
     assert device_loops._trial(DEVICE) == [2.0, 2.0**-149]
 
@@ -225,47 +241,6 @@ def test_a_checkpoint_and_a_resident_model(
                     assert torch.equal(bits(model.state_dict()[name]), bits(tensor)), (merger, name)
             shutil.rmtree(tmp_path / f"{on_kernels}")
         assert all(torch.equal(bits(tensor), bits(made[1][name])) for name, tensor in made[0].items())
-
-
-@pytest.mark.slow
-def test_compiled_for_a_card_nothing_is_fused_or_approximated(tmp_path: Path) -> None:
-    """Without a card, in a process without the interpreter: PTX of every kernel, and what its floating point does."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment |= {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(Path.cwd())}
-    done = subprocess.run([sys.executable, "-c", _COMPILE], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    words = set(done.stdout.split())
-    assert {"div.rn.f64", "sub.rn.f32", "mul.rn.f32", "add.rn.f32"} <= words
-    assert any(re.fullmatch(r"(red|atom)[.]global[.]gpu[.]relaxed[.]add[.]u32", word) for word in words)
-    inexact = re.compile(r"^fma|approx|[.]ftz|[.]full")
-    assert [word for word in words if inexact.search(word)] == []
-
-
-_COMPILE = """
-import re
-from triton import compile
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from sensmerge.engine import triton_kernels
-
-def instructions(kernel, pointers, **constants):
-    signature = {"base": "*i16", "experts": ("*i16", "*fp16", "*fp32"), "numbers": "*i32", "n": "i32", **pointers}
-    names = getattr(triton_kernels, kernel).arg_names
-    signature = {name: kind for name, kind in signature.items() if name in names}
-    signature |= dict.fromkeys(constants, "constexpr")
-    source = ASTSource(getattr(triton_kernels, kernel), signature=signature, constexprs=constants)
-    made = compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 8, "enable_fp_fusion": False})
-    print(*re.findall(r"^[ \\t]+(?:@%p[0-9]+ )?([a-z][a-z0-9_.:]+)", made.asm["ptx"], re.M))
-
-common = {"masked": True, "block": 2048}
-for mode in range(4):
-    instructions("merge", {"out": "*i16", "found": "*i64"}, mode=mode, majority=True, **common)
-instructions("histogram", {"counts": "*i32"}, upper=None, lower=False, copies=16, **common)
-instructions("histogram", {"counts": "*i32", "upper": "*i64"}, lower=True, copies=16, **common)
-instructions("equals", {"counts": "*i32"}, **common)
-instructions("place", {"where": "*i64", "nth": "*i64", "lasts": "*i64"}, **common)
-instructions("product_sum", {"theta": "*i16", "gradient": "*i16", "sums": "*fp64"}, block=2048)
-"""
 
 
 @pytest.mark.gpu

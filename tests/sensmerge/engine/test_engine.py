@@ -14,7 +14,7 @@ from oracles import oracle_trim, philox
 from sensmerge.engine import engine, kernels
 from sensmerge.engine.engine import Engine
 from sensmerge.engine.kernel_args import Cut, NotFinite, Setting
-from sensmerge.mergers import Average, Breadcrumbs, Dare, Della, Merger, Slerp, Steps, TaskArithmetic, Ties
+from sensmerge.mergers import Average, Breadcrumbs, Dare, Della, Merger, Pcb, Slerp, Steps, TaskArithmetic, Ties
 from sensmerge.seeds import key
 
 MERGERS: list[Merger] = [
@@ -203,7 +203,7 @@ def test_pieces_begin_where_random_words_do() -> None:
 
 
 @pytest.mark.parametrize("shape", [(0,), (0, 4), (4, 0)])
-@pytest.mark.parametrize("merger", [*MERGERS, Slerp(), Breadcrumbs(), Della()], ids=str)
+@pytest.mark.parametrize("merger", [*MERGERS, Slerp(), Breadcrumbs(), Della(), Pcb()], ids=str)
 def test_an_empty_tensor_stays_empty(merger: Merger, shape: tuple[int, ...]) -> None:
     empty, few = torch.empty(shape), (merger.most_experts or 3)
     made = merger(empty, torch.empty(few, *shape), WEIGHTS[:few], keys=KEYS[:few])

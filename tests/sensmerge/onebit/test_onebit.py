@@ -102,6 +102,8 @@ def test_merger_by_hand_and_within() -> None:
     assert torch.equal(OneBitMerge(inner=Average())(torch.ones(2), torch.zeros(2, 2), ones), torch.ones(2))
     with pytest.raises(ValueError, match="chosen=2, and the experts are numbered 0 to 1"):
         OneBitMerge(chosen=2).check(2)
+    with pytest.raises(ValueError, match=r"OneBitMerge merges tensor by tensor.* merger.inner.scope=tensor"):
+        OneBitMerge(inner=Ties(scope="model")).check(3)
 
 
 def test_stored_by_the_command_and_read_as_experts(

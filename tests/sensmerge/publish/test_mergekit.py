@@ -16,10 +16,12 @@ import yaml
 from conftest import llama
 from torch import Tensor
 
+from sensmerge.api import export_mergekit
 from sensmerge.checkpoints.header import Entry
 from sensmerge.checkpoints.reader import Reader
 from sensmerge.coefficients import Evidence, Table, Uniform
 from sensmerge.engine.engine import Engine
+from sensmerge.family.members import Models
 from sensmerge.merge import Merge
 from sensmerge.mergers import Average, Breadcrumbs, Dare, Della, Merger, Slerp, TaskArithmetic, Ties
 from sensmerge.publish.mergekit import NotExpressible, export
@@ -89,7 +91,7 @@ class Case:
         Case(TaskArithmetic(scale=0.7), uniform()),
         Case(Average(), table()),
         Case(Average(), uniform()),
-        Case(Ties(density=1.0, scale=0.6), uniform()),
+        Case(Ties(density=1.0, scale=0.6, scope="tensor"), uniform()),
     ],
 )
 def test_what_is_written_means_our_merge(case: Case) -> None:
@@ -138,13 +140,15 @@ def test_a_filter_that_would_catch_another_tensor_is_refused() -> None:
     ("merger", "coefficients", "reason"),
     [
         (Slerp(), uniform(), "Slerp is defined for at most 2"),
-        (Ties(density=0.5), uniform(), "cancel exactly"),
-        (Ties(density=0.5), table(), "only ratios survive"),
+        (Ties(density=0.5, scope="tensor"), uniform(), "cancel exactly"),
+        (Ties(density=0.5, scope="tensor"), table(), "only ratios survive"),
         (Dare(drop=0.5), table(), "masks"),
-        (Dare(drop=0.5, inner=Ties(density=0.5)), table(), "sparsifies once"),
+        (Dare(drop=0.5, inner=Ties(density=0.5, scope="tensor")), table(), "sparsifies once"),
         (Breadcrumbs(), table(), "cut to whole numbers"),
         (Della(density=0.8, epsilon=0.2), table(), "below 1"),
         (Della(), table(), "L1 norm"),
+        (Ties(), uniform(), "Ties with scope=model looks at whole vectors: take scope=tensor"),
+        (Breadcrumbs(scope="model"), uniform(), "Breadcrumbs with scope=model"),
     ],
 )
 def test_what_mergekit_does_otherwise_is_refused(merger: Merger, coefficients: Table, reason: str) -> None:
@@ -154,7 +158,7 @@ def test_what_mergekit_does_otherwise_is_refused(merger: Merger, coefficients: T
 
 def test_differences_are_comments_of_an_approximation() -> None:
     made = export(
-        Dare(drop=0.75, inner=Ties(density=1.0, scale=0.5)),
+        Dare(drop=0.75, inner=Ties(density=1.0, scale=0.5, scope="tensor")),
         table(),
         ENTRIES,
         base="b",
@@ -178,6 +182,20 @@ def test_inputs_that_mergekit_reads_otherwise() -> None:
         export(TaskArithmetic(), table(), mixed, base="b", experts=PLACES)
     with pytest.raises(ValueError, match="coefficients are for tasks"):
         export(TaskArithmetic(), table(), ENTRIES, base="b", experts={"math": "m"})
+
+
+def test_biases_that_mergekit_would_leave_out_are_said(tmp_path: Path) -> None:
+    """Its lists of Llama's and Mistral's tensors have none; the merge came out without them and without a word."""
+    places = {member: tmp_path / member for member in ("base", "math")}
+    for seed, path in enumerate(places.values()):
+        llama(seed, attention_bias=True).save_pretrained(path)
+    members = Models(places["base"], {"math": places["math"]})
+    with pytest.raises(NotExpressible, match=r"leaves 8 biases such as model\.layers\.\d\.self_attn\.\w_proj\.bias"):
+        export_mergekit(members, TaskArithmetic())
+    made = export_mergekit(members, TaskArithmetic(), approximate=True)
+    assert "# Not the same: it leaves 8 biases" in made.to_yaml()
+    entries = {**ENTRIES, "model.layers.0.mlp.up_proj.bias": Entry("", (6,), torch.bfloat16)}
+    assert export(TaskArithmetic(), table(), entries, base="b", experts=PLACES, model_type="qwen2").differences == ()
 
 
 RUN = """

@@ -48,7 +48,7 @@ def config(method: str, parameters: dict[str, Any] | None = None, **each: Any) -
     [
         (config("task_arithmetic", {"lambda": 0.3}), TaskArithmetic(scale=0.3), False),
         (config("linear"), Average(), False),
-        (config("ties", density=0.3), Ties(density=0.3), True),
+        (config("ties", density=0.3), Ties(density=0.3, scope="tensor"), True),
         (
             config("dare_linear", {"rescale": False, "lambda": 2.0}, density=0.5),
             Dare(drop=0.5, inner=TaskArithmetic(scale=1.0)),
@@ -56,7 +56,7 @@ def config(method: str, parameters: dict[str, Any] | None = None, **each: Any) -
         ),
         (
             config("dare_ties", {"rescale": False, "normalize": True, "lambda": 2.0}, density=0.5),
-            Dare(drop=0.5, inner=Ties(density=1.0, scale=1.0)),
+            Dare(drop=0.5, inner=Ties(density=1.0, scale=1.0, scope="tensor")),
             True,
         ),
         (
@@ -64,7 +64,7 @@ def config(method: str, parameters: dict[str, Any] | None = None, **each: Any) -
             Breadcrumbs(density=0.8, gamma=0.1, inner=TaskArithmetic(scale=1.0)),
             True,
         ),
-        (config("della", density=0.6), Della(density=0.6, epsilon=0.15, inner=Ties(density=1.0)), True),
+        (config("della", density=0.6), Della(density=0.6, epsilon=0.15, inner=Ties(density=1.0, scope="tensor")), True),
     ],
     ids=lambda value: value["merge_method"] if isinstance(value, dict) else None,
 )

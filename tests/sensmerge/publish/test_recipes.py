@@ -110,7 +110,7 @@ def test_what_practitioners_write(kitchen: Path) -> None:
         "vocabulary: union\ndtype: float16\nseed: 3\n",
         kitchen,
     )
-    assert recipe.merger == Dare(drop=0.9, inner=Ties(density=1.0, scale=2.0))
+    assert recipe.merger == Dare(drop=0.9, inner=Ties(density=1.0, scale=2.0, scope="tensor"))
     assert (recipe.rule, recipe.settings) == (Sens(temperature=0.3), Calibration(samples=7, dtype="bfloat16"))
     assert recipe.calibration == {"math": kitchen / "math.jsonl", "code": kitchen / "code.jsonl"}
     assert recipe.sources["base"] == str(kitchen / "models" / "base")

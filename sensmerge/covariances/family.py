@@ -1,0 +1,73 @@
+"""Every expert's covariances on its own calibration samples, made once and kept below the family's cache."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from sensmerge import calibration, memory, models
+from sensmerge.blockwise import grams
+from sensmerge.calibration import Calibration, Sample
+from sensmerge.family.family import Family
+from sensmerge.store import build_whole, digest
+
+Bar = Callable[[str], Callable[[Any], Any]]  # label -> what wraps an iterable of blocks
+
+
+def covariances(
+    family: Family,
+    samples: Mapping[str, Sequence[Sample]],
+    settings: Calibration,
+    *,
+    device: str = "auto",
+    circumstances: Mapping[str, Any] | None = None,
+    progress: Bar = lambda label: iter,
+) -> dict[str, Path]:
+    """Task -> directory of X^T X of its expert's linear layers on its own samples (blockwise/grams.py), below the
+    family's cache; made where it is not there, by one forward pass a block at a time.
+
+    circumstances: what else the numbers depend on, such as libraries and the kind of device. Raises what the pass
+    raises, and OSError where there is no room for the files.
+    """
+    made = {}
+    for task in family.tasks:
+        key = {
+            "expert": family.expert_digests[task],
+            "samples": calibration.digest(samples[task]),
+            "dtype": settings.dtype,
+            **(circumstances or {}),
+        }
+        place = family.cache / "covariances" / digest(key)[:32]
+        made[task] = build_whole(place, partial(_fill, family, task, samples[task], settings, device, progress))
+    return made
+
+
+def _fill(
+    family: Family,
+    task: str,
+    samples: Sequence[Sample],
+    settings: Calibration,
+    device: str,
+    progress: Bar,
+    directory: Path,
+) -> None:
+    place, lengths = models.resolve_device(device), [len(sample.ids) for sample in samples]
+    with ExitStack() as stack:
+        source = family.opened(stack)[task]
+        block, every = memory.gram_numbers(source.entries)
+        if (free := shutil.disk_usage(directory).free) < 4 * every:
+            raise OSError(
+                f"covariances of {task} may take {4 * every / 1e9:.1f} GB below {directory.parent}, {free / 1e9:.1f} "
+                "GB are free; free some, or choose another output.cache"
+            )
+        weights, size = memory.Weights.of(source.entries), memory.resolve_dtype(settings.dtype, source.entries).itemsize
+        peaks, host = memory.gram_peaks(weights, block, lengths, size), memory.available()[0] - memory.own()
+        found = memory.fit(weights, peaks, size, cpu=place.type == "cpu", space=0, memory=host)
+        grams.collect(
+            source, samples, directory, shell=family.shells[task], dtype=settings.dtype, device=place,
+            spill=family.cache / "spill" if found.spilled else None, progress=progress(f"covariances {task}"),
+        )  # fmt: skip
