@@ -199,7 +199,11 @@ def load_tokenizer(path: Path) -> Any:
 def load_vocabulary(path: Path) -> dict[str, int] | None:
     """Token -> id of the tokenizer in directory `path`, added tokens included; None where there is no tokenizer."""
     files = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
-    return load_tokenizer(path).get_vocab() if any((path / name).is_file() for name in files) else None
+    if not any((path / name).is_file() for name in files):
+        return None
+    if (path / "config.json").is_file():
+        _config(path)  # the tokenizer's loading reads it, too, and would be blamed
+    return load_tokenizer(path).get_vocab()
 
 
 def widen_tokenizer(path: Path, lenders: Mapping[str, Path], tokens: Mapping[str, int], target: Path) -> None:
@@ -230,8 +234,8 @@ def widen_tokenizer(path: Path, lenders: Mapping[str, Path], tokens: Mapping[str
 def parameter_shapes(path: Path, most: int = 1_000_000) -> dict[tuple[str, ...], tuple[int, ...]]:
     """The tensors of the model that config.json at `path` makes: all names of each, several if it is tied, -> shape.
 
-    No weight is read or allocated. most: modules that the model may have; a config.json that lies could ask for
-    millions of layers. Raises FileNotFoundError without a config.json, ValueError for one that makes no model, or more.
+    No weight is read or allocated. most: modules that it may have; a config.json that lies may ask for millions.
+    Raises FileNotFoundError without a config.json, ValueError for one that makes no model, or a larger one.
     """
     import transformers
     from torch.nn.modules.module import register_module_module_registration_hook
@@ -260,8 +264,7 @@ def _config(path: Path, most: int = 1_000_000) -> Any:
     """transformers' configuration of config.json at `path`. most: of a number that counts layers or experts."""
     import transformers
 
-    said = read_config(path)
-    for key, value in said.items():
+    for key, value in read_config(path).items():
         if re.search("layer|expert", key) and isinstance(value, int) and value > most:
             raise ValueError(f"{path}/config.json has {key}={value}, more than its weights can fill: fetch it again")
     try:
@@ -271,8 +274,7 @@ def _config(path: Path, most: int = 1_000_000) -> Any:
 
 
 def _no_model(path: Path, error: Exception) -> str:
-    said = " ".join(str(error).split())
-    return f"{path}/config.json makes no model ({type(error).__name__}: {said:.300}): fetch it again"
+    return f"{path}/config.json makes no model ({type(error).__name__}: {' '.join(str(error).split()):.300})"
 
 
 def ties_embeddings(path: Path) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 
 SAFE, INDEX, PICKLED = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin.index.json"
 DEEP = b'{"a":' * 100_000 + b"1" + b"}" * 100_000
+SLOW = "([a-z]|[a-z.]|[a-z._0-9])+[A-Z]"  # 3^n ways through n letters
 NAN, HUGE = float("nan"), 10**30
 
 
@@ -158,7 +159,7 @@ def _headers() -> Iterator[tuple[str, Callable[[Path], None]]]:
         yield f"data_offsets {value!r}", _item(data_offsets=value)
     for shift in (-1, 1, 8, 10**6):
         yield f"data_offsets moved by {shift}", _item(data_offsets=lambda old, by=shift: [n + by for n in old])
-    yield "overlapping", _item(data_offsets=lambda old: [max(0, old[0] - 8), old[1]])
+    yield "overlapping", _item(data_offsets=lambda old: [old[0] - 8, old[1]] if old[0] else [0, old[1] + 8])
     for key in ("dtype", "shape", "data_offsets"):
         yield (
             f"no {key}",
@@ -206,7 +207,6 @@ def _configs() -> Iterator[tuple[str, Callable[[Path], None]]]:
 
 
 def _adapters() -> Iterator[tuple[str, Callable[[Path], None]]]:
-    slow = "(([a-z0-9_.]*)*)*[^a-z0-9_.][a-z]"
     wrong: dict[str, tuple[Any, ...]] = {
         "peft_type": (None, 5, [], "IA3", {}),
         "r": (None, "2", 0, -2, 2.5, NAN, [], True, 3, HUGE, 10**400),
@@ -223,4 +223,6 @@ def _adapters() -> Iterator[tuple[str, Callable[[Path], None]]]:
         for value in values:
             if value != [] or key not in ("rank_pattern",):
                 yield f"{key}={value!r:.40}", set_json(**{key: value})
-    yield "a pattern that takes for ever", set_json(rank_pattern={slow: 2, "((a|[a-z.0-9_])+)+Z": 2, "(.*)*\\1Z": 2})
+    yield "a pattern that takes for ever", set_json(rank_pattern={SLOW: 2})
+    yield "a thousand patterns that do", set_json(alpha_pattern={f"{SLOW}{{{n}}}": 2 for n in range(1, 1000)})
+    yield "a deep pattern", set_json(rank_pattern={"(?:" * 240 + "a" + ")+" * 240: 2})

@@ -124,8 +124,17 @@ def read_job(place: Path) -> Frozen:
 
 
 def note(place: Path, state: str, facts: Mapping[str, Any]) -> None:
-    """Say what a job has come to."""
-    write_json(place / "state.json", {**facts, "state": state})
+    """Say what a job has come to; on a full disk in the place of what it said before, which has its block already."""
+    path, said = place / "state.json", {**facts, "state": state}
+    try:
+        write_json(path, said)
+    except OSError:
+        if not path.is_file():
+            raise
+        text = json.dumps(said).encode()
+        with path.open("r+b") as file:
+            file.write(text)
+            file.truncate()
 
 
 def noted(place: Path) -> dict[str, Any]:
@@ -133,7 +142,7 @@ def noted(place: Path) -> dict[str, Any]:
     path = place / "state.json"
     try:
         return {**json.loads(path.read_text()), "at": path.stat().st_mtime}
-    except FileNotFoundError:
+    except (FileNotFoundError, json.JSONDecodeError):  # the latter: a full disk cut it short
         return {}
 
 

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch_bin_fixtures import pickled
 
 from sensmerge.__main__ import main
-from sensmerge.checkpoints import onebit
+from sensmerge.checkpoints import lora_settings, onebit
 from sensmerge.checkpoints.open import open_source
 from sensmerge.checkpoints.reader import Reader
 
@@ -105,6 +105,14 @@ def test_all_are_refused(world: Path, case: Case, tmp_path: Path, capsys: pytest
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     refused(world, case, tmp_path, capsys)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20, "more than a GiB was held"
+
+
+def test_patterns_have_an_end(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lora_settings, "_SECONDS", 0.2)
+    case = next(case for case in CASES if "a thousand patterns" in case.name)
+    refused(world, case, tmp_path, capsys)
 
 
 class Payload:

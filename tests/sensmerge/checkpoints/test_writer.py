@@ -122,6 +122,20 @@ def test_a_disk_that_fills_up_is_said_and_leaves_nothing(tmp_path: Path, monkeyp
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("key", ["x", None])
+def test_a_disk_that_is_full_when_the_journal_grows_leaves_nothing(tmp_path: Path, key: str | None) -> None:
+    """Closing a file with something in its buffer writes it, and fails again."""
+    with pytest.raises(OSError, match="No space left"), Writer(tmp_path / "x", ENTRIES, key=key) as writer:
+        assert writer._journal is not None
+        journal = writer._journal.fileno()
+        full = os.open("/dev/full", os.O_WRONLY)
+        os.dup2(full, journal)
+        os.close(full)
+        for name, value in VALUES.items():
+            writer.put(name, value)
+    assert list(tmp_path.iterdir()) == []
+
+
 MERGES = """
 import os, sys, time
 from pathlib import Path
