@@ -65,7 +65,7 @@ def load(path: Path, *, dtype: str = "auto", device: torch.device | str = "cpu")
             log.info("  loaded by way of the CPU: %s", error)
     _quiet()
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-        path, dtype=DTYPES.get(dtype, dtype), local_files_only=True
+        path, dtype=DTYPES.get(dtype, dtype), local_files_only=True, trust_remote_code=False
     )
     model.requires_grad_(False)
     return model.eval().to(device)

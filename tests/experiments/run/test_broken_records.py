@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
 import pytest
 from pipeline_fixtures import root, spec  # noqa: F401
 
-from experiments.run import pipeline
+from experiments.run import events, pipeline
 from experiments.run.spec import RunSpec
 
 
@@ -52,3 +53,23 @@ def test_a_record_of_another_version_is_not_touched(done: RunSpec) -> None:
     with pytest.raises(ValueError, match=r"record\.json"):
         pipeline.run(done)
     assert done.record_path.read_text() == '{"score": 1}'
+
+
+def test_an_event_that_finds_no_room_is_not_there_in_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a line, with others behind it, would be no event for ever; and what failed is what is heard."""
+    write, room = os.write, [30]
+
+    def short(file: int, content: bytes) -> int:
+        taken = write(file, content[: room[0]])
+        room[0] -= taken
+        return taken
+
+    with pytest.raises(ZeroDivisionError), events.segment(tmp_path, {}) as happened:
+        monkeypatch.setattr(os, "write", short)
+        with pytest.raises(OSError, match="No space left"):
+            happened.write("score", benchmark="x" * 100)
+        raise ZeroDivisionError
+    monkeypatch.undo()
+    with events.segment(tmp_path, {}) as happened:
+        pass
+    assert [event["kind"] for event in events.read(tmp_path)] == ["start", "start", "end"]
