@@ -59,10 +59,11 @@ def _trial(device: torch.device) -> list[float]:
 
 
 def fits(base: Tensor, experts: Sequence[Tensor], setting: Setting) -> bool:
-    """Whether the kernels can merge these: their merger is in `Steps`, and they are floats that int32 can count."""
+    """Whether the kernels can merge these: their merger is in `Steps` and is told no more, and they are floats that
+    int32 can count."""
     dtypes = {tensor.dtype for tensor in (base, *experts)} | {setting.out.dtype}
     small = base.numel() < _MOST and len(experts) <= _MOST_EXPERTS
-    return setting.merger.steps() is not None and dtypes <= set(_DTYPES) and small
+    return setting.merger.steps() is not None and not setting.more and dtypes <= set(_DTYPES) and small
 
 
 def merge(base: Tensor, experts: Sequence[Tensor], settings: Sequence[Setting], device: torch.device) -> None:

@@ -71,7 +71,7 @@ def test_13b_is_planned_without_a_file_or_a_network(
     assert (made.gpu, on_gpu.gpu) == (on_gpu.device, None)
     assert made.device == 0
     text = made.text()
-    assert "a GPU (device=cuda): 38.0 GB at the peak" in text
+    assert "a GPU (device=cuda): 42.0 GB at the peak" in text
     assert "mmlu 14042, hellaswag 10042, truthfulqa_mc1 817, truthfulqa_mc2 817, gsm8k 1319, math 5000" in text
     assert "about 11.20 M tokens read and at most 3.24 M written" in text
     assert not list(tmp_path.iterdir())

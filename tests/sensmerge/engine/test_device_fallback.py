@@ -53,5 +53,5 @@ def test_a_cpu_has_loops_of_its_own() -> None:
 def test_all_that_a_setting_says_is_known_to_the_kernels() -> None:
     """What is added to either has to reach triton_kernels.py, too, or `device_loops.fits` has to refuse it."""
     names = [[field.name for field in dataclasses.fields(kind)] for kind in (Setting, Steps)]
-    assert names[0] == ["merger", "weights", "out", "keys", "cuts", "known"]
+    assert names[0] == ["merger", "weights", "out", "keys", "cuts", "known", "more"]
     assert names[1] == ["combine", "scale", "density", "drop", "cancelled"]
