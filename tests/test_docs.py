@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conf_fixtures import frozen
+from conf_fixtures import CONF, frozen
 from hydra.utils import instantiate
 from pipeline_fixtures import root  # noqa: F401
 
@@ -23,9 +23,11 @@ from evaluation.suites import Suite
 from experiments.__main__ import COMMANDS
 from experiments.families.checkpoints import Checkpoints
 from sensmerge.__main__ import main
+from sensmerge.adapters import FactorMerger
 from sensmerge.checkpoints.reader import Reader
 from sensmerge.coefficients import Evidence, Rule
 from sensmerge.mergers import Merger
+from sensmerge.publish.classes import named
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "results").glob("*.md")])
@@ -127,6 +129,50 @@ def test_the_table_of_the_readme_is_the_committed_one() -> None:
 
 def rows(text: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+
+
+# ---- docs/method.md
+
+
+def methods() -> dict[str, tuple[set[str], str]]:
+    """Name of a merger or rule -> what its row says it looks at, and what was not recovered; of all tables of both."""
+    found: dict[str, tuple[set[str], str]] = {}
+    text = (ROOT / "docs" / "method.md").read_text(encoding="utf-8").replace(r"\|", "")
+    for table in re.findall(r"(?:^\|.*\n)+", text, flags=re.M):
+        columns, _, *below = rows(table)
+        for row in below if "looks at" in columns else ():
+            cells = dict(zip(columns, row, strict=True))
+            for name in re.findall(r"`(\w+)`", row[0]):
+                assert name not in found, f"two rows for {name}"
+                found[name] = (set(cells["looks at"].split(", ")), cells["not recovered, or ours"])
+    return found
+
+
+def looked_at(group: str, name: str) -> set[str]:
+    """The same by what the merger or rule of that name says of itself; `member` is neither."""
+    made: Any = None if name == "member" else named(name, {"merger": Merger, "scaling": Rule}[group])
+    needs = made.needs if isinstance(made, Rule) else getattr(made, "told", frozenset())
+    kinds = {
+        "gradients": bool(needs & {"sensitivity", "fisher"}),
+        "calibration forward": bool(needs & {"alignment", "information", "grams"}) or getattr(made, "routed", False),
+        "adapters": isinstance(made, FactorMerger),
+    }
+    return {kind for kind, so in kinds.items() if so} or {"data-free"}
+
+
+@pytest.mark.parametrize(
+    ("group", "name"),
+    [(group, path.stem) for group in ("merger", "scaling") for path in sorted((CONF / group).glob("*.yaml"))],
+)
+def test_every_method_has_a_row_that_says_what_it_looks_at(group: str, name: str) -> None:
+    looks, left_open = methods()[name]
+    assert looks == looked_at(group, name)
+    assert left_open
+
+
+def test_no_row_is_of_a_method_that_is_not_there() -> None:
+    there = {path.stem for group in ("merger", "scaling") for path in (CONF / group).glob("*.yaml")}
+    assert set(methods()) == there
 
 
 # ---- docs/library.md
