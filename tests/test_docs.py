@@ -14,12 +14,11 @@ from typing import Any
 
 import pytest
 import yaml
-from conf_fixtures import CONF, frozen
+from conf_fixtures import CONF, composed, frozen
 from hydra.utils import instantiate
 from pipeline_fixtures import root  # noqa: F401
 
 from evaluation.benchmarks.exact_match import ExactMatch
-from evaluation.suites import Suite
 from experiments.__main__ import COMMANDS
 from experiments.families.checkpoints import Checkpoints
 from sensmerge.__main__ import main
@@ -240,6 +239,8 @@ def test_every_name_of_the_package_is_in_the_document() -> None:
 
 # ---- docs/extending.md
 
+SUITE = "evaluation.suites.Suite"
+
 
 @pytest.fixture
 def shown(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
@@ -253,7 +254,7 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         monkeypatch.setattr(sys.modules[parent], last, module, raising=False)
         exec(compile(code, f"{name}.py", "exec"), vars(module))
     yamls = [yaml.safe_load(block) for block in blocks("extending.md", "yaml")]
-    return [instantiate(one, _convert_="all") for one in yamls if "defaults" not in one]
+    return [instantiate(one.get("model", one), _convert_="all") for one in yamls if one.get("_target_") != SUITE]
 
 
 def test_the_examples_of_extending_are_what_they_say(shown: list[Any]) -> None:
@@ -269,9 +270,17 @@ def test_the_examples_of_extending_are_what_they_say(shown: list[Any]) -> None:
     assert isinstance(family, Checkpoints)
     assert family.experts["law"].revision == "0f1e2d3"
     assert isinstance(benchmark, ExactMatch)
-    (suite,) = [yaml.safe_load(block) for block in blocks("extending.md", "yaml") if "defaults" in block]
-    assert suite["_target_"] == f"{Suite.__module__}.{Suite.__name__}"
-    assert {"/benchmark@benchmarks.mine_sums": benchmark.name} in suite["defaults"]
+
+
+def test_the_yamls_of_extending_are_chosen_as_it_says(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    places = [place for place in re.findall(r"`conf/(\w+/\w+\.yaml)`", text) if not (CONF / place).exists()]
+    for place, block in zip(places, blocks("extending.md", "yaml"), strict=True):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        (tmp_path / place).write_text(block)
+    here = f"hydra.searchpath=[file://{tmp_path}]"
+    runs = re.findall(r"^    python run.py (model=mine .*?merger=\w+)", text, flags=re.M)
+    assert [composed(here, *words.split()).suite.name for words in runs] == ["cpu", "mine"]
 
 
 def test_examples_of_yaml_say_what_they_are() -> None:
