@@ -14,18 +14,19 @@ from typing import Any
 
 import pytest
 import yaml
-from conf_fixtures import frozen
+from conf_fixtures import CONF, composed, frozen
 from hydra.utils import instantiate
 from pipeline_fixtures import root  # noqa: F401
 
 from evaluation.benchmarks.exact_match import ExactMatch
-from evaluation.suites import Suite
 from experiments.__main__ import COMMANDS
 from experiments.families.checkpoints import Checkpoints
 from sensmerge.__main__ import main
+from sensmerge.adapters import FactorMerger
 from sensmerge.checkpoints.reader import Reader
 from sensmerge.coefficients import Evidence, Rule
 from sensmerge.mergers import Merger
+from sensmerge.publish.classes import named
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "results").glob("*.md")])
@@ -129,6 +130,50 @@ def rows(text: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
 
 
+# ---- docs/method.md
+
+
+def methods() -> dict[str, tuple[set[str], str]]:
+    """Name of a merger or rule -> what its row says it looks at, and what was not recovered; of all tables of both."""
+    found: dict[str, tuple[set[str], str]] = {}
+    text = (ROOT / "docs" / "method.md").read_text(encoding="utf-8").replace(r"\|", "")
+    for table in re.findall(r"(?:^\|.*\n)+", text, flags=re.M):
+        columns, _, *below = rows(table)
+        for row in below if "looks at" in columns else ():
+            cells = dict(zip(columns, row, strict=True))
+            for name in re.findall(r"`(\w+)`", row[0]):
+                assert name not in found, f"two rows for {name}"
+                found[name] = (set(cells["looks at"].split(", ")), cells["not recovered, or ours"])
+    return found
+
+
+def looked_at(group: str, name: str) -> set[str]:
+    """The same by what the merger or rule of that name says of itself; `member` is neither."""
+    made: Any = None if name == "member" else named(name, {"merger": Merger, "scaling": Rule}[group])
+    needs = made.needs if isinstance(made, Rule) else getattr(made, "told", frozenset())
+    kinds = {
+        "gradients": bool(needs & {"sensitivity", "fisher"}),
+        "calibration forward": bool(needs & {"alignment", "information", "grams"}) or getattr(made, "routed", False),
+        "adapters": isinstance(made, FactorMerger),
+    }
+    return {kind for kind, so in kinds.items() if so} or {"data-free"}
+
+
+@pytest.mark.parametrize(
+    ("group", "name"),
+    [(group, path.stem) for group in ("merger", "scaling") for path in sorted((CONF / group).glob("*.yaml"))],
+)
+def test_every_method_has_a_row_that_says_what_it_looks_at(group: str, name: str) -> None:
+    looks, left_open = methods()[name]
+    assert looks == looked_at(group, name)
+    assert left_open
+
+
+def test_no_row_is_of_a_method_that_is_not_there() -> None:
+    there = {path.stem for group in ("merger", "scaling") for path in (CONF / group).glob("*.yaml")}
+    assert set(methods()) == there
+
+
 # ---- docs/library.md
 
 
@@ -194,6 +239,8 @@ def test_every_name_of_the_package_is_in_the_document() -> None:
 
 # ---- docs/extending.md
 
+SUITE = "evaluation.suites.Suite"
+
 
 @pytest.fixture
 def shown(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
@@ -207,7 +254,7 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         monkeypatch.setattr(sys.modules[parent], last, module, raising=False)
         exec(compile(code, f"{name}.py", "exec"), vars(module))
     yamls = [yaml.safe_load(block) for block in blocks("extending.md", "yaml")]
-    return [instantiate(one, _convert_="all") for one in yamls if "defaults" not in one]
+    return [instantiate(one.get("model", one), _convert_="all") for one in yamls if one.get("_target_") != SUITE]
 
 
 def test_the_examples_of_extending_are_what_they_say(shown: list[Any]) -> None:
@@ -223,9 +270,17 @@ def test_the_examples_of_extending_are_what_they_say(shown: list[Any]) -> None:
     assert isinstance(family, Checkpoints)
     assert family.experts["law"].revision == "0f1e2d3"
     assert isinstance(benchmark, ExactMatch)
-    (suite,) = [yaml.safe_load(block) for block in blocks("extending.md", "yaml") if "defaults" in block]
-    assert suite["_target_"] == f"{Suite.__module__}.{Suite.__name__}"
-    assert {"/benchmark@benchmarks.mine_sums": benchmark.name} in suite["defaults"]
+
+
+def test_the_yamls_of_extending_are_chosen_as_it_says(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    places = [place for place in re.findall(r"`conf/(\w+/\w+\.yaml)`", text) if not (CONF / place).exists()]
+    for place, block in zip(places, blocks("extending.md", "yaml"), strict=True):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        (tmp_path / place).write_text(block)
+    here = f"hydra.searchpath=[file://{tmp_path}]"
+    runs = re.findall(r"^    python run.py (model=mine .*?merger=\w+)", text, flags=re.M)
+    assert [composed(here, *words.split()).suite.name for words in runs] == ["cpu", "mine"]
 
 
 def test_examples_of_yaml_say_what_they_are() -> None:
