@@ -22,8 +22,9 @@ def check(merger: Merger, experts: Mapping[str, Source]) -> None:
         return
     for task, expert in sorted(experts.items()):
         if not isinstance(expert, Adapter):
-            moved = " with its rows for tokens moved" if getattr(expert, "base", None) else ""
-            raise ValueError(merger.refusal(f"expert {task!r} ({expert.path}) has full weights{moved}"))
+            moved = isinstance(getattr(expert, "source", None), Adapter)
+            why = "has its rows for tokens moved" if moved else "has full weights"
+            raise ValueError(merger.refusal(f"expert {task!r} ({expert.path}) {why}"))
         if whole := sorted(expert.replaced):
             raise ValueError(
                 merger.refusal(

@@ -17,6 +17,7 @@ from experiments.run.prepare import prepare
 from experiments.run.progress import Progress
 from experiments.run.spec import RunSpec
 from sensmerge import models
+from sensmerge.adapters import RobustMerge
 
 
 def test_a_written_union_is_a_plain_checkpoint(spec: RunSpec, world: Path) -> None:
@@ -86,6 +87,12 @@ def test_tokens_that_cannot_be_added_are_refused(spec: RunSpec, world: Path, mon
         pipeline.run(of(spec, world, "union", math="retrained"))
     assert not spec.output.runs.exists()
     assert not [path for path in (spec.output.cache / "shells").iterdir() if path.is_dir()]
+
+
+def test_factors_of_an_adapter_whose_rows_are_moved_are_refused(spec: RunSpec, world: Path) -> None:
+    asked = dataclasses.replace(of(spec, world, "union", code="lora", math="turned"), merger=RobustMerge())
+    with pytest.raises(ValueError, match=r"expert 'code' \(.*lora\) has its rows for tokens moved"):
+        pipeline.run(dataclasses.replace(asked, references=False))
 
 
 def test_a_tokenizer_that_numbers_otherwise_is_refused(world: Path, tmp_path: Path) -> None:
