@@ -14,8 +14,9 @@ from pathlib import Path
 from sensmerge import __version__
 
 _MERGERS = (
-    "average, task_arithmetic, ties, dare, dare_ties, breadcrumbs, della, pcb, slerp, of LoRA experts robustmerge, "
-    "lora_average, lora_ties, lora_dare, or a class of yours"
+    "average, task_arithmetic, ties, dare, dare_ties, breadcrumbs, della, pcb, slerp, model_stock, consensus, iso_c, "
+    "tsv_m, wudi, wudi_closed, prism, onebit, of LoRA experts robustmerge, lora_average, lora_ties, lora_dare, or a "
+    "class of yours"
 )
 _RULES = (
     "sens, task_specific, cross_task, uniform, random, sens_farther, cross_task_farther, sens_words, sens_rcp, "

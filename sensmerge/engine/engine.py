@@ -82,7 +82,6 @@ class Engine:
         device = torch.device(self.device)
         here = self.compiled and device.type == "cpu"
         there = self.compiled and device_loops.serves(device)
-        # What surveys of whole vectors found is not for the fused kernels, which look at one tensor.
         fused = [one for one in settings if there and device_loops.fits(base, experts, one)]
         if fused:
             device_loops.merge(base, experts, fused, device)

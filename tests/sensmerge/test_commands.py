@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,16 @@ def test_from_a_table_to_a_checkpoint_and_back(table: Path, places: list[str], r
     assert main(["merge", str(first), *places, "--out", str(again), "--device", "cpu"]) == 0
     assert weights(again) == weights(first)
     assert (again / "merge.json").read_bytes() == (first / "merge.json").read_bytes()
+
+
+def test_help_names_every_merger_that_a_command_can_make() -> None:
+    of_runs = {"covariance", "regmean", "member"}  # told what a run alone finds out; no merger
+    names = {path.stem for path in Path("conf/merger").glob("*.yaml")} - of_runs
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), pytest.raises(SystemExit):
+        parser().parse_args(["merge", "--help"])
+    option = printed.getvalue().rpartition("--merger MERGER")[2].partition("--set")[0]
+    assert names <= set(re.findall(r"\w+", option))
 
 
 def test_streaming_is_a_choice_of_three() -> None:
