@@ -132,7 +132,10 @@ def test_stored_by_the_command_and_read_as_experts(
     stored = [word for task in TASKS for word in ("--expert", f"{task}={out / task}")]
     how = ["--device", "cpu", *words]
     assert main(["merge", "--merger", "task_arithmetic", *stored, *how, "--out", str(tmp_path / "a")]) == 0
-    assert main(["merge", "--merger", "onebit", *places, *how, "--out", str(tmp_path / "b")]) == 0
+    how += ["--out", str(tmp_path / "b")]
+    assert main(["merge", "--merger", "onebit", *places, *how]) == 1
+    assert "with a router is a model for each task" in capsys.readouterr().err
+    assert main(["merge", "--merger", "onebit", "--set", "router=none", *places, *how]) == 0
     with Reader(tmp_path / "a") as one, Reader(tmp_path / "b") as other:
         for name in one.names:
             torch.testing.assert_close(one.tensor(name), other.tensor(name), rtol=1e-2, atol=1e-4)
