@@ -136,6 +136,8 @@ def write_merged(
     """
     out = Path(out)
     recipe = recipes.made_of(family, merger, table, seed, dtype=dtype)
+    if covariances and "grams" in merger.told:
+        recipe["covariances"] = {task: Path(place).name for task, place in sorted(covariances.items())}
     stored = getattr(torch, dtype) if dtype else None
     kept = recipes.published(family, recipe)
     described = describe(rule) if rule else None
@@ -279,6 +281,8 @@ def _merge(
 ) -> merge.Merge:
     place = models.resolve_device(device)
     base, own = family.readers(stack)
+    if covariances and sorted(covariances) != family.tasks:
+        raise ValueError(f"covariances are of {sorted(covariances)}, the experts are {family.tasks}: give each its own")
     tell: dict[str, Callable[[str], Any]] = {"grams": grams.reader(covariances)} if covariances else {}
     if "interference" in merger.told:
         found = survey(base, own)

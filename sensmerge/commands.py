@@ -20,6 +20,7 @@ from sensmerge.coefficients import Rule, Table, Uniform
 from sensmerge.family.family import Family
 from sensmerge.family.members import Models
 from sensmerge.mergers import Merger
+from sensmerge.onebit import OneBitMerge
 from sensmerge.publish import recipe_file, recipes
 from sensmerge.publish.classes import build, named, options, replaced
 from sensmerge.publish.recipes import Recipe
@@ -75,6 +76,11 @@ def merge(given: Namespace) -> str:
     if recipe.differences and not given.approximate:
         raise ValueError(
             f"{given.recipe}: mergekit means another merge: {'; '.join(recipe.differences)}; --approximate makes ours"
+        )
+    if isinstance(merger, OneBitMerge) and merger.routed:
+        raise ValueError(
+            "OneBitMerge with a router is a model for each task and no one checkpoint: add --set chosen=NUMBER (of the "
+            "task whose expert is restored, by name, from 0), or --set router=none (none is)"
         )
     family = _family(given, recipe)
     recipe.check(family)

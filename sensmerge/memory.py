@@ -18,7 +18,7 @@ import torch
 
 from sensmerge import models
 from sensmerge.blockwise.passes import HEAD_ROWS
-from sensmerge.checkpoints.reader import Entry
+from sensmerge.checkpoints.header import Entry
 from sensmerge.tensor_names import block_of, count_blocks
 
 Mode = Literal["resident", "streamed"]

@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sensmerge.checkpoints.reader import Entry, Source, copy_companions
+from sensmerge.checkpoints.header import Entry
+from sensmerge.checkpoints.json_file import read_json
+from sensmerge.checkpoints.reader import Source, copy_companions
 from sensmerge.checkpoints.writer import Writer
 from sensmerge.coefficients import Table
 from sensmerge.device import lanes
@@ -255,7 +257,7 @@ def _accompany(output: Output, staging: Path) -> None:
 
 def _name_dtype(config: Path, dtype: str) -> None:
     """Under the key that this configuration has; before version 5 transformers called it torch_dtype."""
-    content = json.loads(config.read_text(encoding="utf-8"))
+    content = read_json(config, infinite=True)
     content["dtype" if "dtype" in content else "torch_dtype"] = dtype
     config.write_text(json.dumps(content, indent=2), encoding="utf-8")
 

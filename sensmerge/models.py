@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,6 +13,7 @@ import torch
 from torch import nn
 
 from sensmerge.checkpoints import slots
+from sensmerge.checkpoints.json_file import read_config
 from sensmerge.checkpoints.open import open_source
 from sensmerge.checkpoints.reader import Source
 from sensmerge.device import lanes
@@ -45,9 +45,7 @@ def device_kind(name: str) -> str:
 
 def places(path: Path) -> int | None:
     """How many tokens of context the checkpoint at `path` has places for; None where its config.json does not say."""
-    import transformers
-
-    config: Any = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
+    config = _config(path)
     return getattr(config, "max_position_embeddings", None)
 
 
@@ -67,7 +65,7 @@ def load(path: Path, *, dtype: str = "auto", device: torch.device | str = "cpu")
             log.info("  loaded by way of the CPU: %s", error)
     _quiet()
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-        path, dtype=DTYPES.get(dtype, dtype), local_files_only=True
+        path, dtype=DTYPES.get(dtype, dtype), local_files_only=True, trust_remote_code=False
     )
     model.requires_grad_(False)
     return model.eval().to(device)
@@ -84,7 +82,7 @@ def shell(path: Path, *, dtype: str = "auto", device: torch.device | str = "cpu"
     import transformers
 
     _quiet()
-    config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
+    config = _config(path)
     if dtype == "auto" and config.dtype is None:
         raise ValueError(f"{path}/config.json names no dtype: ask for float32 or bfloat16 instead of auto")
     with torch.device("meta"):
@@ -195,13 +193,17 @@ def _quiet() -> None:
 def load_tokenizer(path: Path) -> Any:
     import transformers
 
-    return transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
+    return transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
 
 
 def load_vocabulary(path: Path) -> dict[str, int] | None:
     """Token -> id of the tokenizer in directory `path`, added tokens included; None where there is no tokenizer."""
     files = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
-    return load_tokenizer(path).get_vocab() if any((path / name).is_file() for name in files) else None
+    if not any((path / name).is_file() for name in files):
+        return None
+    if (path / "config.json").is_file():
+        _config(path)  # the tokenizer's loading reads it, too, and would be blamed
+    return load_tokenizer(path).get_vocab()
 
 
 def widen_tokenizer(path: Path, lenders: Mapping[str, Path], tokens: Mapping[str, int], target: Path) -> None:
@@ -229,39 +231,68 @@ def widen_tokenizer(path: Path, lenders: Mapping[str, Path], tokens: Mapping[str
         raise ValueError(f"the tokenizer of {path} does not take new tokens at the ids of their rows: {odd} differ")
 
 
-def parameter_shapes(path: Path) -> dict[tuple[str, ...], tuple[int, ...]]:
+def parameter_shapes(path: Path, most: int = 1_000_000) -> dict[tuple[str, ...], tuple[int, ...]]:
     """The tensors of the model that config.json at `path` makes: all names of each, several if it is tied, -> shape.
 
-    No weight is read or allocated.
+    No weight is read or allocated. most: modules that it may have; a config.json that lies may ask for millions.
+    Raises FileNotFoundError without a config.json, ValueError for one that makes no model, or a larger one.
     """
     import transformers
+    from torch.nn.modules.module import register_module_module_registration_hook
 
-    config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
-    with torch.device("meta"):
-        model: Any = transformers.AutoModelForCausalLM.from_config(config)
+    count = 0
+
+    def counted(*_: Any) -> None:
+        nonlocal count
+        count += 1
+        if count > most:
+            raise ValueError(f"it has more than {most:,} modules, which these weights cannot fill")
+
+    config = _config(path, most)
+    hook = register_module_module_registration_hook(counted)
+    try:
+        with torch.device("meta"):
+            model: Any = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except Exception as error:  # of any kind: the model's own code works with whatever config.json says
+        raise ValueError(_no_model(path, error)) from error
+    finally:
+        hook.remove()
     return {tuple(places): tuple(empty.shape) for empty, places in slots.shared(model)}
+
+
+def _config(path: Path, most: int = 1_000_000) -> Any:
+    """transformers' configuration of config.json at `path`. most: of a number that counts layers or experts."""
+    import transformers
+
+    for key, value in read_config(path).items():
+        if re.search("layer|expert", key) and isinstance(value, int) and value > most:
+            raise ValueError(f"{path}/config.json has {key}={value}, more than its weights can fill: fetch it again")
+    try:
+        return transformers.AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        raise ValueError(_no_model(path, error)) from error
+
+
+def _no_model(path: Path, error: Exception) -> str:
+    return f"{path}/config.json makes no model ({type(error).__name__}: {' '.join(str(error).split()):.300})"
 
 
 def ties_embeddings(path: Path) -> bool:
     """Whether the model that config.json at `path` makes has one tensor as token embedding and head; False where no
     configuration is. Reads config.json only."""
-    import transformers
-
     if not (path / "config.json").is_file():
         return False
-    config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
-    return bool(config.get_text_config(decoder=True).tie_word_embeddings)
+    return bool(_config(path).get_text_config(decoder=True).tie_word_embeddings)
 
 
 def context_length(path: Path) -> int | None:
     """Positions the model at `path` was made for, or None where its config does not say. Reads config.json only."""
-    return json.loads((path / "config.json").read_text()).get("max_position_embeddings")
+    return read_config(path).get("max_position_embeddings")
 
 
 def model_type(path: Path) -> str | None:
     """What config.json at `path` calls the kind of model, such as llama; None where there is none."""
-    config = path / "config.json"
-    return json.loads(config.read_text(encoding="utf-8")).get("model_type") if config.is_file() else None
+    return read_config(path)["model_type"] if (path / "config.json").is_file() else None
 
 
 def n_parameters(model: nn.Module) -> int:

@@ -72,6 +72,14 @@ def write_json(path: Path, value: Any) -> None:
         raise
 
 
+def set_aside(path: Path, why: str) -> Path:
+    """Rename a file that cannot be used to `<path>.broken`, for whoever wants to look, and say so."""
+    aside = path.with_name(f"{path.name}.broken")
+    os.replace(path, aside)
+    log.warning("%s %s; what was there is %s", path, why, aside.name)
+    return aside
+
+
 def build_whole(target: Path, fill: Callable[[Path], None]) -> Path:
     """Directory `target`, made by `fill` unless it is there; it has its name only once `fill` has returned.
 
@@ -121,9 +129,12 @@ class Store:
         return self.root / kind / f"{digest(key)[:32]}.json"
 
     def get(self, kind: str, key: Mapping[str, Any]) -> Any | None:
-        """The stored value, or None."""
+        """The stored value, or None; also where the file is broken, as a full disk or a crash may leave it."""
         path = self.path(kind, key)
-        return json.loads(path.read_text())["value"] if path.is_file() else None
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))["value"] if path.is_file() else None
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return None
 
     def compute(self, kind: str, key: Mapping[str, Any], stage: Callable[[], Any]) -> tuple[Any, bool]:
         """The stored value, which `stage()` makes if there is none; and whether it had to be computed.
@@ -148,5 +159,7 @@ class Store:
             value = self.get(kind, key)
             if value is not None:
                 return value, False
+            if path.is_file():
+                set_aside(path, "is broken, and is computed again")
             write_json(path, {"key": describe(key), "value": stage()})
             return self.get(kind, key), True

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.run.record import RECORD_JSON, Record
+
+_DATA = ("calibration", "calibration_data")
+_NO_DATA = json.dumps(dict.fromkeys(_DATA), sort_keys=True)
 
 
 def load(runs: Path) -> list[Record]:
@@ -53,12 +56,22 @@ def of_study(records: Sequence[Record], study: str) -> list[list[Record]]:
 
 
 def controls(records: Sequence[Record]) -> dict[str, Record]:
-    """`Record.pairing` -> the merge with uniform coefficients; others of that pairing differ in nothing else."""
+    """The merges with uniform coefficients, for `control`."""
     found: dict[str, Record] = {}
     for record in records:
         if record.is_uniform:
-            found.setdefault(record.pairing, record)
+            found.setdefault(record.pairing + record.same(*_DATA), record)
     return found
+
+
+def control(record: Record, uniform: Mapping[str, Record]) -> Record | None:
+    """Of `controls`, the merge that differs from `record` in nothing but the coefficients. It looks at no calibration
+    data, or its merger itself does (RegMean), and then at those of `record`."""
+    return next((uniform[key] for key in _control_keys(record) if key in uniform), None)
+
+
+def _control_keys(record: Record) -> list[str]:
+    return [record.pairing + record.same(*_DATA), record.pairing + _NO_DATA]
 
 
 def shuffled(records: Sequence[Record]) -> dict[str, Record]:
@@ -91,13 +104,13 @@ def is_seed(path: str) -> bool:
 
 def _with_comparisons(group: Sequence[Record], records: Sequence[Record]) -> list[Record]:
     settings = {record.setting for record in group}
-    pairings = {record.pairing for record in group if record.member is None}
+    wanted = {key for record in group if record.member is None for key in _control_keys(record)}
     rules = {_rule(record, record.identity["scaling"]) for record in group if record.member is None}
     chosen = {record.id: record for record in group}
     for record in records:
         if (
             (record.member is not None and record.setting in settings)
-            or (record.is_uniform and record.pairing in pairings)
+            or (record.is_uniform and record.pairing + record.same(*_DATA) in wanted)
             or (record.shuffles is not None and _rule(record, record.shuffles) in rules)
         ):
             chosen.setdefault(record.id, record)
@@ -105,4 +118,4 @@ def _with_comparisons(group: Sequence[Record], records: Sequence[Record]) -> lis
 
 
 def _rule(record: Record, scaling: Any) -> str:
-    return record.pairing + json.dumps(scaling, sort_keys=True) + record.same("calibration", "calibration_data")
+    return record.pairing + json.dumps(scaling, sort_keys=True) + record.same(*_DATA)

@@ -33,8 +33,8 @@ from experiments.bench.mergekit import Case
 from experiments.bench.random_checkpoints import add_family, family
 from experiments.bench.rounds import MIB, Process
 from sensmerge import merge
-from sensmerge.checkpoints.place import Place
 from sensmerge.checkpoints.reader import Reader
+from sensmerge.checkpoints.staging import Place
 from sensmerge.checkpoints.writer import Writer
 from sensmerge.coefficients import Evidence, Uniform
 from sensmerge.engine.engine import STEP, Engine

@@ -24,7 +24,8 @@ import torch
 from experiments import command_line
 from experiments.bench import mergekit, rounds
 from experiments.bench.mergekit import Case
-from sensmerge.checkpoints.reader import Entry, Reader
+from sensmerge.checkpoints.header import Entry
+from sensmerge.checkpoints.reader import Reader
 from sensmerge.checkpoints.shapes import Shape
 from sensmerge.checkpoints.writer import Writer
 from sensmerge.coefficients import Evidence, Table, Uniform

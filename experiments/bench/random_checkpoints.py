@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from experiments import command_line
-from sensmerge.checkpoints.reader import SINGLE, Entry, Reader
+from sensmerge.checkpoints.header import Entry
+from sensmerge.checkpoints.reader import SINGLE, Reader
 from sensmerge.checkpoints.shapes import SHAPES, Shape
 from sensmerge.checkpoints.writer import Writer
 from sensmerge.seeds import generator

@@ -6,7 +6,6 @@ Nothing is trained or downloaded. A few tensors are read where distances are ask
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -18,10 +17,12 @@ import torch
 
 from experiments.families import Located, Place
 from sensmerge.checkpoints import hub, onebit, shapes
+from sensmerge.checkpoints.header import DTYPES, Entry
+from sensmerge.checkpoints.json_file import read_json
 from sensmerge.checkpoints.lora import WEIGHTS, Adapter
 from sensmerge.checkpoints.onebit import OneBit
 from sensmerge.checkpoints.open import is_adapter, on_base, open_source
-from sensmerge.checkpoints.reader import DTYPES, Entry, differences
+from sensmerge.checkpoints.reader import differences
 from sensmerge.checkpoints.vocabulary import Policy
 from sensmerge.family import members as family_members
 from sensmerge.tensor_names import block_of, count_blocks, holds_tokens, is_derived
@@ -223,7 +224,7 @@ def _settings(path: Path | None) -> dict[str, Any]:
     """config.json, with rope_theta where newer files keep it too."""
     if path is None or not (path / "config.json").is_file():
         return {}
-    config = json.loads((path / "config.json").read_text())
+    config = read_json(path / "config.json", infinite=True)
     rope = config.get("rope_parameters") or {}
     return {**({"rope_theta": rope["rope_theta"]} if "rope_theta" in rope else {}), **config}
 

@@ -18,7 +18,7 @@ from experiments.planning.headers import Headers
 from experiments.run.prepare import draw_samples
 from experiments.run.spec import RunSpec
 from sensmerge import memory, models
-from sensmerge.checkpoints.reader import Entry
+from sensmerge.checkpoints.header import Entry
 from sensmerge.device.arrivals import AHEAD
 from sensmerge.device.outgoing import BUFFERS as LEAVING
 from sensmerge.device.resident import GIB, fits

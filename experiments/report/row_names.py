@@ -27,7 +27,10 @@ def varied(records: Sequence[Record]) -> tuple[str, ...]:
     paths = set()
     for part, own in _PARTS.items():
         for found in _grouped(merges, part).values():
-            paths |= {_own(path) for path in differing(found) if path.split(".")[0] in own}
+            paths |= {_own(path) for path in differing(found) if path.split(".")[0] in own and not _is_data(path)}
+            # Whether it looks at any may lie in the merger, which has a name of its own.
+            looking = [record for record in found if record.identity.get("calibration")]
+            paths |= {path for path in differing(looking) if path.split(".")[0] in own and _is_data(path)}
     return tuple(sorted(paths))
 
 
@@ -49,7 +52,8 @@ def name(record: Record, by: Sequence[str] = ()) -> Name:
     if record.member is not None:
         return ("base" if record.member == "base" else f"expert {record.member}") + around, None
     merger = record.method("merger") + chosen(*_PARTS["merger"]) + around
-    rule = "" if record.is_uniform else chosen(*_PARTS["scaling"])  # ones are ones, whatever other rules are given
+    # Ones are ones, whatever other rules are given; calibration data are the merger's then.
+    rule = chosen("calibration") if record.is_uniform else chosen(*_PARTS["scaling"])
     return merger, record.method("scaling") + rule
 
 
@@ -74,6 +78,10 @@ def place(shown: str, known: Sequence[str]) -> tuple[Any, ...]:
     parts = re.split(r"(?<==)(\d+(?:\.\d+)?(?:e-?\d+)?)", shown)
     values = tuple((float(part), "") if at % 2 else (0.0, part) for at, part in enumerate(parts))
     return (known.index(first) if first in known else len(known), values)
+
+
+def _is_data(path: str) -> bool:
+    return path.split(".")[0] == "calibration"
 
 
 def _own(path: str) -> str:

@@ -13,7 +13,7 @@ from experiments.analysis import stats
 from experiments.analysis.comparisons import Difference, Pairing, differences, distinct
 from experiments.analysis.one_table import check_settings, check_versions, check_weights
 from experiments.analysis.ranks import Rank, drawn, rank
-from experiments.analysis.records import controls, load, of_study
+from experiments.analysis.records import control, controls, load, of_study
 from experiments.report import row_names
 from experiments.run.record import Record
 
@@ -152,8 +152,10 @@ def _grid(cells: Mapping[row_names.Name, Any], paths: Sequence[str]) -> set[row_
     Where settings vary, only a missing control is one: nobody need have run every setting under every merger.
     """
     merges = [name for name in cells if name[1] is not None]
-    scalings = {"uniform"} if paths else {"uniform", *(scaling for _, scaling in merges)}
-    return cells.keys() | {(merger, scaling) for merger, _ in merges for scaling in scalings}
+    there = {merger for merger, scaling in merges if scaling and scaling.split()[0] == "uniform"}
+    others = set() if paths else {scaling for _, scaling in merges}
+    missing = {(merger, "uniform") for merger, _ in merges if merger not in there}
+    return cells.keys() | missing | {(merger, scaling) for merger, _ in merges for scaling in others}
 
 
 def _benchmarks(records: Sequence[Record]) -> tuple[Benchmark, ...]:
@@ -266,8 +268,8 @@ def _compared(rows: Sequence[Row], records: Sequence[Record], means: Sequence[Me
     uniform = controls(records)
     asked: dict[tuple[int, str], Pairing] = {}
     for at, row in enumerate(rows):
-        pairs = [(record, uniform.get(record.pairing)) for record in row.records if record.member is None]
-        complete = [(ours, control) for ours, control in pairs if control is not None and control is not ours]
+        pairs = [(record, control(record, uniform)) for record in row.records if record.member is None]
+        complete = [(ours, theirs) for ours, theirs in pairs if theirs is not None and theirs is not ours]
         if not pairs or len(complete) < len(pairs):
             continue
         for mean in means:

@@ -14,12 +14,13 @@ A segment without an end was killed before it could write one. Nothing heavy is 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +41,16 @@ class Events:
         self.write("start", segment=segment, run=dict(run))
 
     def write(self, kind: str, **content: Any) -> None:
-        """Append an event. All but progress are on the disk when this returns; progress is when the system likes."""
+        """Append an event. All but progress are on the disk when this returns; progress is when the system likes.
+
+        OSError on a full disk, and then nothing of the event is there.
+        """
         event = {"step": self._step, "time": round(time.time(), 3), "kind": kind, **content}
-        os.write(self._file, (json.dumps(event) + "\n").encode())  # one call: a reader sees whole lines
+        line = (json.dumps(event) + "\n").encode()
+        before = os.fstat(self._file).st_size
+        if os.write(self._file, line) < len(line):  # one call: a reader sees whole lines
+            os.ftruncate(self._file, before)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), EVENTS_JSONL)
         self._step += 1
         if kind != "progress":
             os.fsync(self._file)
@@ -64,7 +72,8 @@ def segment(directory: Path, run: Mapping[str, Any]) -> Iterator[Events]:
         yield events
     except BaseException as error:
         killed = isinstance(error, (KeyboardInterrupt, SystemExit))
-        events.write("end", state="killed" if killed else "failed", error=last_line(error))
+        with suppress(OSError):  # a full disk, which may be the very error: that one is what has to be heard
+            events.write("end", state="killed" if killed else "failed", error=last_line(error))
         raise
     else:
         events.write("end", state="finished", error=None)

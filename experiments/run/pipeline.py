@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import math
 import sys
@@ -27,7 +28,7 @@ from experiments.tracking import live
 from sensmerge import memory
 from sensmerge.distances.survey import Survey
 from sensmerge.publish.versions import versions
-from sensmerge.store import write_json
+from sensmerge.store import set_aside, write_json
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -85,25 +86,37 @@ def is_complete(spec: RunSpec) -> bool:
     """
     wanted = [spec.reference(member) for member in ["base", *spec.model.calibration]] if spec.references else []
     asked = spec.output.checkpoint and not isinstance(spec.merger, Member)
-    return all(one.record_path.is_file() for one in [*wanted, spec]) and (
+    return all(_told(one) is not None for one in [*wanted, spec]) and (
         not asked or (spec.directory / "checkpoint").is_dir()
     )
 
 
 def finished(spec: RunSpec, family: Prepared) -> Record | None:
-    """The record of a completed run, or None. ValueError if the family's weights have changed since.
+    """The record of a completed run, or None, also where it is broken or its outcomes are gone. ValueError if the
+    family's weights have changed since, and for the record of another version.
 
     A run is named by its settings. Where they name a path or a branch, the weights behind it can change.
     """
-    if not spec.record_path.is_file():
+    if _told(spec) is None:
         return None
     kept = Record.read(spec.record_path)
+    if gone := [one.outcomes for one in kept.results.values() if not (spec.directory / one.outcomes).is_file()]:
+        log.warning("%s is run again: %s of its record are gone from %s", spec.title, ", ".join(gone), spec.directory)
+        return None
     if (kept.digests.base, kept.digests.experts) != (family.base_digest, family.expert_digests):
         raise ValueError(
             f"{spec.record_path} was made from other weights, or tokenizers, than family {spec.model.name!r} has now; "
             f"remove {spec.directory} to run it again, or give the changed family another model.name"
         )
     return kept
+
+
+def _told(spec: RunSpec) -> Any:
+    """What the run's record holds, unread; None without one, and where what is there is no JSON: it was cut short."""
+    try:
+        return json.loads(spec.record_path.read_bytes()) if spec.record_path.is_file() else None
+    except ValueError:
+        set_aside(spec.record_path, "is broken, and the run is done again, from the stages that are kept")
 
 
 def _run_locked(spec: RunSpec, config: Mapping[str, Any] | None, family: Prepared) -> Record:

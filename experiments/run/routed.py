@@ -19,6 +19,7 @@ from sensmerge import calibration, merge, models
 from sensmerge.checkpoints import onebit
 from sensmerge.onebit import OneBitMerge
 from sensmerge.onebit.router import Router, fit, prompt_states
+from sensmerge.publish.versions import versions
 
 VERSION = 1  # of what the router computes
 
@@ -111,7 +112,8 @@ def router(spec: RunSpec, family: Prepared, progress: Progress) -> Router:
         bar = progress.bar("router")
         return fit({task: prompt_states(model, found, bar) for task, found in prompts.items()}).to_json()
 
-    key = {**identity(spec, family), "base": family.base_digest, "dtype": _dtype(spec)}
+    where = {"libraries": versions("torch", "transformers", "tokenizers"), "device": models.device_kind(spec.device)}
+    key = {**identity(spec, family), "base": family.base_digest, "dtype": _dtype(spec), **where}
     return Router.from_json(family.store.compute("router", key, stage)[0])
 
 

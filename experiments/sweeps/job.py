@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -85,9 +85,12 @@ def attempt(place: Path) -> Iterator[dict[str, Any]]:
         try:
             yield facts
         except BaseException as error:
-            (place / "error.txt").write_text(traceback.format_exc())
+            text = traceback.format_exc()
             ended = {"seconds": time.time() - facts["started"], "why": brief(error)}
-            manifest.note(place, _state(error, place), facts | ended)
+            with suppress(OSError):  # a full disk, which may be the very error: that one is what has to be heard
+                manifest.note(place, _state(error, place), facts | ended)
+            with suppress(OSError):
+                (place / "error.txt").write_text(text)
             raise
         manifest.note(place, "done", facts | {"seconds": time.time() - facts["started"]})
 

@@ -115,8 +115,12 @@ def _names(folder: Path) -> str:
     return ", ".join(sorted(path.parent.name for path in folder.glob("*/sweep.json"))) or "none there"
 
 
+_ROOM = b" " * 4096  # kept for a job's word, which it has to leave on a full disk too
+
+
 def write_job(place: Path, frozen: Frozen) -> None:
     write_json(place / "job.json", dataclasses.asdict(frozen))
+    (place / "state.json").write_bytes(_ROOM)
 
 
 def read_job(place: Path) -> Frozen:
@@ -124,8 +128,17 @@ def read_job(place: Path) -> Frozen:
 
 
 def note(place: Path, state: str, facts: Mapping[str, Any]) -> None:
-    """Say what a job has come to."""
-    write_json(place / "state.json", {**facts, "state": state})
+    """Say what a job has come to; on a full disk in the place of what is there, which has its block already."""
+    path, said = place / "state.json", {**facts, "state": state}
+    try:
+        write_json(path, said)
+    except OSError:
+        if not path.is_file():
+            raise
+        text = json.dumps(said).encode()
+        with path.open("r+b") as file:
+            file.write(text)
+            file.truncate()
 
 
 def noted(place: Path) -> dict[str, Any]:
@@ -133,7 +146,7 @@ def noted(place: Path) -> dict[str, Any]:
     path = place / "state.json"
     try:
         return {**json.loads(path.read_text()), "at": path.stat().st_mtime}
-    except FileNotFoundError:
+    except (FileNotFoundError, json.JSONDecodeError):  # the latter: the room for a word, or one cut short
         return {}
 
 

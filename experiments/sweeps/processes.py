@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
+from typing import BinaryIO
 
 from experiments.sweeps import code_state
 from experiments.sweeps.manifest import Sweep
@@ -67,7 +68,7 @@ def run(
         paths = os.pathsep.join(filter(None, [str(code_state.ROOT), os.environ.get("PYTHONPATH")]))
         environment = {"OMP_NUM_THREADS": threads, **os.environ, "PYTHONPATH": paths, **chosen}
         words = [sys.executable, "-m", "experiments", "job", str(sweep.directory), str(index), *flags]
-        with (_made(sweep.place(index)) / "log").open("wb") as output:
+        with _log(sweep.place(index)) as output:
             alive[index] = subprocess.Popen(
                 words, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment
             )
@@ -90,6 +91,11 @@ def run(
             raise
 
 
-def _made(place: Path) -> Path:
-    place.mkdir(parents=True, exist_ok=True)
-    return place
+def _log(place: Path) -> BinaryIO:
+    """What a job prints goes here; nowhere on a disk that is full, which must not stop the other jobs."""
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        return (place / "log").open("wb")
+    except OSError as error:
+        log.error("%s/log cannot be written (%s): the job goes on without", place, error.strerror)
+        return open(os.devnull, "wb")

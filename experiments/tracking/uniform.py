@@ -23,7 +23,7 @@ def control(record: Record) -> Record | None:
                 found = records.read(path.parent)
             except ValueError:  # of another version: it is refused where it is reported
                 continue
-            if found.is_uniform and found.pairing == record.pairing:
+            if records.control(record, records.controls([found])):
                 return found
     return None
 

@@ -57,6 +57,12 @@ class FactorMerger(Merger):
         made = self.join(cut, pairs)
         return base + made.up @ made.down
 
+    def check_inside(self, outer: Merger, experts: int) -> None:
+        """Also for one without a rank, which would be given full task vectors."""
+        super().check_inside(outer, experts)
+        if self.rank is None:
+            raise ValueError(self.refusal(f"{type(outer).__name__} hands on full task vectors"))
+
     def refusal(self, why: str) -> str:
         return (
             f"{type(self).__name__} merges the factors of LoRA adapters, and {why}: set the merger's rank (rank=16) to "

@@ -37,7 +37,7 @@ class OnFactors(FactorMerger):
             raise ValueError(f"inner is {type(self.inner).__name__}, which merges factors itself: take it alone")
 
     def check(self, experts: int) -> None:
-        self.inner.check(experts)
+        super().check(experts)
         self.inner.check_by_tensor(self, experts)
 
     def join(self, factors: Sequence[Factors], keys: Sequence[tuple[int, int]] | None = None) -> Factors:

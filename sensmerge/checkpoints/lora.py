@@ -8,33 +8,24 @@ alpha / sqrt(r) with `use_rslora` (arXiv 2312.03732); for W stored as [in, out] 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from sensmerge.checkpoints.reader import DTYPES, Entry, Source, Span
+from sensmerge.checkpoints.header import DTYPES, Entry, read_header
+from sensmerge.checkpoints.lora_settings import CONFIG, Settings
+from sensmerge.checkpoints.reader import Source, Span
 from sensmerge.checkpoints.torch_bin import unpickle
 from sensmerge.tensor_names import holds_tokens, is_head, is_input
 
-CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 PREFIX = "base_model.model."
 _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?:(?P<side>[AB])\.weight|embedding_(?P<table>[AB]))$")
-# What a configuration may set: read here, or without effect on what the trained adapter computes.
-_READ = {"peft_type", "r", "lora_alpha", "use_rslora", "fan_in_fan_out", "rank_pattern", "alpha_pattern"}
-_READ |= {"bias", "init_lora_weights", "ensure_weight_tying"}
-_INERT = {"auto_mapping", "base_model_name_or_path", "revision", "task_type", "inference_mode", "peft_version"}
-_INERT |= {"target_modules", "exclude_modules", "modules_to_save", "layers_to_transform", "layers_pattern"}
-_INERT |= {"lora_dropout", "megatron_core", "qalora_group_size", "runtime_config", "eva_config", "loftq_config"}
-# Others (pissa, olora, corda, loftq, lora_ga) train beside a base that they changed, and that is not the one on disk.
-_STARTS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 
 
 @dataclass(frozen=True)
@@ -78,7 +69,7 @@ class Adapter(Source):
     """
 
     def __init__(self, path: Path, base: Source) -> None:
-        self._hold(path, base, _changes(path, base, _settings(path), _weights(path)))
+        self._hold(path, base, _changes(path, base, Settings.read(path), _weights(path)))
 
     @classmethod
     def of(cls, base: Source, products: Mapping[str, Product]) -> Adapter:
@@ -141,29 +132,6 @@ class Adapter(Source):
         self.base.release()
 
 
-def _settings(path: Path) -> dict[str, Any]:
-    """adapter_config.json. ValueError names every setting that cannot be represented."""
-    if not (path / CONFIG).is_file():
-        raise FileNotFoundError(f"no {CONFIG} in {path}: without it the adapter's scale is unknown")
-    settings = json.loads((path / CONFIG).read_text())
-    odd = [key for key in sorted(settings.keys() - _READ - _INERT) if settings[key]]
-    wrong = [f"{key}={settings[key]!r}" for key in odd]
-    if settings.get("peft_type") != "LORA":
-        wrong.insert(0, f"peft_type={settings.get('peft_type')!r}")
-    if settings.get("init_lora_weights") not in _STARTS:
-        wrong.append(f"init_lora_weights={settings['init_lora_weights']!r} (it changes the base's weights)")
-    if settings.get("bias", "none") not in ("none", "all", "lora_only"):
-        wrong.append(f"bias={settings['bias']!r}")
-    if wrong:
-        raise ValueError(
-            f"{path / CONFIG} has {', '.join(wrong)}, which is more than W + scale B A: fold the adapter into its base "
-            "with peft's merge_and_unload, save the model with save_pretrained and give that directory"
-        )
-    if lacking := [key for key in ("r", "lora_alpha") if not isinstance(settings.get(key), int | float)]:
-        raise ValueError(f"{path / CONFIG} lacks {lacking}: without them the adapter's scale is unknown")
-    return settings
-
-
 def _weights(path: Path) -> dict[str, Tensor]:
     """The adapter's tensors by the names that peft gives them, mapped rather than read."""
     from safetensors import SafetensorError
@@ -171,6 +139,7 @@ def _weights(path: Path) -> dict[str, Tensor]:
 
     safe, old = (path / name for name in WEIGHTS)
     if safe.is_file():
+        read_header(safe)
         try:
             return load_file(safe)
         except SafetensorError as error:
@@ -180,9 +149,7 @@ def _weights(path: Path) -> dict[str, Tensor]:
     raise FileNotFoundError(f"{path} holds {CONFIG} and neither of {list(WEIGHTS)}: fetch the adapter again")
 
 
-def _changes(
-    path: Path, base: Source, settings: Mapping[str, Any], weights: Mapping[str, Tensor]
-) -> dict[str, _Change]:
+def _changes(path: Path, base: Source, settings: Settings, weights: Mapping[str, Tensor]) -> dict[str, _Change]:
     """Tensor of the base -> its change. ValueError for adapter tensors that do not find their place."""
     found: dict[str, dict[str, Tensor]] = {}
     modules: dict[str, tuple[str, bool]] = {}  # target -> (module, whether it is an embedding's)
@@ -205,40 +172,33 @@ def _changes(
         try:
             changes[target] = _change(settings, *modules.get(target, ("", False)), parts)
             _check_shapes(changes[target], base.entries.get(target) or _embedding(base))
+        except TimeoutError as error:
+            raise ValueError(f"{path / CONFIG}: {error}") from None
         except ValueError as error:
             faults.append(f"{target}: {error}")
-    faults = faults or _untie(changes, base, bool(settings.get("ensure_weight_tying")))
+    faults = faults or _untie(changes, base, settings.flag("ensure_weight_tying"))
     if faults:
         more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise ValueError(
             f"the adapter {path} does not fit its base {base.path}: {'; '.join(faults[:3])}{more}; was it trained on "
-            f"another one? {CONFIG} names {settings.get('base_model_name_or_path')!r}"
+            f"another one? {CONFIG} names {settings.content.get('base_model_name_or_path')!r:.200}"
         )
     return changes
 
 
-def _change(settings: Mapping[str, Any], module: str, embedding: bool, parts: Mapping[str, Tensor]) -> _Change:
+def _change(settings: Settings, module: str, embedding: bool, parts: Mapping[str, Tensor]) -> _Change:
     """The change that an adapter's tensors for one target are. ValueError says what is wrong with them."""
     down, up = parts.get("down"), parts.get("up")
     if down is None and up is None:
         return _Change(parts["whole"])
     if down is None or up is None:
         raise ValueError(f"only {'A' if up is None else 'B'} of the two factors is there")
-    rank = _patterned(settings, "rank_pattern", module, settings["r"])
-    alpha = _patterned(settings, "alpha_pattern", module, settings["lora_alpha"])
+    rank, alpha = settings.of(module)
     if not down.dim() == up.dim() == 2 or not down.shape[0] == up.shape[1] == rank:
         raise ValueError(f"A {list(down.shape)} and B {list(up.shape)} are not factors of rank {rank}")
-    scale = alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
-    transposed = embedding or bool(settings.get("fan_in_fan_out"))
+    scale = alpha / (math.sqrt(rank) if settings.flag("use_rslora") else rank)
+    transposed = embedding or settings.flag("fan_in_fan_out")
     return _Change(parts.get("whole"), Product(down, up, scale, transposed, embedding))
-
-
-def _patterned(settings: Mapping[str, Any], pattern: str, module: str, default: float) -> float:
-    """What the first key of `pattern` says that matches the end of the module's path, as a regular expression."""
-    for key, value in (settings.get(pattern) or {}).items():
-        if re.match(rf"(.*\.)?({key})$", module):
-            return value
-    return default
 
 
 def _check_shapes(change: _Change, entry: Entry) -> None:

@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sensmerge.checkpoints.reader import Entry, Source
+from sensmerge.checkpoints.header import Entry, read_header
+from sensmerge.checkpoints.reader import Source
 
 FILE = "onebit.safetensors"
 _SCALES = "scales"
@@ -84,13 +85,18 @@ class OneBit(Source):
 
         self.path = path
         self.base = base
+        read_header(path / FILE)
         try:
             self._bits = load_file(path / FILE)
         except SafetensorError as error:
             raise ValueError(f"{path / FILE} is no safetensors file, or is cut short ({error})") from None
         scales = self._bits.pop(_SCALES, torch.zeros(0))
         names = sorted(self._bits)
-        faults = [] if len(scales) == len(names) else [f"{len(scales)} scales for {len(names)} tensors"]
+        faults = []
+        if scales.dim() != 1 or scales.dtype != torch.float32 or not scales.isfinite().all():
+            faults.append(f"scales are {scales.dtype} {list(scales.shape)}, not finite float32 numbers in a row")
+        elif len(scales) != len(names):
+            faults.append(f"{len(scales)} scales for {len(names)} tensors")
         for name in names:
             entry, bits = base.entries.get(name), self._bits[name]
             if entry is None:

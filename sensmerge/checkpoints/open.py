@@ -31,6 +31,7 @@ def open_source(path: Path, base: Source | None = None) -> Source:
     if not path.is_dir():
         what = f"{path} is no directory" if path.exists() else f"nothing is at {path}"
         raise FileNotFoundError(f"{what}; what can be read is a directory with {UNDERSTOOD}")
+    reader.check_parts(path)
     if (path / reader.INDEX).is_file() or (path / reader.SINGLE).is_file():
         return Reader(path)
     if (path / torch_bin.INDEX).is_file() or next(path.glob("pytorch_model*.bin"), None):

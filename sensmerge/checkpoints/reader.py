@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
-import struct
 from abc import ABC, abstractmethod
 from collections.abc import Container, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
-import torch
 from torch import Tensor
 
+from sensmerge.checkpoints.header import Entry, read_entries
+from sensmerge.checkpoints.json_file import MOST_BYTES, check_regular, read_json
 from sensmerge.tensor_names import is_derived
 
 INDEX = "model.safetensors.index.json"
@@ -26,21 +25,13 @@ TEMPLATES = "additional_chat_templates"
 # Configurations, and what transformers' tokenizers read: .model, vocab.txt, merges.txt, chat templates.
 COMPANIONS = (".json", ".model", ".txt", ".jinja")
 _PARTS = {".safetensors", ".bin", *COMPANIONS}
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One tensor as the header describes it. nbytes: its size on disk. offset: its first byte in the file."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    offset: int = field(default=0, compare=False)
-
-    @property
-    def nbytes(self) -> int:
-        return self.dtype.itemsize * torch.Size(self.shape).numel()
+# Of these the ones that belong to a model, and are copied beside a merged one's weights.
+COPIED = {
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "tekken.json",
+    "sentencepiece.bpe.model", "chat_template.jinja", "chat_template.json", "preprocessor_config.json",
+    "processor_config.json", "normalizer.json",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -111,7 +102,7 @@ class Reader(Source):
         self._handles: dict[Path, Any] = {}
         self._files: dict[Path, BinaryIO] = {}
         for shard, names in _shards(path).items():
-            header = _read_header(shard)
+            header = read_entries(shard)
             check_placed(path / INDEX, shard, names, header)
             for entry in header.values():
                 if is_derived(entry.name):
@@ -135,9 +126,12 @@ class Reader(Source):
             raise KeyError(f"no tensor {name!r} in {self.path}")
         shard = self._shard[name]
         if shard not in self._handles:
-            from safetensors import safe_open
+            from safetensors import SafetensorError, safe_open
 
-            self._handles[shard] = safe_open(shard, framework="pt")
+            try:
+                self._handles[shard] = safe_open(shard, framework="pt")
+            except SafetensorError as error:  # it was whole when it was opened first
+                raise ValueError(f"{shard} is no whole safetensors file any more ({error}): fetch it again") from None
         return self._handles[shard].get_tensor(name)
 
     def span(self, name: str) -> Span:
@@ -175,12 +169,16 @@ def _shards(path: Path) -> Mapping[Path, list[str] | None]:
 def indexed(index: Path) -> dict[Path, list[str]]:
     """Shard file -> the names that a checkpoint's index places in it.
 
-    FileNotFoundError if a shard is missing, ValueError for one elsewhere than beside the index, or of another kind: it
-    would be read, and not be digested, so that it could change under results that are kept by digest.
+    FileNotFoundError if a shard is missing, ValueError for an index that is none, and for a shard elsewhere than beside
+    it, or of another kind: it would be read, and not be digested, so that it could change under results that are kept
+    by digest.
     """
     kind = Path(index.name.removesuffix(".index.json")).suffix
     shards: dict[Path, list[str]] = {}
-    for name, file in json.loads(index.read_text())["weight_map"].items():
+    placed = read_json(index).get("weight_map")
+    if not isinstance(placed, dict) or not placed:
+        raise ValueError(f"{index} has no weight_map that places tensors in shards: fetch it again")
+    for name, file in placed.items():
         if not (isinstance(file, str) and file == Path(file).name and "\\" not in file and Path(file).suffix == kind):
             raise ValueError(
                 f"{index} names shard {file!r} for {name}: shards are plain names of {kind} files beside it; move them "
@@ -207,35 +205,17 @@ def check_once(name: str, shard: Path, known: Mapping[str, Path]) -> None:
         )
 
 
-def _read_header(shard: Path) -> dict[str, Entry]:
-    """Entries of one file in the order of their bytes. ValueError if the file is not whole safetensors."""
-    size = shard.stat().st_size
-    with shard.open("rb") as file:
-        start = file.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else -1
-        if not 0 < length <= size - 8:
-            raise ValueError(f"{shard} is no safetensors file, or is cut short ({size} bytes): fetch it again")
-        header = json.loads(file.read(length))
-    header.pop("__metadata__", None)
-    end = max((item["data_offsets"][1] for item in header.values()), default=0)
-    if size != 8 + length + end:
-        raise ValueError(f"{shard} holds {size} bytes, its header promises {8 + length + end}: fetch it again")
-    unknown = {item["dtype"] for item in header.values()} - set(DTYPES)
-    if unknown:
-        raise ValueError(
-            f"{shard} holds tensors of dtype {sorted(unknown)}; merging knows {sorted(DTYPES)}: dequantise first"
-        )
-    order = sorted(header.items(), key=lambda item: item[1]["data_offsets"][0])
-    start = 8 + length
-    return {
-        name: Entry(name, tuple(item["shape"]), DTYPES[item["dtype"]], start + item["data_offsets"][0])
-        for name, item in order
-    }
-
-
 def parts(path: Path) -> list[Path]:
     """The files that determine a model: weights, configs, and the tokenizer with its chat templates; sorted."""
     return sorted(p for p in (*path.iterdir(), *(path / TEMPLATES).glob("*.jinja")) if p.suffix in _PARTS)
+
+
+def check_parts(path: Path) -> None:
+    """Raise FileNotFoundError or ValueError, naming the file, unless each of `parts` is a plain file, or a link to one,
+    of a bounded size where it is no weights: pipes and devices would be read for ever."""
+    for file in parts(path):
+        most = None if file.suffix not in COMPANIONS else MOST_BYTES if file.name in COPIED else 20 * MOST_BYTES
+        check_regular(file, most)
 
 
 def companions(path: Path) -> list[Path]:
@@ -243,8 +223,24 @@ def companions(path: Path) -> list[Path]:
     return [p for p in parts(path) if p.suffix in COMPANIONS and not p.name.endswith(".index.json")]
 
 
+def copied(path: Path) -> list[Path]:
+    """The companions that are known by name, which a merged model gets; others are not the model's, or nobody's to
+    publish. ValueError for one that links out of the directory, but for the Hugging Face cache's own links."""
+    files = [p for p in companions(path) if p.name in COPIED or p.parent.name == TEMPLATES]
+    real = path.resolve()
+    homes = {real, real.parent.parent / "blobs"} if real.parent.name == "snapshots" else {real}
+    for file in files:
+        if not any(file.resolve().is_relative_to(home) for home in homes):
+            raise ValueError(
+                f"{file} is a link out of its directory, to {file.resolve()}, and would be copied into the merged "
+                "model: put the file itself there"
+            )
+    return files
+
+
 def copy_companions(path: Path, target: Path) -> None:
-    for file in companions(path):
+    """Copy `copied`. Raises what that raises."""
+    for file in copied(path):
         copy = target / file.relative_to(path)
         copy.parent.mkdir(exist_ok=True)
         shutil.copyfile(file, copy)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from sensmerge.checkpoints.reader import Entry
+from sensmerge.checkpoints.header import Entry
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sensmerge.checkpoints.reader import Entry, Source, Span
+from sensmerge.checkpoints.header import Entry
+from sensmerge.checkpoints.reader import Source, Span
 from sensmerge.tensor_names import holds_tokens
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import pickle
 import re
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from sensmerge.checkpoints.reader import DTYPES, Entry, Source, check_once, check_placed, indexed
+from sensmerge.checkpoints.header import DTYPES, Entry
+from sensmerge.checkpoints.json_file import check_regular
+from sensmerge.checkpoints.reader import Source, check_once, check_placed, indexed
 from sensmerge.tensor_names import is_derived
 
 INDEX = "pytorch_model.bin.index.json"
@@ -77,9 +79,14 @@ def unpickle(file: Path) -> dict[str, Tensor]:
 
     Raises ValueError naming the file, and what stands in the way, for anything but a mapping of names to tensors.
     """
+    check_regular(file)
+    room = file.stat().st_size
     try:
-        content = torch.load(file, map_location="cpu", mmap=_mappable(file), weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, AttributeError, IndexError) as error:
+        mapped = _mappable(file)
+        if mapped:
+            room = _stored(file)
+        content = torch.load(file, map_location="cpu", mmap=mapped, weights_only=True)
+    except Exception as error:  # what torch raises for a broken pickle is of any kind
         if called := re.search(r"GLOBAL (\S+)", str(error)):
             raise ValueError(
                 f"{file} holds more than tensors ({called[1]}), and pickles that name code are not opened: "
@@ -97,7 +104,26 @@ def unpickle(file: Path) -> dict[str, Tensor]:
             f"{file} holds more than dense tensors by name: {'; '.join(strange[:3])}; torch.save only the part that is "
             "the model's state_dict()"
         )
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in content.values()}
+    if (held := sum(storages.values())) > room:  # what is mapped of a file could be another tensor's bytes
+        raise ValueError(f"{file} has tensors of {held:,} bytes, and keeps {room:,}: it is cut short; fetch it again")
+    for name, tensor in content.items():
+        if tensor.numel() * tensor.itemsize > max(tensor.untyped_storage().nbytes(), 1):
+            raise ValueError(
+                f"{file} has {name} of shape {list(tensor.shape)} for {tensor.untyped_storage().nbytes():,} bytes (an "
+                "expanded tensor): save a contiguous copy"
+            )
     return {name: tensor.detach() for name, tensor in content.items()}
+
+
+def _stored(archive: Path) -> int:
+    """Bytes of numbers that a file of torch.save keeps. ValueError for a compressed one, which cannot be mapped and
+    could be of any size unpacked."""
+    with zipfile.ZipFile(archive) as content:
+        records = content.infolist()
+    if packed := [record.filename for record in records if record.compress_type != zipfile.ZIP_STORED]:
+        raise ValueError(f"{packed[0]!r:.80} is compressed, which torch.save does not do")
+    return sum(record.file_size for record in records if "/data/" in record.filename)
 
 
 def _is_dense(key: object, value: object) -> bool:

@@ -44,7 +44,7 @@ def check_policy(policy: str) -> None:
 
 def rows(source: Source) -> int:
     """Rows of the token embedding. ValueError where there is none, or not all tensors with rows for tokens agree."""
-    counts = {name: entry.shape[0] for name, entry in source.entries.items() if holds_tokens(name)}
+    counts = {name: sum(entry.shape[:1]) for name, entry in source.entries.items() if holds_tokens(name)}
     if not any(map(is_input, counts)) or len(set(counts.values())) != 1:
         raise ValueError(
             f"{source.path} has {counts or 'no tensor'} with rows for tokens; to line up vocabularies one number of "
@@ -211,7 +211,7 @@ def _alike(base: Source, expert: Source) -> bool:
 
 
 def _untouched(base: Source, experts: Mapping[str, Source], vocabulary: Vocabulary, policy: Policy) -> Alignment:
-    size = max((entry.shape[0] for name, entry in base.entries.items() if is_input(name)), default=0)
+    size = max((sum(entry.shape[:1]) for name, entry in base.entries.items() if is_input(name)), default=0)
     ours = _Rows(vocabulary, size)
     report = Matched(len(ours.known), rowless=ours.rowless, padding=size - len(set(ours.known.values())))
     reports = Report(policy, size, (), dict.fromkeys(sorted(experts), report))

@@ -14,6 +14,7 @@ import shutil
 import struct
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -21,9 +22,9 @@ from typing import Any, BinaryIO
 from torch import Tensor
 
 from sensmerge.checkpoints import staging
-from sensmerge.checkpoints.place import Place
-from sensmerge.checkpoints.reader import DTYPES, INDEX, SINGLE, Entry
-from sensmerge.checkpoints.staging import JOURNAL
+from sensmerge.checkpoints.header import DTYPES, Entry
+from sensmerge.checkpoints.reader import INDEX, SINGLE
+from sensmerge.checkpoints.staging import JOURNAL, Place
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _SYNC_BYTES = 512 * 2**20  # of finished tensors, then they are sent to the disk while others are computed
@@ -261,10 +262,9 @@ class Writer:
 
     def _discard(self) -> None:
         self._background.shutdown(wait=True)
-        for shard in self._shards:
-            shard.close()
-        if self._journal is not None:
-            self._journal.close()
+        for file in (*self._shards, *([] if self._journal is None else [self._journal])):
+            with suppress(OSError):  # a full disk: what is buffered does not get there, and need not
+                file.close()
         staging.remove(self.staging)
 
 

@@ -9,7 +9,8 @@ from contextlib import closing
 import torch
 from torch import Tensor
 
-from sensmerge.checkpoints.reader import Entry, Source
+from sensmerge.checkpoints.header import Entry
+from sensmerge.checkpoints.reader import Source
 from sensmerge.device import lanes, resident
 from sensmerge.device.arrivals import arriving
 

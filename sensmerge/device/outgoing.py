@@ -20,7 +20,7 @@ THREADS = 4  # writers
 
 
 class Target(Protocol):
-    """Where a tensor goes, such as `checkpoints.place.Place`: pieces of it, flattened, from any thread."""
+    """Where a tensor goes, such as `checkpoints.staging.Place`: pieces of it, flattened, from any thread."""
 
     dtype: torch.dtype
 

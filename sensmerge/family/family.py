@@ -15,7 +15,7 @@ from sensmerge import models
 from sensmerge.checkpoints.reader import Source
 from sensmerge.device import lanes, resident
 from sensmerge.family import model_files
-from sensmerge.family.members import Layout, Models, digests, line_up, opened
+from sensmerge.family.members import Layout, Models, check_files, digests, line_up, opened
 from sensmerge.store import Store
 
 log = logging.getLogger(__name__)
@@ -89,6 +89,7 @@ def ready(members: Models, cache: Path) -> Family:
     (sensmerge/family/model_files.py).
     Raises what opening and lining up raise.
     """
+    check_files(members)
     layout = line_up(members)
     by_member = digests(members, layout, Store(cache / "stages"))
     shells = model_files.shells(members, layout, by_member, cache)

@@ -35,7 +35,7 @@ def check_architectures(shells: Mapping[str, Path], sources: Mapping[str, Source
     made: dict[Path, dict[tuple[str, ...], tuple[int, ...]]] = {}
     for member, source in sources.items():
         shell = shells[member]
-        made[shell] = made.get(shell) or models.parameter_shapes(shell)
+        made[shell] = made.get(shell) or models.parameter_shapes(shell, 20 * len(source.names) + 1000)
         if faults := _unfilled(made[shell], source.entries):
             more = f"; and {len(faults) - 4} more" if len(faults) > 4 else ""
             raise ValueError(

@@ -5,7 +5,6 @@ Nothing is copied: .bin shards, adapters and rows in another order are read as w
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -16,6 +15,7 @@ from typing import Any
 
 from sensmerge import models
 from sensmerge.checkpoints import reader, vocabulary
+from sensmerge.checkpoints.json_file import read_json
 from sensmerge.checkpoints.open import on_base, open_source
 from sensmerge.checkpoints.reader import Source
 from sensmerge.checkpoints.vocabulary import Policy, Report, Vocabulary
@@ -65,6 +65,19 @@ class Layout:
         return [_sentence(task, self.report) for task in sorted(self.moved - {"base"})]
 
 
+def check_files(members: Models) -> None:
+    """Raise FileNotFoundError or ValueError, naming the file, for one beside the weights that cannot be what its name
+    says, and for one of the base's that may not be copied (`reader.copied`)."""
+    for path in (members.base, *members.experts.values()):
+        if path.is_dir():
+            reader.check_parts(path)
+            for file in reader.companions(path):
+                if file.suffix == ".json" and file.name in reader.COPIED:
+                    read_json(file, infinite=True)
+    if members.base.is_dir():
+        reader.copied(members.base)
+
+
 def opened(members: Models, layout: Layout | None, stack: ExitStack) -> dict[str, Source]:
     """Every member by name, the base as "base", in the order of rows that the merge has; closed with `stack`.
 
@@ -101,10 +114,12 @@ def line_up(members: Models) -> Layout | None:
 def _tokens(member: str, path: Path) -> dict[str, int] | None:
     try:
         return models.load_vocabulary(path)
-    except Exception as error:  # of its own kind in each of the libraries that may be asked
+    except BaseException as error:  # of its own kind in each of the libraries that may be asked
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # of tokenizers, in Rust
+            raise
         raise ValueError(
-            f"the tokenizer of {member!r} in {path} cannot be loaded ({type(error).__name__}: {error}), and it tells "
-            "which token each row belongs to: fetch its files again, or take them away if it has the base's"
+            f"the tokenizer of {member!r} in {path} cannot be loaded ({type(error).__name__}: {error!s:.300}), and it "
+            "tells which token each row belongs to: fetch its files again, or take them away if it has the base's"
         ) from error
 
 
@@ -151,9 +166,10 @@ def tokenizer_digest(path: Path) -> str:
     found = {}
     for file in reader.companions(path):
         if file.name not in _MODEL:
-            found[file.relative_to(path).as_posix()] = content = file.read_bytes().decode("utf-8", "surrogateescape")
+            found[file.relative_to(path).as_posix()] = file.read_bytes().decode("utf-8", "surrogateescape")
             if file.name == "tokenizer_config.json":
-                found[file.name] = {key: value for key, value in json.loads(content).items() if key not in _WHENCE}
+                content = read_json(file, infinite=True)
+                found[file.name] = {key: value for key, value in content.items() if key not in _WHENCE}
     return digest(found)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from sensmerge import models
+from sensmerge.checkpoints.json_file import read_config, read_json
 from sensmerge.checkpoints.open import on_base
 from sensmerge.checkpoints.reader import copy_companions
 from sensmerge.family.members import Layout, Models
@@ -40,11 +41,11 @@ def shells(members: Models, layout: Layout | None, digests: Mapping[str, str], c
 
 def _renumbered(expert: Path, base: Path, cache: Path) -> Path:
     """The expert's config.json with what it says of tokens by number as the base says it."""
-    theirs, ours = (json.loads((path / "config.json").read_text()) for path in (expert, base))
+    theirs, ours = (read_config(path) for path in (expert, base))
     config = {key: value for key, value in theirs.items() if key not in _NUMBERED}
     files = {"config.json": config | {key: ours[key] for key in _NUMBERED if key in ours}}
     if (base / "generation_config.json").is_file():  # what ends an answer
-        files["generation_config.json"] = json.loads((base / "generation_config.json").read_text())
+        files["generation_config.json"] = read_json(base / "generation_config.json", infinite=True)
 
     def fill(folder: Path) -> None:
         for name, content in files.items():
@@ -56,7 +57,7 @@ def _renumbered(expert: Path, base: Path, cache: Path) -> Path:
 def _widened(members: Models, layout: Layout, folder: Path) -> None:
     """The base's files but its weights, the new tokens in its tokenizer, and their rows counted in config.json."""
     copy_companions(members.base, folder)
-    config = json.loads((folder / "config.json").read_text())
+    config = read_config(folder)
     (folder / "config.json").write_text(json.dumps({**config, "vocab_size": layout.report.rows}, indent=2))
     lenders = {
         token: next(path for task, path in sorted(members.experts.items()) if token in (layout.experts[task] or {}))

@@ -59,19 +59,26 @@ class Merger(ABC):
         return frozenset()
 
     def check(self, experts: int) -> None:
-        """Raise ValueError if the merger is not defined for so many experts, or calls another that has to be told more
-        of a tensor than its numbers."""
+        """Raise ValueError if the merger is not defined for so many experts, or calls another that cannot be called so
+        (see `check_inside`)."""
         inner = getattr(self, "inner", None)
-        if isinstance(inner, Merger) and inner.told:
-            raise ValueError(
-                f"{type(self).__name__} hands on numbers alone, and {type(inner).__name__} has to be told "
-                f"{', '.join(sorted(inner.told))} of each tensor: take {type(inner).__name__} without it"
-            )
+        if isinstance(inner, Merger):
+            inner.check_inside(self, experts)
         if self.most_experts is not None and experts > self.most_experts:
             raise ValueError(
                 f"{type(self).__name__} is defined for at most {self.most_experts} experts, {experts} were given: take "
                 "fewer, or another merger"
             )
+
+    def check_inside(self, outer: Merger, experts: int) -> None:
+        """Raise ValueError for a merger that `outer` cannot call with so many experts: one that has to be told more of
+        a tensor than its numbers, or that fails `check`."""
+        if self.told:
+            raise ValueError(
+                f"{type(outer).__name__} hands on numbers alone, and {type(self).__name__} has to be told "
+                f"{', '.join(sorted(self.told))} of each tensor: take {type(self).__name__} without it"
+            )
+        self.check(experts)
 
     def survey(self, experts: int) -> Survey | None:
         """What has to be asked of whole vectors before the first tensor is merged (see whole.py); None: nothing.

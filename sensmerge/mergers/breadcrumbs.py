@@ -34,6 +34,10 @@ class Breadcrumbs(Merger):
     inner: Merger = field(default_factory=TaskArithmetic)
     scope: Scope = field(default="tensor", metadata={"before": "tensor"})
 
+    @property
+    def stochastic(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.inner.stochastic
+
     def __call__(
         self,
         base: Tensor,
@@ -78,5 +82,9 @@ class Breadcrumbs(Merger):
         def kept(part: Part) -> Part:
             return replace(part, taus=self._kept(part.taus, bands(part.name)))
 
-        after = None if inner is None else (yield from behind(inner, kept))
+        after = (
+            None
+            if inner is None
+            else (yield from behind(inner, kept, ("breadcrumbs", self.density, self.gamma, self.scope)))
+        )
         return lambda name: (bands(name), after and after(name))

@@ -45,7 +45,7 @@ class OneBitMerge(Merger):
     def check(self, experts: int) -> None:
         if self.chosen is not None and self.chosen >= experts:
             raise ValueError(f"OneBitMerge: chosen={self.chosen}, and the experts are numbered 0 to {experts - 1}")
-        self.inner.check(experts - (self.chosen is not None))
+        self.inner.check_inside(self, experts - (self.chosen is not None))
         self.inner.check_by_tensor(self, experts)
 
     def __call__(self, base: Tensor, taus: Tensor, weights: Tensor, *, keys: Sequence[int] | None = None) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from sensmerge.checkpoints.reader import Entry
+from sensmerge.checkpoints.header import Entry
 from sensmerge.coefficients import Table
 from sensmerge.mergers import Average, Breadcrumbs, Dare, Della, Merger, TaskArithmetic, Ties
 from sensmerge.tensor_names import block_of, block_tag

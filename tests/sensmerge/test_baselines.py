@@ -9,12 +9,14 @@ import pytest
 import torch
 from baseline_oracles import BASELINES, least_squares
 
-from sensmerge.mergers import Dare, Merger
+from sensmerge.adapters import OnFactors, RobustMerge
+from sensmerge.mergers import Breadcrumbs, Dare, Merger, Slerp
 from sensmerge.mergers.consensus import Consensus
 from sensmerge.mergers.covariance import Covariance, Wudi
 from sensmerge.mergers.model_stock import ModelStock
 from sensmerge.mergers.prism import Interference, Prism, alone
 from sensmerge.mergers.spectral import IsoC, TsvM, polar
+from sensmerge.onebit import OneBitMerge
 
 ZERO = torch.zeros(2, 2)
 ONES = torch.ones(2)
@@ -149,6 +151,28 @@ def test_nothing_moves_where_no_input_lies() -> None:
     torch.testing.assert_close(got, torch.stack([taus[0, :, 0], taus[1, :, 1], torch.zeros(4)], 1))
 
 
-def test_a_merger_that_is_told_more_is_not_called_by_one_that_cannot_tell_it() -> None:
-    with pytest.raises(ValueError, match=r"Dare hands on numbers alone, and IsoC has to be told linear of each tensor"):
-        Dare(inner=IsoC()).check(2)
+@pytest.mark.parametrize(
+    ("merger", "match"),
+    [
+        (Dare(inner=IsoC()), "Dare hands on numbers alone, and IsoC has to be told linear of each tensor"),
+        (OneBitMerge(inner=Covariance()), "OneBitMerge hands on numbers alone, and Covariance has to be told grams"),
+        (OnFactors(inner=Prism()), "OnFactors hands on numbers alone, and Prism has to be told interference"),
+        (Dare(inner=Breadcrumbs(inner=IsoC())), "Breadcrumbs hands on numbers alone, and IsoC"),
+        (Dare(inner=Slerp()), "Slerp is defined for at most 2 experts, 3 were given"),
+        (Breadcrumbs(inner=RobustMerge()), "RobustMerge merges the factors of LoRA adapters, and Breadcrumbs hands"),
+    ],
+    ids=str,
+)
+def test_a_merger_is_not_called_by_one_that_cannot_serve_it(merger: Merger, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        merger.check(3)
+
+
+def test_a_merger_draws_where_its_inner_one_does() -> None:
+    taus, keys = drawn(2, 8), [3, 4]
+    merger = Breadcrumbs(density=1.0, gamma=0.0, inner=Dare(drop=0.5))
+    assert merger.stochastic
+    assert not Breadcrumbs().stochastic
+    assert torch.equal(
+        merger(torch.zeros(8), taus, ONES, keys=keys), merger.inner(torch.zeros(8), taus, ONES, keys=keys)
+    )

@@ -13,7 +13,8 @@ import torch
 from conftest import llama
 
 from sensmerge import merge, models
-from sensmerge.checkpoints.reader import Entry, Reader, digest
+from sensmerge.checkpoints.header import Entry
+from sensmerge.checkpoints.reader import Reader, digest
 from sensmerge.checkpoints.writer import JOURNAL, Writer
 from sensmerge.coefficients import Evidence, Sens, Uniform
 from sensmerge.engine.engine import Engine

@@ -158,3 +158,18 @@ def test_the_nearest_ancestor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert nearest(tmp_path) == nearest(tmp_path / "a" / "b") == tmp_path
     monkeypatch.chdir(tmp_path)
     assert nearest(Path("a/b")) == tmp_path
+
+
+@pytest.mark.parametrize("content", [b"", b'{"key": {"k": 1}, "val', b"[]", b"{}", b"\xff", b"null"])
+def test_a_broken_result_is_set_aside_and_computed_again(
+    tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = Store(tmp_path)
+    path = store.path("s", {"k": 1})
+    store.compute("s", {"k": 1}, lambda: 5)
+    path.write_bytes(content)
+    assert store.get("s", {"k": 1}) is None
+    assert store.compute("s", {"k": 1}, lambda: 6) == (6, True)
+    assert path.with_name(f"{path.name}.broken").read_bytes() == content
+    assert f"{path} is broken, and is computed again" in caplog.text
+    assert store.compute("s", {"k": 1}, lambda: 7) == (6, False)

@@ -10,9 +10,12 @@ import torch
 from pipeline_fixtures import root, spec  # noqa: F401
 
 from experiments.report import notes, tables
-from experiments.run import pipeline
+from experiments.run import pipeline, routed
+from experiments.run.prepare import prepare
+from experiments.run.progress import Progress
 from experiments.run.record import Record
 from experiments.run.spec import RunSpec
+from sensmerge import __main__ as command_line
 from sensmerge.checkpoints.onebit import nbytes
 from sensmerge.checkpoints.reader import Reader
 from sensmerge.coefficients import Uniform
@@ -75,5 +78,33 @@ def test_refused_or_merged_otherwise(onebit: RunSpec) -> None:
     written = dataclasses.replace(onebit, output=dataclasses.replace(onebit.output, checkpoint=True))
     with pytest.raises(ValueError, match=r"output=checkpoint: with a router there is a model for each task"):
         pipeline.run(written)
-    other = dataclasses.replace(onebit, merger=OneBitMerge(inner=Ties(), router="none"))
+    other = dataclasses.replace(onebit, merger=OneBitMerge(inner=Ties(scope="tensor"), router="none"))
     assert pipeline.run(other).routing is None
+
+
+def test_its_recipe_is_read_and_one_route_is_merged(
+    onebit: RunSpec, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipeline.run(onebit)
+    words = ["merge", str(onebit.directory / "recipe.json"), "--base", str(root / "base"), "--device", "cpu"]
+    words += [word for task in TASKS for word in ("--expert", f"{task}={root / task}")]
+    words += ["--cache", str(onebit.output.cache), "--out", str(tmp_path / "out")]
+    assert command_line.main(words) == 1
+    assert "a model for each task and no one checkpoint: add --set chosen=NUMBER" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert command_line.main(["inspect", str(onebit.directory)]) == 0
+    assert command_line.main([*words, "--set", "chosen=1"]) == 0
+    output = dataclasses.replace(onebit.output, checkpoint=True)
+    one = dataclasses.replace(onebit, merger=OneBitMerge(chosen=1), output=output)
+    pipeline.run(one)
+    again, first = (place / "model.safetensors" for place in (tmp_path / "out", one.directory / "checkpoint"))
+    assert again.read_bytes() == first.read_bytes()
+
+
+def test_routes_of_other_libraries_are_fitted_again(onebit: RunSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    family, progress = prepare(onebit), Progress(onebit.directory)
+    routed.router(onebit, family, progress)
+    monkeypatch.setattr(routed, "versions", lambda *_: {"torch": "another"})
+    with pytest.raises(RuntimeError, match="fitted"):
+        monkeypatch.setattr(routed, "fit", lambda *_: (_ for _ in ()).throw(RuntimeError("fitted")))
+        routed.router(onebit, family, progress)

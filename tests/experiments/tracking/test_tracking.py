@@ -107,6 +107,7 @@ def test_everything_on_disk_is_in_the_offline_run(directory: Path, offline: Trac
     assert not [name for name, (kind, _) in found.artifacts.items() if kind == "model"]
 
 
+@pytest.mark.slow
 def test_a_reference_and_a_uniform_merge_have_less_to_show(tmp_path: Path, offline: Tracking) -> None:
     table = {**COEFFICIENTS["table"], "blocks": [[1.0, 1.0], [1.0, 1.0]]}
     base = write_run(tmp_path / "runs", "base", None, {"quiz": [1, 0]}, measured=MEASURED)

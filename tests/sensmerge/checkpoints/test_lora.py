@@ -215,7 +215,7 @@ def test_missing_and_broken_files(tmp_path: Path) -> None:
     lora = adapter(tmp_path / "lora", FACTORS)
     file = lora / "adapter_model.safetensors"
     file.write_bytes(file.read_bytes()[:-3])
-    with pytest.raises(ValueError, match=r"adapter_model\.safetensors is no safetensors file, or is cut short"):
+    with pytest.raises(ValueError, match=r"adapter_model\.safetensors holds \d+ bytes, its header promises"):
         Adapter(lora, whole)
     file.unlink()
     with pytest.raises(FileNotFoundError, match="neither of"):

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sensmerge.checkpoints.reader import Entry, Reader
+from sensmerge.checkpoints.header import Entry
+from sensmerge.checkpoints.reader import Reader
 from sensmerge.checkpoints.staging import Lock
 from sensmerge.checkpoints.writer import Writer
 
@@ -28,7 +29,7 @@ PROCESS = """
 import os, sys
 from pathlib import Path
 import torch
-from sensmerge.checkpoints.reader import Entry
+from sensmerge.checkpoints.header import Entry
 from sensmerge.checkpoints.writer import Writer
 
 out, entries = Path(sys.argv[1]), [Entry(name, (5000,), torch.float32) for name in "abcd"]

@@ -18,7 +18,8 @@ import pytest
 import torch
 
 from sensmerge.checkpoints import writer as module
-from sensmerge.checkpoints.reader import Entry, Reader
+from sensmerge.checkpoints.header import Entry
+from sensmerge.checkpoints.reader import Reader
 from sensmerge.checkpoints.writer import JOURNAL, Writer
 
 ENTRIES = [Entry("a", (3,), torch.float32), Entry("b", (2, 2), torch.bfloat16), Entry("c", (5,), torch.float16)]
@@ -118,6 +119,20 @@ def test_a_disk_that_fills_up_is_said_and_leaves_nothing(tmp_path: Path, monkeyp
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(OSError, match=r"model\.safetensors cannot have its .* \(No space left on device\)"):
         Writer(tmp_path / "x", ENTRIES).__enter__()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("key", ["x", None])
+def test_a_disk_that_is_full_when_the_journal_grows_leaves_nothing(tmp_path: Path, key: str | None) -> None:
+    """Closing a file with something in its buffer writes it, and fails again."""
+    with pytest.raises(OSError, match="No space left"), Writer(tmp_path / "x", ENTRIES, key=key) as writer:
+        assert writer._journal is not None
+        journal = writer._journal.fileno()
+        full = os.open("/dev/full", os.O_WRONLY)
+        os.dup2(full, journal)
+        os.close(full)
+        for name, value in VALUES.items():
+            writer.put(name, value)
     assert list(tmp_path.iterdir()) == []
 
 

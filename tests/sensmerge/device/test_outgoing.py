@@ -17,8 +17,8 @@ from device_fixtures import Pretended, accelerated, ended, files_open, within  #
 from torch import Tensor
 
 from sensmerge import merge, models
-from sensmerge.checkpoints.place import Place
 from sensmerge.checkpoints.reader import Reader
+from sensmerge.checkpoints.staging import Place
 from sensmerge.coefficients import Evidence, Uniform
 from sensmerge.device.outgoing import Outgoing
 from sensmerge.engine.engine import Engine

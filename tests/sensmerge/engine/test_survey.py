@@ -232,6 +232,18 @@ def test_alone_together_taken_up_and_in_memory_it_is_the_same(
     assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in stored.items())
 
 
+def test_what_an_inner_merger_asks_is_answered_for_each_band(family: dict[str, Path], tmp_path: Path) -> None:
+    mergers = [Breadcrumbs(density=0.4, gamma=gamma, inner=Ties(density=0.3)) for gamma in (0.0, 0.5)]
+    with ExitStack() as stack:
+        first = opened(family, mergers[0], Engine(threads=1), stack)
+        merges = [Merge(first.base, first.experts, one, first.table, first.engine) for one in mergers]
+        alone = [Merge(first.base, first.experts, one, first.table, first.engine) for one in mergers]
+        merge.write_all([Output(tmp_path / str(i), one, "", {"point": i}) for i, one in enumerate(merges)])
+        for i, one in enumerate(alone):
+            stored = weights(tmp_path / str(i))
+            assert all(torch.equal(stored[name], tensor) for name, tensor in one.tensors())
+
+
 def test_edges_are_kept_between_runs(family: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, merger = Store(tmp_path / "stages"), Ties(density=0.3)
     members = ready(Models(family["base"], {task: family[task] for task in TASKS}), tmp_path / "cache")

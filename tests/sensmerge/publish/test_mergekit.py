@@ -17,7 +17,8 @@ from conftest import llama
 from torch import Tensor
 
 from sensmerge.api import export_mergekit
-from sensmerge.checkpoints.reader import Entry, Reader
+from sensmerge.checkpoints.header import Entry
+from sensmerge.checkpoints.reader import Reader
 from sensmerge.coefficients import Evidence, Table, Uniform
 from sensmerge.engine.engine import Engine
 from sensmerge.family.members import Models
