@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -245,3 +246,13 @@ def test_one_recipe_does_it_all(how: str, table: Path, root: Path, tmp_path: Pat
     assert config.get("dtype", config.get("torch_dtype")) == "bfloat16"
     assert main(["merge", str(tmp_path / "out"), *members(root, tmp_path / "cache"), "--out", str(tmp_path / "2")]) == 0
     assert weights(tmp_path / "2") == weights(tmp_path / "out"), "merge.json says the dtype, too"
+
+
+def test_help_names_every_merger_and_rule() -> None:
+    """Those of conf; `member` is no merger."""
+    from sensmerge import __main__ as program
+
+    conf = Path(__file__).resolve().parents[2] / "conf"
+    for group, told in (("merger", program._MERGERS), ("scaling", program._RULES)):
+        names = {path.stem for path in (conf / group).glob("*.yaml")} - {"member"}
+        assert {name for name in names if not re.search(rf"\b{name}\b", told)} == set(), group
