@@ -16,11 +16,11 @@ from sensmerge import __version__
 _MERGERS = (
     "average, task_arithmetic, ties, dare, dare_ties, breadcrumbs, della, pcb, slerp, model_stock, consensus, iso_c, "
     "tsv_m, wudi, wudi_closed, prism, onebit, of LoRA experts robustmerge, lora_average, lora_ties, lora_dare, or a "
-    "class of yours"
+    "class of yours (covariance and regmean want data: run.py)"
 )
 _RULES = (
     "sens, task_specific, cross_task, uniform, random, sens_farther, cross_task_farther, sens_words, sens_rcp, "
-    "sens_l2s, metagpt, lines, fisher, acm, or a class of yours"
+    "sens_l2s, metagpt, lines, fisher, acm, fixed, or a class of yours"
 )
 _RECIPE = (
     "a recipe of yours or mergekit's, JSON or YAML (docs/library.md), a table of `coefficients`, a run's recipe.json, "

@@ -8,7 +8,7 @@ import re
 import shlex
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from sensmerge.__main__ import main
 from sensmerge.adapters import FactorMerger
 from sensmerge.checkpoints.reader import Reader
 from sensmerge.coefficients import Evidence, Rule
+from sensmerge.commands import VERBS
 from sensmerge.mergers import Merger
 from sensmerge.publish.classes import named
 
@@ -109,12 +110,24 @@ def splits(words: list[str]) -> Iterator[tuple[str, str]]:
 
 
 def test_commands_of_the_readme_exist() -> None:
-    asked = readme_commands("python -m experiments")
-    assert asked
-    assert [words for words in asked if words[0] not in COMMANDS and " ".join(words[:2]) not in COMMANDS] == []
+    assert readme_commands("python -m experiments")
     targets = re.findall(r"^make (\w+)", README, flags=re.M)
     assert targets
     assert [name for name in targets if f"\n{name}:" not in (ROOT / "Makefile").read_text()] == []
+
+
+@pytest.mark.parametrize(
+    ("program", "there"),
+    [("experiments", {*COMMANDS, "check", "bench", "COMMAND"}), ("sensmerge", {*VERBS, "VERB"})],
+    ids=["experiments", "sensmerge"],
+)
+def test_commands_of_documents_and_yamls_exist(program: str, there: Container[str]) -> None:
+    texts = [path.read_text(encoding="utf-8") for path in [*DOCUMENTS, *CONF.rglob("*.yaml")]]
+    asked = re.findall(rf"python -m {program} ([a-zA-Z]\w*(?:\|\w+)*)(?: ([a-z]\w*))?", "\n".join(texts))
+    assert len(asked) > 20
+    assert [pair for pair in asked if not all(verb in there for verb in pair[0].split("|"))] == []
+    below = {name.partition(" ")[0] for name in COMMANDS if " " in name} - set(COMMANDS)
+    assert [pair for pair in asked if pair[0] in below and " ".join(pair) not in COMMANDS] == []
 
 
 def test_the_table_of_the_readme_is_the_committed_one() -> None:

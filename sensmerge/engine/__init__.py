@@ -1,1 +1,1 @@
-"""The compiled merge loops: threads, tiles, cached TIES thresholds."""
+"""The merge loops, compiled on a CPU, as Triton kernels on a GPU: threads, tiles, thresholds of TIES."""

@@ -34,8 +34,8 @@ class Merger(ABC):
     untouched, and does not depend on the order of the experts beyond floating-point summation (merge.py always passes
     them sorted by task). The uniform weight of an expert is 1: coefficients say how much more or less it counts.
 
-    The call is the definition, and runs on any device. On a CPU the engine takes compiled loops for a merger that can
-    be written as `Steps`; they must give the same bits.
+    The call is the definition, and runs on any device. For a merger that can be written as `Steps` the engine takes
+    compiled loops on a CPU and fused kernels on a GPU; they must give the same bits.
     """
 
     stochastic: ClassVar[bool] = False  # True: `keys` are used, and the result depends on the seed

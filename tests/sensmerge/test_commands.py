@@ -83,16 +83,6 @@ def test_from_a_table_to_a_checkpoint_and_back(table: Path, places: list[str], r
     assert (again / "merge.json").read_bytes() == (first / "merge.json").read_bytes()
 
 
-def test_help_names_every_merger_that_a_command_can_make() -> None:
-    of_runs = {"covariance", "regmean", "member"}  # told what a run alone finds out; no merger
-    names = {path.stem for path in Path("conf/merger").glob("*.yaml")} - of_runs
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed), pytest.raises(SystemExit):
-        parser().parse_args(["merge", "--help"])
-    option = printed.getvalue().rpartition("--merger MERGER")[2].partition("--set")[0]
-    assert names <= set(re.findall(r"\w+", option))
-
-
 def test_streaming_is_a_choice_of_three() -> None:
     words = ["coefficients", "--out", "x"]
     said = [parser().parse_args([*words, *more]).stream for more in ([], ["--stream"], ["--stream", "off"])]
@@ -256,3 +246,13 @@ def test_one_recipe_does_it_all(how: str, table: Path, root: Path, tmp_path: Pat
     assert config.get("dtype", config.get("torch_dtype")) == "bfloat16"
     assert main(["merge", str(tmp_path / "out"), *members(root, tmp_path / "cache"), "--out", str(tmp_path / "2")]) == 0
     assert weights(tmp_path / "2") == weights(tmp_path / "out"), "merge.json says the dtype, too"
+
+
+def test_help_names_every_merger_and_rule() -> None:
+    """Those of conf; `member` is no merger."""
+    from sensmerge import __main__ as program
+
+    conf = Path(__file__).resolve().parents[2] / "conf"
+    for group, told in (("merger", program._MERGERS), ("scaling", program._RULES)):
+        names = {path.stem for path in (conf / group).glob("*.yaml")} - {"member"}
+        assert {name for name in names if not re.search(rf"\b{name}\b", told)} == set(), group
