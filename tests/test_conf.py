@@ -76,7 +76,8 @@ def together(choices: list[tuple[str, str]]) -> list[tuple[str, ...]]:
 def test_every_yaml_becomes_a_run_and_freezing_it_moves_nothing(words: tuple[str, ...]) -> None:
     config = composed(*words)
     plain = without_hydra(config)
-    spec = hydra.utils.instantiate(plain, _convert_="all")
+    told = {key: value for key, value in OmegaConf.to_container(plain, resolve=True).items() if key != "protocol"}  # pyright: ignore
+    spec = hydra.utils.instantiate(told, _convert_="all")
     assert isinstance(spec, RunSpec)
     assert len(spec.run_id) == 12
     kept = json.loads(json.dumps(dataclasses.asdict(command.freeze(plain, config.hydra))))

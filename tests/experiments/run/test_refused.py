@@ -70,7 +70,7 @@ REFUSED = {
     "calibration.dtype=float64": "calibration.dtype: input should be",
     "calibration.seed=-1": "calibration.seed: input should be greater than or equal to 0",
     "scaling.temperature=0": "scaling.temperature: input should be greater than 0",
-    "scaling.temperature=inf": "scaling.temperature=inf: it has to be a finite number",
+    "scaling.temperature=inf": "scaling.temperature: input should be a finite number",
     "scaling.task_specific=false scaling.cross_task=false": "scaling: task_specific and cross_task are both off",
     "scaling.metric=l3": "scaling.metric: input should be",
     "scaling=fixed": "scaling: weights are given for [], and needed for the experts",
