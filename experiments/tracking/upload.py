@@ -54,8 +54,11 @@ def mirror(
     if mode == "disabled":
         return "not sent: W&B is disabled"
     with FileLock(directory / ".wandb.lock", timeout=tracking.timeout):
-        if going is None and not (directory / events.EVENTS_JSONL).is_file():
-            records.read(directory)  # refuses what is no finished run
+        ended = (directory / RECORD_JSON).is_file() or not (directory / events.EVENTS_JSONL).is_file()
+        if going is None and ended:
+            record = records.read(directory)  # refuses what is no finished run
+            for benchmark in record.results:  # and what has lost its outcomes, before W&B has a part of it
+                record.outcomes(benchmark)
         kept = last(directory)
         wanted = _wanted(directory, tracking, mode)
         if going is None and not again and _has(kept, wanted, events.read(directory)):
