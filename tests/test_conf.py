@@ -117,8 +117,11 @@ def settings(value: Any) -> Any:
 
 
 def test_every_merger_and_rule_of_the_library_has_a_yaml() -> None:
-    described = {json.dumps(describe(classes.named(name, kind))) for name, kind in (one.values[:2] for one in DEFAULTS)}
-    own = [made for kind in (Merger, Rule) for made in classes.known(kind).values() if "sensmerge" in made.__module__]
+    called: Any = [one.values[:2] for one in DEFAULTS]
+    described = {json.dumps(describe(classes.named(name, kind))) for name, kind in called}
+    own: list[Any] = [
+        made for kind in (Merger, Rule) for made in classes.known(kind).values() if "sensmerge" in made.__module__
+    ]
     variants = [one for place in (mergers, adapters, onebit, coefficients) for one in place.VARIANTS.values()]
     every = [*(made() for made in own), *variants]
     assert described == {json.dumps(describe(one)) for one in every}
