@@ -27,6 +27,7 @@ from experiments.run import preflight
 from experiments.run.spec import RunSpec
 from sensmerge import memory, models
 from sensmerge.adapters import FactorMerger
+from sensmerge.checkpoints.reader import Entry
 from sensmerge.distances.survey import survey
 from sensmerge.family.members import Models, line_up, opened
 from sensmerge.mergers.prism import DESTRUCTIVE
@@ -38,7 +39,8 @@ _PREFIXES = (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k"
 @dataclass(frozen=True)
 class Plan:
     """stages, disks, machine: empty where nothing is known of the base. refused: settings, vocabularies, a line each.
-    gpu: bytes that a GPU would be asked for, where the weights are not here and the machine has none; else None."""
+    gpu: bytes that a GPU would be asked for, where the weights are not here and the machine has none; else None.
+    relief: stage -> what on the command line would lower its memory; a stage that is not there has no such setting."""
 
     title: str
     members: tuple[Lineage, ...]
@@ -48,6 +50,7 @@ class Plan:
     notes: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()
     gpu: int | None = None
+    relief: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def host(self) -> int:
@@ -86,7 +89,7 @@ class Plan:
                 worst = max(self.stages, key=lambda s, what=what: s.host if what == "memory" else s.device).name
                 found.append(
                     f"{what}: {worst} needs {si(need, 'B')}, {si(has, 'B')} are there ({limit}); take a machine with "
-                    "more, calibration.dtype=bfloat16 and evaluation.dtype=bfloat16, or fewer and shorter samples"
+                    + " or ".join(filter(None, ["more", self.relief.get(worst)]))
                 )
         for disk in self.disks:
             if (need := sum(disk.needs.values())) > disk.free:
@@ -164,7 +167,22 @@ def of(spec: RunSpec, *, deep: bool = False, machine: Machine | None = None) -> 
     faulty = bool(refused) or any(one.mismatches for one in lineages)
     notes = (*said, *work.notes(), *(_interference(located, members, faulty) if deep else ()))
     gpu = _on_gpu(work) if base.published and here.device == "cpu" else None
-    return Plan(spec.title, lineages, tuple(stages), tuple(work.disks(stages)), here, notes, refused, gpu)
+    relief = _relief(spec, base.entries, here.device)
+    return Plan(spec.title, lineages, tuple(stages), tuple(work.disks(stages)), here, notes, refused, gpu, relief)
+
+
+def _relief(spec: RunSpec, entries: Mapping[str, Entry], device: str) -> dict[str, str]:
+    """See `Plan`: half the bytes a number, where there are more than two; fewer and shorter samples."""
+
+    def halved(setting: str, dtype: str) -> str:
+        wide = memory.resolve_dtype(dtype, entries).itemsize > 2
+        return f"{setting}.dtype=bfloat16" if wide else ""
+
+    samples = "fewer and shorter samples (calibration.samples, calibration.max_length)"
+    calibration = " or ".join(filter(None, [halved("calibration", spec.calibration.dtype), samples]))
+    evaluation = halved("evaluation", spec.evaluation.dtype_on(device))
+    by_stage = {"sensitivity": calibration, "alignment": calibration, "merge": evaluation, "evaluation": evaluation}
+    return {stage: what for stage, what in by_stage.items() if what}
 
 
 def _factors(merger: object, members: Mapping[str, Headers]) -> Iterator[str]:

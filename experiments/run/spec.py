@@ -182,9 +182,10 @@ class RunSpec:
 
 def _settings(part: Any) -> str:
     """
-    >>> _settings(Member("math"))
-    'member(member=math)'
+    >>> _settings(Member("math")), _settings(Evaluation())  # what is None is not set
+    ('member(member=math)', 'evaluation(batch_size=auto, dtype=auto)')
     """
     named = ((field.name, getattr(part, field.name)) for field in dataclasses.fields(part))
-    told = [f"{name}={_settings(value) if dataclasses.is_dataclass(value) else value}" for name, value in named]
+    given = ((name, value) for name, value in named if value is not None)
+    told = [f"{name}={_settings(value) if dataclasses.is_dataclass(value) else value}" for name, value in given]
     return f"{type(part).__name__.lower()}({', '.join(told)})"

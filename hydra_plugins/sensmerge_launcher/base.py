@@ -62,7 +62,7 @@ class SweepLauncher(Launcher):
             raise ValueError(f"hydra.launcher.only={unknown}: the sweep's jobs are 0 to {numbered[-1][0]}")
         configs = {i: self._composed(i, given) for i, given in numbered if self.only is None or i in self.only}
         if any(config.get("plan") for config in configs.values()):  # only asks: there is nothing to submit or to resume
-            return [self._here(config) for config in configs.values()]
+            return [_return(config, self._here(config)._return_value) for config in configs.values()]
         jobs, specs, ended = self._written(configs)
         assert self.sweep is not None
         try:

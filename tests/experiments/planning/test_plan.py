@@ -23,7 +23,7 @@ from experiments.planning.workload import Stage
 from experiments.run.spec import Evaluation, Output, RunSpec
 from sensmerge.calibration import Calibration
 from sensmerge.checkpoints.reader import Reader
-from sensmerge.coefficients import Uniform
+from sensmerge.coefficients import Sens, Uniform
 from sensmerge.memory import Weights
 from sensmerge.mergers import Average, Ties
 from sensmerge.mergers.covariance import Covariance
@@ -157,6 +157,13 @@ def test_what_cannot_fit_is_refused(large: dict[str, Path], tmp_path: Path, monk
         ValueError, match=r"cannot run:\n  - memory: merge needs 52\.\d GB, 16\.0 GB are there \(a\)"
     ) as told:
         plan.of(asked, machine=here(memory=16 * GB, limit="a")).check()
+    assert "(a); take a machine with more or evaluation.dtype=bfloat16\n" in str(told.value)
+    narrow = dataclasses.replace(asked, evaluation=Evaluation(dtype="bfloat16"))
+    (memory, _) = plan.of(narrow, machine=here(memory=16 * GB, limit="a")).problems()
+    assert memory.endswith("(a); take a machine with more"), "16 bits are as few as there are"
+    calibrating = dataclasses.replace(asked, scaling=Sens(), evaluation=Evaluation(dtype="bfloat16"))
+    relief = plan.of(calibrating, machine=here(memory=16 * GB)).relief
+    assert relief["sensitivity"].startswith("calibration.dtype=bfloat16 or fewer and shorter samples")
     assert "disk: 26.0 GB are needed" in str(told.value)
     assert "20.0 GB are free" in str(told.value)
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 27 * GB}))
