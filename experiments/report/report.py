@@ -193,7 +193,8 @@ def _wandb(everything: Sequence[Record]) -> str:
     used = [tracking for tracking in settings if tracking.get("mode", "disabled") != "disabled"]
     if not used:
         return "not used (tracking=wandb turns it on)"
-    project = "/".join(filter(None, [used[0].get("entity"), used[0].get("project")]))
+    named = used[0].get("project") or "sensmerge (or what WANDB_PROJECT said)"  # tracking/settings.py
+    project = "/".join(filter(None, [used[0].get("entity"), named]))
     offline = next((d for d in sorted(_wandb_directories(used)) if any(d.glob("offline-run-*"))), None)
     where = f"; offline runs: wandb sync {offline}/offline-run-*" if offline else ""
     return f"project {project}, runs named by their record's id{where}"

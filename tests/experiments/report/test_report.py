@@ -217,6 +217,9 @@ def test_tracked_runs_say_where(tmp_path: Path) -> None:
     (tmp_path / "wandb/offline-run-1").mkdir(parents=True)
     said = report.report("demo", tmp_path / "runs", tmp_path / "out", figures=False)
     assert f"project lab/p, runs named by their record's id; offline runs: wandb sync {tmp_path}/wandb/offline" in said
+    write_run(tmp_path / "unnamed", "ties", "uniform", UNIFORM, config={"tracking": {**tracking, "project": None}})
+    said = report.report("demo", tmp_path / "unnamed", tmp_path / "out", figures=False)
+    assert "project lab/sensmerge (or what WANDB_PROJECT said), runs" in said
 
 
 def test_other_conditions_do_not_share_a_row_unasked(runs: Path) -> None:
