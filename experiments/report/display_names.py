@@ -113,8 +113,8 @@ LOOKS: Mapping[str, Look] = {
     "metagpt": Look(WINE, filled=True),
     "oracle": Look(WINE, filled=False),
 }
-# Of heat maps. Diverging: about a middle that is white, ColorBrewer's PuOr from purple (below) to orange (above), the way
-# round that d3 has it; matplotlib's "PuOr" is the other. Sequential: cividis, under this name in d3 and matplotlib.
+# Of heat maps. Diverging: about a white middle, ColorBrewer's PuOr from purple (below) to orange (above), the way round
+# that d3 has it; matplotlib's "PuOr" is the other. Sequential: cividis, under this name in d3 and matplotlib.
 DIVERGING = (
     "#2D004B", "#542788", "#8073AC", "#B2ABD2", "#D8DAEB", "#F7F7F7",
     "#FEE0B6", "#FDB863", "#E08214", "#B35806", "#7F3B08",
