@@ -150,9 +150,11 @@ _PROBES = (-7, -2, 0, 1, 4, 9, 23)
 
 
 def code(seed: int, sizes: Mapping[str, int]) -> dict[str, list[Row]]:
-    """Rows {"task_id", "prompt", "canonical_solution", "answer", "test", "entry_point"}, as HumanEval's.
+    """Rows {"task_id", "prompt", "canonical_solution", "test", "entry_point"}, as HumanEval's, with their "answer", for
+    test and validation, {"prompt", "answer"} otherwise.
 
-    A row is a sequence of two or three steps; no sequence is in two splits.
+    A row is a sequence of two or three steps; no sequence is in two splits. The line end between prompt and answer is
+    taught as the answer's, as the benchmark in bits asks for it: a prompt that ends in white space cannot be scored.
     """
     rng = random.Random(f"code/{seed}")
     pairs = list(itertools.product(range(len(_STEPS)), repeat=2))
@@ -164,7 +166,13 @@ def code(seed: int, sizes: Mapping[str, int]) -> dict[str, list[Row]]:
         )
     chosen = [*rng.sample(pairs, half), *rng.sample(triples, sum(sizes.values()) - half)]
     rng.shuffle(chosen)
-    return {s: [_function(f"code/{s}/{i}", item) for i, item in enumerate(items)] for s, items in _cut(chosen, sizes)}
+    return {
+        split: [
+            row if split in ("test", "validation") else {"prompt": row["prompt"][:-1], "answer": "\n" + row["answer"]}
+            for row in (_function(f"code/{split}/{i}", item) for i, item in enumerate(items))
+        ]
+        for split, items in _cut(chosen, sizes)
+    }
 
 
 def _function(identity: str, steps: tuple[int, ...]) -> Row:
