@@ -29,7 +29,7 @@ class Oracle(Rule):
 
     form: Literal["sens", "sens_flat", "expert", "block"] = "sens"
     held_out: int = Field(default=4, ge=2)
-    iterations: int = Field(default=30, gt=0)
+    iterations: int = Field(default=15, gt=0)
     patience: int = Field(default=3, gt=0)
 
     @property
