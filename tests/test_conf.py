@@ -29,7 +29,9 @@ from sensmerge.mergers import Merger
 from sensmerge.publish import classes
 from sensmerge.store import describe
 
-NOT_CHOSEN_AT_THE_TOP = {"benchmark", "family", "source", "hydra", "protocol", "recommended", "trim", "tuned"}
+NOT_CHOSEN_AT_THE_TOP = {
+    "benchmark", "family", "source", "hydra", "protocol", "recommended", "trim", "tuned", "validation",
+}  # fmt: skip
 GROUPS = (
     "model",
     "merger",
