@@ -57,8 +57,13 @@ def find(study: str, runs: Path) -> Registered | None:
 
     ValueError for a file that is none such.
     """
-    path = next((path for path in (in_pack(study, runs), beside(study, runs)) if path.is_file()), None)
+    path = place(study, runs)
     return read(path) if path else None
+
+
+def place(study: str, runs: Path) -> Path | None:
+    """The file, where there is one."""
+    return next((path for path in (in_pack(study, runs), beside(study, runs)) if path.is_file()), None)
 
 
 def beside(study: str, runs: Path) -> Path:

@@ -52,7 +52,7 @@ def test_detectable_is_found_at_that_rate() -> None:
 
     for n, level in ((4, 0.05), (8, 0.01)):
         shift = power.detectable(1 / math.sqrt(n), n - 1, level=level)
-        found = ttest_1samp(RANDOM(2).normal(shift, 1, (20_000, n)), 0, axis=1).pvalue <= level
+        found = ttest_1samp(RANDOM(2).normal(shift, 1, (20_000, n)), 0, axis=1)[1] <= level
         assert found.mean() == pytest.approx(0.8, abs=0.01)
 
 
