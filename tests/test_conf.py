@@ -29,9 +29,7 @@ from sensmerge.mergers import Merger
 from sensmerge.publish import classes
 from sensmerge.store import describe
 
-NOT_CHOSEN_AT_THE_TOP = {
-    "benchmark", "family", "source", "hydra", "protocol", "recommended", "trim", "tuned", "validation",
-}  # fmt: skip
+NOT_CHOSEN_AT_THE_TOP = {"benchmark", "family", "source", "hydra", "protocol", "recommended", "trim", "validation"}
 GROUPS = (
     "model",
     "merger",
