@@ -1,0 +1,49 @@
+"""Standard errors of a row's score, each over one thing: over items, and over models."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+from evaluation.record import mean
+from experiments.run.record import Record
+
+Items = Callable[[Record, str], Mapping[str, float]]
+
+
+def over_items(models: Sequence[Record], benchmarks: Sequence[str], items: Items = Record.items) -> float:
+    """Of the mean over models and benchmarks, each benchmark counting the same, over draws of items. nan for one item.
+
+    Models that answered the same questions are one sample, of each item's mean over them; where each has its own
+    questions (digests of the data differ), the samples are independent. One model: what its result says.
+    items: of a run and benchmark item -> value.
+    """
+    parts = [_of_benchmark(models, name, items) for name in benchmarks]
+    return math.sqrt(math.fsum(part**2 for part in parts)) / len(parts)
+
+
+def _of_benchmark(models: Sequence[Record], name: str, items: Items) -> float:
+    if len(models) == 1 or any(one.digests.data != models[0].digests.data for one in models):
+        return math.sqrt(math.fsum(one.results[name].headline.stderr ** 2 for one in models)) / len(models)
+    first, *others = (items(one, name) for one in models)
+    return mean(
+        [math.fsum([value, *(one[item] for one in others)]) / len(models) for item, value in first.items()]
+    ).stderr
+
+
+def over_models(models: Sequence[Record], benchmarks: Sequence[str]) -> float | None:
+    """Of the mean over benchmarks, s / sqrt(number of models); None for one model."""
+    if len(models) < 2:
+        return None
+    scores = [math.fsum(one.results[name].headline.score for name in benchmarks) / len(benchmarks) for one in models]
+    return mean(scores).stderr
+
+
+def repeated(models: Sequence[Record]) -> str:
+    """What is new from one of these models to the next: "families" (base or experts), else "seeds".
+
+    >>> repeated([])
+    'seeds'
+    """
+    weights = {(one.digests.base, *sorted(one.digests.experts.items())) for one in models}
+    return "families" if len(weights) > 1 else "seeds"
