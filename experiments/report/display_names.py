@@ -113,6 +113,13 @@ LOOKS: Mapping[str, Look] = {
     "metagpt": Look(WINE, filled=True),
     "oracle": Look(WINE, filled=False),
 }
+# Of heat maps. Diverging: about a white middle, ColorBrewer's PuOr from purple (below) to orange (above), the way round
+# that d3 has it; matplotlib's "PuOr" is the other. Sequential: cividis, under this name in d3 and matplotlib.
+DIVERGING = (
+    "#2D004B", "#542788", "#8073AC", "#B2ABD2", "#D8DAEB", "#F7F7F7",
+    "#FEE0B6", "#FDB863", "#E08214", "#B35806", "#7F3B08",
+)  # fmt: skip
+SEQUENTIAL = "cividis"
 _HUES = (BLUE, SKY, GREEN, PURPLE, ORANGE, VERMILLION, WINE)  # for a rule of one's own
 
 Marker = str | tuple[int, int, int]  # as matplotlib takes it: a letter, or (points, 0 polygon or 1 star, degrees)

@@ -76,3 +76,13 @@ def test_a_rule_of_ones_own_is_no_control() -> None:
     assert grey == {"uniform", "random", "fixed"}
     assert not [name for name in map(str, range(50)) if display_names.look(name).colour in greys]
     assert display_names.look("mine x=1") == display_names.look("mine")
+
+
+def test_heat_maps_diverge_from_the_middle_and_alike_on_both_sides() -> None:
+    eleven = display_names.DIVERGING
+    lightness = [float(lab(colour, SEEN["as it is"])[0]) for colour in eleven]
+    assert len(eleven) % 2
+    assert lightness[:6] == sorted(lightness[:6])
+    assert lightness[5:] == sorted(lightness[5:], reverse=True)
+    below, above = (int(eleven[at][5:], 16) - int(eleven[at][1:3], 16) for at in (2, -3))  # blue less red
+    assert below > 0 > above
