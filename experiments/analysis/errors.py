@@ -3,32 +3,48 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from evaluation.record import mean
+from experiments.analysis import items, stats
 from experiments.run.record import Record
 
-Items = Callable[[Record, str], Mapping[str, float]]
+Read = Callable[[Record, str], items.Items]
 
 
-def over_items(models: Sequence[Record], benchmarks: Sequence[str], items: Items = Record.items) -> float:
-    """Of the mean over models and benchmarks, each benchmark counting the same, over draws of items. nan for one item.
+def over_items(models: Sequence[Record], benchmarks: Sequence[str], read: Read = items.read) -> float:
+    """Of the mean over models and benchmarks, each benchmark counting the same, over draws of items, or of clusters of
+    them. nan for one item.
 
     Models that answered the same questions are one sample, of each item's mean over them; where each has its own
-    questions (digests of the data differ), the samples are independent. One model: what its result says.
-    items: of a run and benchmark item -> value.
+    questions (digests of the data differ), the samples are independent. read: of a run and benchmark.
     """
-    parts = [_of_benchmark(models, name, items) for name in benchmarks]
+    parts = [_of_benchmark(models, name, read) for name in benchmarks]
     return math.sqrt(math.fsum(part**2 for part in parts)) / len(parts)
 
 
-def _of_benchmark(models: Sequence[Record], name: str, items: Items) -> float:
+def _of_benchmark(models: Sequence[Record], name: str, read: Read) -> float:
     if len(models) == 1 or any(one.digests.data != models[0].digests.data for one in models):
-        return math.sqrt(math.fsum(one.results[name].headline.stderr ** 2 for one in models)) / len(models)
-    first, *others = (items(one, name) for one in models)
-    return mean(
-        [math.fsum([value, *(one[item] for one in others)]) / len(models) for item, value in first.items()]
-    ).stderr
+        return math.sqrt(math.fsum(_of_model(one, name, read) ** 2 for one in models)) / len(models)
+    first, *others = (read(one, name) for one in models)
+    means = [
+        math.fsum([value, *(one.values[item] for one in others)]) / len(models) for item, value in first.values.items()
+    ]
+    return _error(means, first)
+
+
+def _of_model(record: Record, name: str, read: Read) -> float:
+    found = record.results[name]
+    if not found.groups:
+        return found.headline.stderr
+    told = read(record, name)
+    return _error(list(told.values.values()), told)
+
+
+def _error(values: Sequence[float], told: items.Items) -> float:
+    if not told.clusters:
+        return mean(values).stderr
+    return stats.clustered(values, [told.clusters[item] for item in told.values]).stderr
 
 
 def over_models(models: Sequence[Record], benchmarks: Sequence[str]) -> float | None:

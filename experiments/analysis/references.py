@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -38,7 +39,8 @@ def against(
     """Ours - theirs, two methods on the same questions, paired by seed and item; the mean over the benchmarks.
 
     chosen_among: ours is the best of so many on these very items, so its p is multiplied by that (Bonferroni, which
-    holds whatever the choice); the interval is that of one comparison, and the score is drawn to the better.
+    holds whatever the choice); the interval is that of one comparison, and the score is drawn to the better. What could
+    have been seen is left out: it would be that of one comparison too.
     None where theirs lacks a seed of ours, a benchmark, or was asked other questions.
     """
     by_seed: Mapping[int, Record] = {record.seed: record for record in theirs}
@@ -50,4 +52,4 @@ def against(
     if any(mine.digests.data != other.digests.data or mine.setting != other.setting for mine, other in pairs):
         return None
     (found,) = differences([Pairing(tuple(distinct(pairs)), tuple(benchmarks))])
-    return replace(found, p_holm=min(1.0, found.p * chosen_among))
+    return replace(found, p_holm=min(1.0, found.p * chosen_among), detectable=math.nan)

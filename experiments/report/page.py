@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import command_line
-from experiments.report import report, tables
+from experiments.report import display_names, report, tables
 from experiments.report.webpage import ASSETS, details, lab_book, rows
 
 _SCRIPTS = ("data.js", "tables.js", "charts.js", "landing.js", "study.js", "runs.js", "app.js")
@@ -51,7 +51,11 @@ def write(studies: Sequence[Study], out: Path, log: str = "") -> Path:
     if not studies:
         raise ValueError("no study to show: name one with --study")
     entries = lab_book.entries(log)
-    payload: dict[str, Any] = {"studies": [], "log": [asdict(one) for one in entries]}
+    payload: dict[str, Any] = {
+        "studies": [],
+        "log": [asdict(one) for one in entries],
+        "diverging": display_names.DIVERGING,
+    }
     packed, held = [], set[str]()
     for one in studies:
         records = {record.id: record for table in one.tables for record in table.records}

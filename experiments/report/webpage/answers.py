@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from experiments.analysis import references
+from experiments.analysis import references, verdicts
 from experiments.analysis.comparisons import Difference
 from experiments.report.tables import Mean, Row, Table
 
@@ -51,22 +52,28 @@ def _answer(table: Table, mean: Mean) -> Answer | None:
 
 def as_json(found: Answer, table: Table) -> dict[str, Any]:
     """Rows by their place in the table."""
+    higher = found.mean.higher_is_better
     return {
         "mean": found.mean.name,
         "best": table.rows.index(found.best),
         "of": found.of,
         "control": _is_uniform(found.best),
-        "uniform": found.uniform and difference(found.uniform),
+        "uniform": found.uniform and difference(found.uniform, higher=higher),
         "reference": None if found.reference is None else table.rows.index(found.reference),
         "how": found.how,
-        "against": found.against and difference(found.against),
+        "against": found.against and difference(found.against, higher=higher),
     }
 
 
-def difference(found: Difference) -> dict[str, Any]:
-    """Rounded, as table.csv has it: an interval's last digits wander from run to run."""
-    kept = {name: asdict(found)[name] for name in ("score", "low", "high", "p_holm")}
-    return {**{name: float(f"{value:.5g}") for name, value in kept.items()}, "significant": found.significant}
+def difference(found: Difference, *, higher: bool) -> dict[str, Any]:
+    """With the verdict in a word, and from where on a difference could have been seen, as tables show it (None: not
+    told). Rounded: an interval's last digits wander from run to run."""
+    kept = {name: asdict(found)[name] for name in ("score", "low", "high", "p_holm", "detectable")}
+    return {
+        **{name: float(f"{value:.5g}") for name, value in kept.items()},
+        "word": verdicts.verdict(found, higher=higher),
+        "from": None if math.isnan(found.detectable) else verdicts.amount(found.detectable, percent=higher),
+    }
 
 
 def _best(rows: list[Row], mean: Mean) -> Row:

@@ -55,12 +55,12 @@ function axis({ x, ticks: at, higher }) {
 
 function interval({ x, ticks: at, higher, name }, found) {
   if (!found) return "–";
-  const tone = verdict(found, higher);
-  const words = `${name}: ${shown(found.score, higher, true)} [${shown(found.low, higher, true)}, ${shown(found.high, higher, true)}], ${tone}`;
+  const tone = toneOf(found);
+  const words = `${name}: ${shown(found.score, higher, true)} [${shown(found.low, higher, true)}, ${shown(found.high, higher, true)}], ${verdict(found)}`;
   return drawn("svg", { viewBox: `0 0 ${WIDE} 18`, width: WIDE, height: 18, role: "img", "aria-label": words, class: tone }, drawn("title", {}, words),
     at.map((value) => drawn("line", { x1: x(value), x2: x(value), y1: 0, y2: 18, class: value === 0 ? "zero" : "grid" })),
     found.low === null ? null : drawn("line", { x1: x(found.low), x2: x(found.high), y1: 9, y2: 9, class: "whisker" }),
-    drawn("circle", { cx: x(found.score), cy: 9, r: 3.4, class: found.significant ? "dot" : "dot hollow" }));
+    drawn("circle", { cx: x(found.score), cy: 9, r: 3.4, class: tone === "undecided" ? "dot hollow" : "dot" }));
 }
 
 /** Curves over a setting: a panel per merger on shared scales, a line per rule in the rule's colour everywhere. */
@@ -105,8 +105,7 @@ function lineOf({ name, look: [colour, full], points }, x, y, percent) {
       drawn("circle", { cx: x(value), cy: y(score), r: 3.2, fill, stroke, "stroke-width": 1.4 })))];
 }
 
-// As in the figures: matplotlib's PuOr around "as uniform" (orange: less, purple: more), and its cividis from low to high.
-const AROUND = ["#b35806", "#fdb863", "#f7f7f7", "#b2abd2", "#542788"];
+// The figures' colours: DATA.diverging about "as uniform" (purple: less, orange: more), and cividis from low to high.
 const UPWARD = ["#00224e", "#35456c", "#666970", "#948e77", "#c8b866", "#fee838"];
 
 function colourAt(stops, share) {
@@ -120,7 +119,7 @@ function heatmap(values, { rows, columns, label, x, about = null }) {
   const known = values.flat().filter((value) => value !== null);
   const away = Math.max(...known.map((value) => Math.abs(value - (about ?? 0))), 1e-9);
   const [low, high] = about === null ? [Math.min(...known), Math.max(...known)] : [about - away, about + away];
-  const stops = about === null ? UPWARD : AROUND;
+  const stops = about === null ? UPWARD : DATA.diverging;
   const few = columns.length <= 12;
   const cell = (value, i, j) => {
     if (value === null) return make("td", {}, few ? "–" : "");

@@ -86,18 +86,23 @@ function error(value, percent) {
   return make("span", { class: "error" }, ` ± ${shown(value, percent)}`);
 }
 
-/** A difference with its interval and a word: colour, sign and word agree on better and worse. */
-function compared(found, higher) {
+/** A difference with its interval and a word: colour, sign and word agree on better and worse. long: with what could have been seen. */
+function compared(found, higher, long = false) {
   if (!found) return ["–"];
-  const tone = verdict(found, higher);
+  const tone = toneOf(found);
   const interval = found.low === null ? "" : ` [${shown(found.low, higher, true)}, ${shown(found.high, higher, true)}]`;
   return [make("span", { class: `difference ${tone}` }, shown(found.score, higher, true)),
-    make("span", { class: "interval" }, interval), make("span", { class: `verdict ${tone}` }, ` ${tone}`)];
+    make("span", { class: "interval" }, interval),
+    make("span", { class: `verdict ${tone}`, title: verdict(found) }, ` ${long ? verdict(found) : found.word}`)];
 }
 
-function verdict(found, higher) {
-  if (!found.significant) return "undecided";
-  return found.score > 0 === higher ? "better" : "worse";
+/** The verdict of the analysis in words. */
+function verdict(found) {
+  return found.word === "better" || found.word === "worse" || found.from === null ? found.word : `${found.word}, detectable from ${found.from} on`;
+}
+
+function toneOf(found) {
+  return found.word === "better" || found.word === "worse" ? found.word : "undecided";
 }
 
 function probability(found) {

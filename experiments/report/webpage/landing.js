@@ -31,8 +31,8 @@ function landing() {
   return [make("h1", {}, "What merges best here, and by how much"),
     make("p", { class: "said" }, "Of each model and suite the study that the lab book tells of last. ",
       make("span", { class: "better" }, "Better"), " and ", make("span", { class: "worse" }, "worse"),
-      " are distinguishable after correction for all that was compared; the rest is undecided, not equal. The best of many is chosen on "
-      + "the items that score it, so its lead is drawn to the better."),
+      " are distinguishable over several families of experts, after correction for all that was compared; undecided is not equal, and "
+      + "one family says nothing of other experts. The best of many is chosen on the items that score it: its lead is drawn to the better."),
     sortable(answerColumns(true), inOrder(leading, age, false), { caption: "The best merge of each model and suite", kind: "answers", word: "first" }),
     make("h2", {}, "Every study"),
     make("div", { class: "controls" }, searchBox("search", draw)), place];
@@ -79,14 +79,14 @@ function bestOf({ row, answer }) {
 
 function overUniform({ answer, mean }) {
   if (answer.control) return [make("span", { class: "undecided" }, "is uniform itself")];
-  return answer.uniform ? compared(answer.uniform, mean.higher) : [make("span", { class: "undecided" }, "no control in this study")];
+  return answer.uniform ? compared(answer.uniform, mean.higher, true) : [make("span", { class: "undecided" }, "no control in this study")];
 }
 
 function overArithmetic({ answer, mean }) {
   const how = answer.how ? make("small", {}, answer.how) : null;
   if (answer.reference === null) return [make("span", { class: "undecided" }, "not in this study")];
   if (answer.reference === answer.best) return [make("span", { class: "undecided" }, "is it"), how];
-  return answer.against ? [...compared(answer.against, mean.higher), how] : [make("span", { class: "undecided" }, "other seeds, not paired"), how];
+  return answer.against ? [...compared(answer.against, mean.higher, true), how] : [make("span", { class: "undecided" }, "other seeds, not paired"), how];
 }
 
 /** How much better, whichever way better is. */

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from evaluation.record import Outcome
-from experiments.analysis import errors, references
+from experiments.analysis import conclusions, errors, items, references
 from experiments.analysis.comparisons import distinct
 from experiments.report import display_names, figure_list, notes
 from experiments.report.tables import Mean, Row, Table
@@ -58,6 +58,7 @@ def as_json(shown: Content, commands: Sequence[str], outcomes: Outcomes, asked: 
         ],
         "repeated": errors.repeated(max(models.values(), key=len)),
         "notes": notes.notes(table, commands),
+        "registered": list(conclusions.lines(table.answers)),
         "answers": [answers.as_json(one, table) for one in shown.answers],
         "rows": [
             _row(row, models[row], parts, table, outcomes, asked)
@@ -75,14 +76,16 @@ def _row(
     outcomes: Outcomes,
     asked: list[dict[str, str]],
 ) -> dict[str, Any]:
-    def items(record: Record, name: str) -> dict[str, float]:
-        primary = record.results[name].primary
-        return {one.id: one.values[primary] for one in outcomes[record.id, name]}
+    def read(record: Record, name: str) -> items.Items:
+        result, found = record.results[name], outcomes[record.id, name]
+        clusters = {one.id: one.groups for one in found} if result.groups else {}
+        return items.Items({one.id: one.values[result.primary] for one in found}, clusters)
 
     def scored(score: float, names: Sequence[str]) -> list[float | None]:
-        found = (score, errors.over_items(models, names, items), errors.over_models(models, names))
+        found = (score, errors.over_items(models, names, read), errors.over_models(models, names))
         return [_short(value) for value in found]
 
+    higher = {one.name: one.higher_is_better for one in (*table.benchmarks, *table.means)}
     return {
         "merger": row.merger,
         "scaling": row.scaling,
@@ -96,8 +99,10 @@ def _row(
         "means": {
             one.name: scored(row.means[one.name].score, one.benchmarks) for one in table.means if one.name in row.means
         },
-        "differences": {name: answers.difference(found) for name, found in row.differences.items()},
-        "parts": {name: answers.difference(found) for name, found in parts.items()},
+        "differences": {
+            name: answers.difference(found, higher=higher[name]) for name, found in row.differences.items()
+        },
+        "parts": {name: answers.difference(found, higher=higher[name]) for name, found in parts.items()},
         "weights": row.weights and [round(weight, 4) for weight in row.weights],
         "distance": row.distance and float(f"{row.distance:.4g}"),
         "runs": [

@@ -40,7 +40,8 @@ function verdictOf(study, table) {
   const where = study.tables.length > 1 ? `${table.model} on ${table.suite}: ` : "";
   return [...found.map((one) => make("p", { class: "answer" }, where, "Best ", one.mean.shown, ": ", make("b", {}, `${one.row.names[0]}, ${one.row.names[1]}`), " with ",
     scored(one.row.means[one.mean.name], one.mean.higher), ` ${unit(one.mean)}. Over its uniform control: `, overUniform(one), ". Over Task Arithmetic: ", overArithmetic(one), ".")),
-  study.entry === null ? null : make("p", { class: "answer" }, "Lab book: ", cited(study, table))].filter(Boolean);
+  study.entry === null ? null : make("p", { class: "answer" }, "Lab book: ", cited(study, table)),
+  table.registered.length ? make("ul", { class: "answer" }, table.registered.map((line) => make("li", {}, line))) : null].filter(Boolean);
 }
 
 async function download(study) {
@@ -80,7 +81,9 @@ function methodColumns(study, table, merges) {
     const of = (row) => row.differences[mean.name];
     columns.push({ id: `delta_${mean.name}`, name: `Δ to uniform${table.means.length > 1 ? `, ${mean.shown}` : ""}${mean.higher ? "" : " ↓"}`, sub: "[95 %]", down: mean.higher, kind: "delta",
       cell: (row) => compared(of(row), mean.higher), key: (row) => of(row)?.score ?? null });
-    columns.push({ id: `p_${mean.name}`, name: "p", title: "two-sided, after Holm's correction over the table", cell: (row) => [probability(of(row))], key: (row) => of(row)?.p_holm ?? null });
+    columns.push({ id: `p_${mean.name}`, name: "p", title: "two-sided, after Holm's correction over the table", cell: (row) => [probability(of(row))], key: (row) => of(row)?.p_holm ?? null },
+    { id: `from_${mean.name}`, name: "detectable", sub: "from", title: "the smallest true difference that would have been found with 80 % power",
+      cell: (row) => [of(row)?.from ?? "–"], key: (row) => of(row)?.detectable ?? null });
   }
   for (const one of table.benchmarks) score(one.name, one.shown, one.higher, (row) => row.scores[one.name]);
   if (both) columns.push({ id: "models", name: table.repeated, down: true, cell: (row) => [row.models ? String(row.models) : "–"], key: (row) => row.models });

@@ -20,6 +20,7 @@ def run(runs: Path, merger: str, scaling: str | None, values: list[float], scale
     record = json.loads(path.read_text())
     if merger == "task_arithmetic":
         record["identity"]["merger"]["scale"] = scale
+    record["identity"]["model"]["seed"] = record["seed"]  # each seed its own family
     path.write_text(json.dumps(record))
 
 
@@ -30,7 +31,8 @@ def answer(runs: Path) -> answers.Answer:
 
 
 def test_the_best_its_control_and_task_arithmetic(tmp_path: Path) -> None:
-    """30 of 40 against 10 of 40, 20 items one way: p = 2 / 2^20, times the four that the best was chosen among."""
+    """30 of 40 against 10 of 40, 20 items one way: p = 2 / 2^20, times the four that the best was chosen among; and
+    one family, whatever p, decides nothing."""
     run(tmp_path, "task_arithmetic", "uniform", WORSE)
     run(tmp_path, "ties", "uniform", WORSE)
     run(tmp_path, "ties", "sens", BETTER)
@@ -42,8 +44,9 @@ def test_the_best_its_control_and_task_arithmetic(tmp_path: Path) -> None:
     assert found.uniform is not None
     assert found.against is not None
     assert found.uniform.score == found.against.score == 0.5
-    assert found.against.p == 2 / 2**20
-    assert found.against.p_holm == 4 * found.against.p
+    assert found.against.p_holm == 4 * found.against.p < 0.01
+    assert answers.difference(found.against, higher=True)["word"] == "one family"
+    assert answers.difference(found.against, higher=True)["from"] is None
     assert found.how == "λ = 0.5, not tuned"
 
 
@@ -73,6 +76,18 @@ def test_lower_is_better(tmp_path: Path) -> None:
     assert found.uniform is not None
     assert round(found.uniform.score, 6) == -0.666667
     assert (found.reference, found.how, found.against) == (None, "", None)
+
+
+def test_families_decide(tmp_path: Path) -> None:
+    """Three, 0.45 to 0.55 better each: t = 0.5 / (0.05 / sqrt(3)) = 17.3, p = 0.0033, times two."""
+    for seed, more in enumerate((18, 20, 22)):
+        digests = {"base": str(seed), "experts": {"math": "m"}, "data": {"math.jsonl": str(seed)}}
+        run(tmp_path, "task_arithmetic", "uniform", WORSE, seed=seed, digests=digests)
+        run(tmp_path, "ties", "uniform", [1.0] * (10 + more) + [0.0] * (30 - more), seed=seed, digests=digests)
+    found = answer(tmp_path)
+    assert found.against is not None
+    assert round(found.against.p_holm, 4) == 0.0066
+    assert answers.difference(found.against, higher=True)["word"] == "better"
 
 
 def test_other_questions_do_not_pair(tmp_path: Path) -> None:
