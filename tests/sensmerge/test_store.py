@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import multiprocessing
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from filelock import FileLock
+from process_fixtures import processes
 
 from sensmerge.mergers import Dare, TaskArithmetic, Ties
 from sensmerge.store import Store, build_whole, describe, digest, nearest, write_json
@@ -79,19 +79,19 @@ def _ask(root: Path, log: Path) -> None:
     def stage() -> int:
         with log.open("a") as file:
             file.write("computed\n")
-        time.sleep(0.3)
+        time.sleep(0.1)
         return 7
 
     assert Store(root).compute("s", {"k": 1}, stage)[0] == 7
 
 
 def test_concurrent_processes_compute_once(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
+    context = processes()
     workers = [context.Process(target=_ask, args=(tmp_path, tmp_path / "log")) for _ in range(6)]
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(30)
+        worker.join()
         assert worker.exitcode == 0
     assert (tmp_path / "log").read_text() == "computed\n"
 
@@ -132,11 +132,11 @@ def test_one_that_fails_leaves_nothing(tmp_path: Path) -> None:
 def _slowly(folder: Path) -> None:
     with (folder.parent / "calls").open("a") as calls:
         calls.write("called\n")
-    time.sleep(0.2)
+    time.sleep(0.1)
 
 
 def test_concurrent_callers_build_once(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
+    context = processes()
     callers = [context.Process(target=build_whole, args=(tmp_path / "x", _slowly)) for _ in range(3)]
     for caller in callers:
         caller.start()
