@@ -64,7 +64,11 @@ WALLS = {
     "experiments/sweeps": {"experiments", "experiments/run", "evaluation/batches", "sensmerge"},
     "experiments/analysis": {"experiments", "experiments/run/record", "evaluation"},
     "experiments/report": {
-        "experiments", "experiments/analysis", "experiments/run/record", "evaluation", "sensmerge/coefficients",
+        "experiments", "experiments/analysis", "experiments/report/webpage", "experiments/run/events",
+        "experiments/run/record", "evaluation", "sensmerge/coefficients",
+    },
+    "experiments/report/webpage": {
+        "experiments/analysis", "experiments/report", "experiments/run/events", "experiments/run/record", "evaluation",
     },
     "experiments/tracking": {
         "experiments", "experiments/analysis", "experiments/report", "experiments/run/events",
