@@ -42,7 +42,8 @@ WALLS = {
         "sensmerge/adapters", "sensmerge/calibration", "sensmerge/checkpoints", "sensmerge/coefficients",
         "sensmerge/family", "sensmerge/mergers", "sensmerge/onebit", "sensmerge/store", "sensmerge/tensor_names",
     },
-    "evaluation": {"evaluation/sandbox"},
+    "evaluation": {"evaluation/generation", "evaluation/sandbox"},
+    "evaluation/generation": {"evaluation"},
     "evaluation/sandbox": set(),
     "evaluation/benchmarks": {"evaluation", "evaluation/sandbox"},
     "evaluation/checks": {"evaluation", "evaluation/benchmarks", "evaluation/sandbox"},
@@ -50,7 +51,7 @@ WALLS = {
     "experiments/families": {"experiments", "evaluation", "sensmerge"},
     "experiments/run": {
         "experiments", "experiments/families", "experiments/tracking", "evaluation", "evaluation/benchmarks",
-        "sensmerge",
+        "evaluation/generation/choice", "sensmerge",
     },
     "experiments/planning": {  # protocols of families and benchmarks, and no kind of either
         "experiments", "experiments/families/__init__", "experiments/run", "evaluation", "evaluation/checks",
