@@ -132,7 +132,7 @@ class Batches:
             else:
                 halve = False
             if halve:  # what the failed work held is let go of only here
-                self._halve(list(left)[:count], need)
+                self._halve(batch[:count], need)
 
     def _count(self, items: Sequence[int], need: Callable[[Footprint, Sequence[int]], int]) -> int:
         """How many of `items`, from the first, make the next batch."""
