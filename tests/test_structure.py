@@ -68,7 +68,7 @@ WALLS = {
     },
     "experiments/bench": {
         "experiments", "experiments/analysis", "experiments/report", "experiments/run", "experiments/sweeps",
-        "evaluation", "evaluation/benchmarks", "evaluation/checks", "sensmerge",
+        "evaluation", "evaluation/benchmarks", "evaluation/checks", "evaluation/generation", "sensmerge",
     },
     "hydra_plugins/sensmerge_launcher": {"experiments", "experiments/run", "experiments/sweeps"},
     ".": {"experiments/run", "experiments/planning"},
