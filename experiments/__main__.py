@@ -26,6 +26,7 @@ COMMANDS = {  # command -> the module whose main(arguments) it is, and what it d
     "bench sweep": ("experiments.bench.sweep", "many coefficient settings merged together, against one"),
     "bench sensitivity": ("experiments.bench.sensitivity", "sensitivities, whole models against one block at a time"),
     "bench overhead": ("experiments.bench.overhead", "an evaluation's time beside lm-eval's"),
+    "bench generation": ("experiments.bench.generation", "the loops that continue prompts, beside each other"),
     "bench multirun": ("experiments.bench.multirun", "what a sweep costs beyond its merges and evaluations"),
     "bench page": ("experiments.bench.page", "how soon the report page shows its first table"),
     "bench parity": ("experiments.bench.parity", "merged weights beside mergekit's, tensor by tensor"),
