@@ -29,6 +29,11 @@ WALLS = {
         "sensmerge/blockwise", "sensmerge/calibration", "sensmerge/family", "sensmerge/memory", "sensmerge/models",
         "sensmerge/store",
     },
+    "sensmerge/oracle": {
+        "sensmerge/calibration", "sensmerge/checkpoints", "sensmerge/coefficients", "sensmerge/engine",
+        "sensmerge/family", "sensmerge/memory", "sensmerge/merge", "sensmerge/mergers", "sensmerge/models",
+        "sensmerge/tensor_names",
+    },
     "sensmerge/distances": {"sensmerge/checkpoints", "sensmerge/mergers", "sensmerge/tensor_names"},
     "sensmerge/onebit": {"sensmerge/checkpoints", "sensmerge/mergers"},
     "sensmerge/engine": {

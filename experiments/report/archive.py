@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import command_line
-from experiments.analysis import records
+from experiments.analysis import records, registered
 from experiments.report import best, page, report
 from experiments.run.record import RECORD_JSON
 
@@ -48,6 +48,8 @@ def write(study: str, runs: Path, path: Path, how: How = How()) -> int:
     groups = records.of_study(records.load(runs), study)
     packed = {record.directory.name: record for group in groups for record in group}
     content = {_HOW: _json(asdict(how))}
+    if (asked := registered.place(study, runs)) is not None:
+        content[registered.in_pack(study, Path()).as_posix()] = asked.read_bytes()
     for name, record in sorted(packed.items()):
         content[f"{name}/{RECORD_JSON}"] = _json(record.without_places().to_json())
         if study in record.studies:

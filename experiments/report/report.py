@@ -9,6 +9,7 @@ import argparse
 import csv
 import dataclasses
 import io
+import math
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -102,12 +103,18 @@ def _line(row: tables.Row, names: Sequence[str], means: Sequence[str], *, ranked
         line |= {column: kept.get("score"), f"{column}_stderr": kept.get("stderr")}
         line |= {f"{column}_{part}": round(kept[part], 6) if kept else None for part in ("low", "high")}
         line |= {f"{column}_{part}": float(f"{kept[part]:.6g}") if kept else None for part in ("p", "p_holm")}
-        line |= {f"{column}_{part}": kept.get(part) for part in ("test", "items", "seeds")}
+        line |= {f"{column}_{part}": kept.get(part) for part in ("test", "items", "seeds", "families")}
+        line |= {f"{column}_{part}": _digits(kept.get(part)) for part in ("exact", "detectable")}
         if ranked:
             place = row.ranks.get(name)
             line |= {f"rank_{name}": place and place.place, f"rank_{name}_of": place and place.of}
     low, high = row.weights or (None, None)
     return line | {"ksigma_min": low, "ksigma_max": high, "runs": " ".join(record.id for record in row.records)}
+
+
+def _digits(value: float | None) -> float | None:
+    """Six; None of what there is not."""
+    return None if value is None or math.isnan(value) else float(f"{value:.6g}")
 
 
 def _lengths(row: tables.Row, names: Sequence[str]) -> dict[str, object]:

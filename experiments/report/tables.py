@@ -11,9 +11,11 @@ from typing import Any
 from evaluation.record import Metric
 from experiments.analysis import stats
 from experiments.analysis.comparisons import Difference, Pairing, differences, distinct
+from experiments.analysis.conclusions import Answer, answers
 from experiments.analysis.one_table import check_settings, check_versions, check_weights
 from experiments.analysis.ranks import Rank, drawn, rank
 from experiments.analysis.records import control, controls, load, of_study
+from experiments.analysis.registered import Registered, find
 from experiments.report import row_names
 from experiments.run.record import Record
 
@@ -76,6 +78,7 @@ class Table:
     """One model on one suite: the base, the experts, then merger by merger.
 
     means: accuracies first; both where the suite has both. by: paths of the identity whose values name rows.
+    answers: to the comparisons that the study registered; nothing where it registered none.
     """
 
     model: str
@@ -84,6 +87,7 @@ class Table:
     means: tuple[Mean, ...]
     rows: tuple[Row, ...]
     by: tuple[str, ...] = ()
+    answers: tuple[Answer, ...] = ()
 
     @property
     def records(self) -> list[Record]:
@@ -114,11 +118,12 @@ class Table:
 
 def read(study: str, runs: Path, by: Sequence[str] = ()) -> list[Table]:
     """Every table of a study, from its runs below `runs`. Raises what `records.load`, `records.of_study` and `build`
-    raise: FileNotFoundError without `runs`, ValueError without a complete run."""
-    return [build(group, by) for group in of_study(load(runs), study)]
+    raise: FileNotFoundError without `runs`, ValueError without a complete run; and `registered.find`."""
+    asked = find(study, runs)
+    return [build(group, by, asked) for group in of_study(load(runs), study)]
 
 
-def build(records: Sequence[Record], by: Sequence[str] = ()) -> Table:
+def build(records: Sequence[Record], by: Sequence[str] = (), registered: Registered | None = None) -> Table:
     """The table of `records`, which are of one model and suite.
 
     by: paths of the identity ("evaluation.batch_size") whose values get rows of their own, besides the settings of a
@@ -143,7 +148,8 @@ def build(records: Sequence[Record], by: Sequence[str] = ()) -> Table:
     labels = records[0].labels
     shuffles = drawn(records)
     rows = [replace(row, ranks=_ranks(row, shuffles, means)) for row in _compared(rows, records, means)]
-    return Table(labels["model"], labels["suite"], benchmarks, means, tuple(rows), paths)
+    found = answers(registered, means, [row for row in rows if row.scaling is not None]) if registered else ()
+    return Table(labels["model"], labels["suite"], benchmarks, means, tuple(rows), paths, found)
 
 
 def _grid(cells: Mapping[row_names.Name, Any], paths: Sequence[str]) -> set[row_names.Name]:
