@@ -63,7 +63,7 @@ def kept(models: Sequence[Record], known: _References, benchmarks: Sequence[str]
         if ours is None:
             continue
         found = [(model, known.get(_key(model, "base")), known.get(_key(model, ours))) for model in models]
-        sign, merged, gained, errors = 1 if higher else -1, [], [], []
+        sign, merged, gained = 1 if higher else -1, [], []
         for model, base, expert in found:
             if base is None or expert is None or name not in base.results or name not in expert.results:
                 return None
