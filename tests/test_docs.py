@@ -168,6 +168,7 @@ def looked_at(group: str, name: str) -> set[str]:
         "gradients": bool(needs & {"sensitivity", "fisher"}),
         "calibration forward": bool(needs & {"alignment", "information", "grams"}) or getattr(made, "routed", False),
         "adapters": isinstance(made, FactorMerger),
+        "validation answers": getattr(made, "fitted", None) is not None,
     }
     return {kind for kind, so in kinds.items() if so} or {"data-free"}
 

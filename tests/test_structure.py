@@ -29,6 +29,11 @@ WALLS = {
         "sensmerge/blockwise", "sensmerge/calibration", "sensmerge/family", "sensmerge/memory", "sensmerge/models",
         "sensmerge/store",
     },
+    "sensmerge/oracle": {
+        "sensmerge/calibration", "sensmerge/checkpoints", "sensmerge/coefficients", "sensmerge/engine",
+        "sensmerge/family", "sensmerge/memory", "sensmerge/merge", "sensmerge/mergers", "sensmerge/models",
+        "sensmerge/tensor_names",
+    },
     "sensmerge/distances": {"sensmerge/checkpoints", "sensmerge/mergers", "sensmerge/tensor_names"},
     "sensmerge/onebit": {"sensmerge/checkpoints", "sensmerge/mergers"},
     "sensmerge/engine": {
@@ -42,7 +47,8 @@ WALLS = {
         "sensmerge/adapters", "sensmerge/calibration", "sensmerge/checkpoints", "sensmerge/coefficients",
         "sensmerge/family", "sensmerge/mergers", "sensmerge/onebit", "sensmerge/store", "sensmerge/tensor_names",
     },
-    "evaluation": {"evaluation/sandbox"},
+    "evaluation": {"evaluation/generation", "evaluation/sandbox"},
+    "evaluation/generation": {"evaluation"},
     "evaluation/sandbox": set(),
     "evaluation/benchmarks": {"evaluation", "evaluation/sandbox"},
     "evaluation/checks": {"evaluation", "evaluation/benchmarks", "evaluation/sandbox"},
@@ -50,7 +56,7 @@ WALLS = {
     "experiments/families": {"experiments", "evaluation", "sensmerge"},
     "experiments/run": {
         "experiments", "experiments/families", "experiments/tracking", "evaluation", "evaluation/benchmarks",
-        "sensmerge",
+        "evaluation/generation/choice", "sensmerge",
     },
     "experiments/planning": {  # protocols of families and benchmarks, and no kind of either
         "experiments", "experiments/families/__init__", "experiments/run", "evaluation", "evaluation/checks",
@@ -60,8 +66,11 @@ WALLS = {
     "experiments/analysis": {"experiments", "experiments/run/record", "evaluation"},
     "experiments/figures": {"experiments/report/display_names"},
     "experiments/report": {
-        "experiments", "experiments/analysis", "experiments/figures", "experiments/run/record", "evaluation",
-        "sensmerge/coefficients",
+        "experiments", "experiments/analysis", "experiments/figures", "experiments/report/webpage", "experiments/run/events",
+        "experiments/run/record", "evaluation", "sensmerge/coefficients",
+    },
+    "experiments/report/webpage": {
+        "experiments/analysis", "experiments/report", "experiments/run/events", "experiments/run/record", "evaluation",
     },
     "experiments/tracking": {
         "experiments", "experiments/analysis", "experiments/figures", "experiments/report", "experiments/run/events",
@@ -69,7 +78,7 @@ WALLS = {
     },
     "experiments/bench": {
         "experiments", "experiments/analysis", "experiments/report", "experiments/run", "experiments/sweeps",
-        "evaluation", "evaluation/benchmarks", "evaluation/checks", "sensmerge",
+        "evaluation", "evaluation/benchmarks", "evaluation/checks", "evaluation/generation", "sensmerge",
     },
     "hydra_plugins/sensmerge_launcher": {"experiments", "experiments/run", "experiments/sweeps"},
     ".": {"experiments/run", "experiments/planning"},
