@@ -127,9 +127,9 @@ def _world(table: Table) -> Iterator[str]:
     worlds = {record.parameters.get("model.world") for record in table.records}
     if worlds & _FORMER_WORLDS:
         yield (
-            "The embedded family of a former version: a large part of its task vectors is one direction that all experts "
-            "share, or lies outside the blocks. What coefficients do here is evidence about one expert's weight, and "
-            "little about blocks (results/LOG.md, 2026-11-28)."
+            "The embedded family of a former version: a large part of its task vectors is one direction that all "
+            "experts share, or lies outside the blocks. What coefficients do here is evidence about one expert's "
+            "weight, and little about blocks (results/LOG.md, 2026-11-28)."
         )
 
 
