@@ -57,8 +57,7 @@ def broken(document: Path, text: str) -> list[str]:
     return found
 
 
-def headings(text: str) -> set[str]:
-    """As GitHub makes anchors of them."""
+def headings(text: str) -> set[str]:  # as GitHub makes anchors of them
     lines = [line.lstrip("#").strip().lower() for line in text.splitlines() if line.startswith("#")]
     return {re.sub(r"[^\w\- ]", "", line).replace(" ", "-") for line in lines}
 

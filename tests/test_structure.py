@@ -63,10 +63,12 @@ WALLS = {
         "sensmerge",
     },
     "experiments/sweeps": {"experiments", "experiments/run", "evaluation/batches", "sensmerge"},
-    "experiments/analysis": {"experiments", "experiments/run/record", "evaluation"},
+    "experiments/analysis": {"experiments", "experiments/run/record", "experiments/statistics", "evaluation"},
     "experiments/figures": {"experiments/report/display_names"},
+    "experiments/statistics": {"evaluation/record"},
     "experiments/report": {
-        "experiments", "experiments/analysis", "experiments/figures", "experiments/report/webpage", "experiments/run/events",
+        "experiments", "experiments/analysis", "experiments/figures", "experiments/report/webpage",
+        "experiments/run/events", "experiments/statistics",
         "experiments/run/record", "evaluation", "sensmerge/coefficients",
     },
     "experiments/report/webpage": {

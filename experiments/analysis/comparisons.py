@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from experiments.analysis import families, items, power, resampling, stats
-from experiments.analysis.paired import Differences
+from experiments.analysis import families, items
 from experiments.analysis.ranks import replicate
 from experiments.run.record import Record
+from experiments.statistics import power, resampling, stats
+from experiments.statistics.paired import Differences
 
 Records = TypeVar("Records", bound=tuple[Record, ...])
 LEVEL = 0.95

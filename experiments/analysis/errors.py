@@ -6,8 +6,9 @@ import math
 from collections.abc import Callable, Sequence
 
 from evaluation.record import mean
-from experiments.analysis import items, stats
+from experiments.analysis import items
 from experiments.run.record import Record
+from experiments.statistics import stats
 
 Read = Callable[[Record, str], items.Items]
 

@@ -16,8 +16,8 @@ import json
 import math
 from dataclasses import dataclass
 
-from experiments.analysis.paired import Differences
 from experiments.run.record import Record
+from experiments.statistics.paired import Differences
 
 _DRAWS = 100_000  # of signs; where there are no more of them (2^16), each once
 _NOTHING = 1e-12  # a spread that is rounding

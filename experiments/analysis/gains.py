@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from evaluation.record import Metric
-from experiments.analysis import stats
 from experiments.run.record import Record
+from experiments.statistics import stats
 
 _SURE = 2.0  # standard errors that an expert's gain must have: a share of next to nothing says nothing
 _TASKS = {
@@ -80,6 +80,23 @@ def kept(models: Sequence[Record], known: _References, benchmarks: Sequence[str]
         return None
     by_task = [math.fsum(one) / len(one) for one in shares.values()]
     return Kept(math.fsum(by_task) / len(by_task), tuple(over), tuple(undefined))
+
+
+def notes(made: Sequence[Kept], benchmarks: Sequence[str]) -> list[str]:
+    """What the shares of a table with these benchmarks are over, and where there is none; nothing without shares."""
+    if not made:
+        return []
+    over, undefined = ({name for one in made for name in getattr(one, part)} for part in ("over", "undefined"))
+
+    def listed(names: set[str]) -> str:
+        return ", ".join(name for name in benchmarks if name in names)
+
+    said = [f"kept: (merge − base) / (expert − base) on the expert's own task, mean over tasks; of {listed(over)}"]
+    if undefined:
+        said.append(f"undefined on {listed(undefined)}, whose expert gains nothing by two standard errors")
+    if left := set(benchmarks) - over - undefined:
+        said.append(f"no expert's own: {listed(left)}")
+    return ["; ".join(said) + "."]
 
 
 def _key(record: Record, member: str) -> str:

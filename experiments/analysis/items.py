@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from evaluation.record import Metric
-from experiments.analysis import stats
 from experiments.run.record import Record
+from experiments.statistics import stats
 
 if TYPE_CHECKING:
     from numpy import ndarray

@@ -99,7 +99,8 @@ def forest(
         axes = figure.add_axes((x / width, y / tall, each / width, body / tall))
         _panel(axes, at, groups, references)
         axes.set_xlim(*ends)
-        axes.xaxis.set_major_locator(MaxNLocator(max(2, int(each / 0.3)), steps=[1, 2, 2.5, 5, 10]))
+        ticks = MaxNLocator(max(2, int(each / 0.3)), steps=[1, 2, 2.5, 5, 10]).tick_values(*ends)
+        axes.set_xticks([tick for tick in ticks if ends[0] <= tick <= ends[1]])
         axes.set_title(title, loc="left", pad=3)
         if along == 0:
             _names(axes, groups, (left + _GAP - _EDGE) / each)

@@ -16,7 +16,7 @@ from experiments.report.method_plots import Drawings
 from experiments.report.tables import Mean, Row, Table
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from experiments.figures.style import Figure
 
 _MOST_PANELS = 8  # heat maps or profiles one below the other
 

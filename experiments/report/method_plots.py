@@ -14,7 +14,7 @@ from experiments.report import display_names
 from experiments.report.tables import Mean, Row, Table
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from experiments.figures.style import Figure
 
 _TALLEST = 9.0  # inches: a page
 

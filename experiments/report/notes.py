@@ -6,13 +6,13 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 
-from experiments.analysis import conclusions, verdicts
+from experiments.analysis import conclusions, gains, verdicts
 from experiments.analysis.comparisons import Difference
-from experiments.analysis.paired import ENOUGH_SEEDS
 from experiments.analysis.records import shuffled
 from experiments.report import published, row_names
 from experiments.report.tables import Row, Table
 from experiments.run.record import Record
+from experiments.statistics.paired import ENOUGH_SEEDS
 
 _COUNTS = ("truncated", "empty", "clipped", "undefined")
 _SHOWN = 0.05  # of a benchmark's answers: a row with more of a kind is named
@@ -43,7 +43,7 @@ def notes(table: Table, commands: Sequence[str]) -> list[str]:
     found.append(_errors(table))
     if table.merges:
         found += _comparisons(table)
-    found += _kept(table)
+    found += gains.notes([one for row in table.rows for one in row.kept.values()], [b.name for b in table.benchmarks])
     found += _distances(table)
     found += _world(table)
     if any(not row.records for row in table.rows):
@@ -86,26 +86,6 @@ def _comparisons(table: Table) -> Iterator[str]:
         )
         yield _detectable(table)
     yield from _random(table)
-
-
-def _kept(table: Table) -> Iterator[str]:
-    """What the share of the experts' gain is over, and where there is none."""
-    made = [one for row in table.rows for one in row.kept.values()]
-    if not made:
-        return
-    over, undefined = ({name for one in made for name in getattr(one, part)} for part in ("over", "undefined"))
-    said = [
-        f"kept: (merge − base) / (expert − base) on the expert's own task, mean over tasks; of {_listed(table, over)}"
-    ]
-    if undefined:
-        said.append(f"undefined on {_listed(table, undefined)}, whose expert gains nothing by two standard errors")
-    if left := {b.name for b in table.benchmarks} - over - undefined:
-        said.append(f"no expert's own: {_listed(table, left)}")
-    yield "; ".join(said) + "."
-
-
-def _listed(table: Table, names: set[str]) -> str:
-    return ", ".join(b.name for b in table.benchmarks if b.name in names)
 
 
 def _distances(table: Table) -> Iterator[str]:

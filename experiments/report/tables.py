@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.record import Metric
-from experiments.analysis import stats
 from experiments.analysis.comparisons import Difference, Pairing, differences, distinct
 from experiments.analysis.conclusions import Answer, answers
 from experiments.analysis.gains import Kept, kept, references
@@ -20,6 +19,7 @@ from experiments.analysis.records import control, controls, load, of_study
 from experiments.analysis.registered import Registered, find
 from experiments.report import row_names
 from experiments.run.record import Record
+from experiments.statistics import stats
 
 
 @dataclass(frozen=True)
@@ -215,9 +215,7 @@ def _row(
         records=tuple(records),
         models=len(models),
         scores={b.name: scored(models, b.name) for b in benchmarks if evaluated([b.name])},
-        intervals={
-            b.name: span for b in benchmarks if evaluated([b.name]) and (span := share_interval(models, b.name))
-        },
+        intervals={b.name: s for b in benchmarks if evaluated([b.name]) and (s := share_interval(models, b.name))},
         kept={
             mean.name: share
             for mean in means
@@ -225,9 +223,7 @@ def _row(
             if (share := kept(models, known, mean.benchmarks, higher=mean.higher_is_better))
         },
         means={
-            mean.name: stats.over_seeds(
-                [stats.macro([scored([model], b) for b in mean.benchmarks]) for model in models]
-            )
+            mean.name: stats.over_seeds([stats.macro([scored([one], b) for b in mean.benchmarks]) for one in models])
             for mean in means
             if evaluated(mean.benchmarks)
         },

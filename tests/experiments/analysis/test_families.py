@@ -13,7 +13,7 @@ from scipy.stats import ttest_1samp
 from table_fixtures import DIGESTS, row, rule, table_of
 
 from experiments.analysis import families
-from experiments.analysis.paired import Differences
+from experiments.statistics.paired import Differences
 
 RANDOM = np.random.default_rng
 

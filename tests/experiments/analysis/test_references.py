@@ -7,7 +7,7 @@ from pathlib import Path
 from report_fixtures import write_run
 
 from experiments.analysis import records, references
-from experiments.analysis.stats import holm
+from experiments.statistics.stats import holm
 
 
 def test_each_benchmark_with_its_uniform_control(tmp_path: Path) -> None:

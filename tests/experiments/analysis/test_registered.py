@@ -10,9 +10,10 @@ from report_fixtures import write_run
 from scipy.stats import ttest_1samp
 from table_fixtures import DIGESTS, rule
 
-from experiments.analysis import registered, stats
+from experiments.analysis import registered
 from experiments.analysis.conclusions import Answer
 from experiments.report import archive, markdown, report, tables
+from experiments.statistics import stats
 
 FILE = """
 measure: acc

@@ -11,8 +11,8 @@ import pytest
 from report_fixtures import COEFFICIENTS, write_run
 from table_fixtures import DIGESTS, GAIN, NOTHING, row, rule, screen, shuffled, table_of
 
-from experiments.analysis import resampling, stats
 from experiments.report import best, figure_list, latex, markdown, report, tables
+from experiments.statistics import resampling, stats
 
 
 def test_settings_that_vary_get_rows_in_numerical_order(tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_accuracies_and_losses_have_means_of_their_own(tmp_path: Path) -> None:
     verdict = "verdict (detectable from)"
     assert header[5:] == ["mean acc", "Δ acc [95 %]", "p", verdict, "mean bpb ↓", "Δ bpb ↓ [95 %]", "p", verdict, "K·σ"]
     assert "this table's 2 comparisons" in text
-    assert {"bars_acc", "bars_bpb", "differences_acc", "differences_bpb"} <= {
+    assert {"scores_acc", "scores_bpb"} <= {
         path.stem for path in figure_list.write([table], tmp_path / "figures")[0]
     }
 

@@ -10,7 +10,8 @@ import pytest
 from scipy.stats import binomtest
 
 from evaluation.record import mean
-from experiments.analysis import power, stats, verdicts
+from experiments.analysis import verdicts
+from experiments.statistics import power, stats
 
 RANDOM = np.random.default_rng
 

@@ -11,8 +11,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from experiments.analysis import resampling
-from experiments.analysis.paired import Differences
+from experiments.statistics import resampling
+from experiments.statistics.paired import Differences
 
 pytestmark = pytest.mark.slow
 Random = np.random.Generator

@@ -9,9 +9,9 @@ import math
 import numpy as np
 import pytest
 
-from experiments.analysis import resampling
-from experiments.analysis.paired import Differences
-from experiments.analysis.resampling import over_items
+from experiments.statistics import resampling
+from experiments.statistics.paired import Differences
+from experiments.statistics.resampling import over_items
 
 RANDOM = np.random.default_rng
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from experiments.analysis.paired import Differences
+from experiments.statistics.paired import Differences
 
 if TYPE_CHECKING:
     from numpy import ndarray
