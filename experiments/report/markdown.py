@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from evaluation.record import Metric
+from experiments.analysis import verdicts
 from experiments.analysis.comparisons import Difference
 from experiments.report import notes, published
 from experiments.report.tables import Row, Table
@@ -56,7 +57,7 @@ def number(metric: Metric | None, *, percent: bool) -> str:
 def difference(found: Difference | None, *, percent: bool) -> str:
     """With its interval, and a dagger where it is distinguishable from none.
 
-    >>> difference(Difference(0.05, 0.02, 0.01, 0.09, 400, 1, 0.01, 0.04, "sign-flip"), percent=True)
+    >>> difference(Difference(0.05, 0.02, 0.01, 0.09, 400, 6, 0.01, 0.04, "families", families=6), percent=True)
     '+5.0 [+1.0, +9.0] †'
     """
     if found is None:
@@ -87,8 +88,9 @@ def _section(table: Table, commands: Sequence[str]) -> str:
         header += [b.name + ("" if b.higher_is_better else " ↓"), *(["tokens"] if b.name in table.generated else [])]
     for mean in table.means:
         which = mean.name + ("" if mean.higher_is_better else " ↓")
-        header += [f"mean {which}", *([f"Δ {which} [95 %]", "p"] if table.merges else [])]
+        header += [f"mean {which}", *([f"Δ {which} [95 %]", "p", "verdict (detectable from)"] if table.merges else [])]
         header += ["rank"] if table.ranked else []
+        header += ["kept"] if table.keeps else []
     header += ["K·σ"] if table.merges else []
     header += ["‖θ−θ₀‖"] if table.measured else []
     rows = [_cells(table, row) for row in table.rows]
@@ -116,9 +118,12 @@ def _cells(table: Table, row: Row) -> list[str]:
         cells.append(number(row.means.get(mean.name), percent=percent))
         if table.merges:
             cells += [difference(found, percent=percent), probability(found and found.p_holm)]
+            cells.append(verdicts.cell(found, higher=percent, percent=percent) if found else DASH)
         if table.ranked:
             place = row.ranks.get(mean.name)
             cells.append(f"{place.place}/{place.of}" if place else DASH)
+        if table.keeps:
+            cells.append(f"{row.kept[mean.name].share:.0%}" if mean.name in row.kept else DASH)
     if table.merges:
         cells.append("{:.2f}..{:.2f}".format(*row.weights) if row.weights else DASH)
     if table.measured:
