@@ -52,6 +52,10 @@ class Footprint:
         """Of a prompt of `length` tokens and `new` more, for each of `sequences`."""
         return sequences * (length * self.token + 2 * (length + new) * self.kept + 3 * self.logit)
 
+    def slots(self, slots: int, length: int, entering: int) -> int:
+        """Of slots with room for `length` tokens each. entering: tokens of prompts in one pass, or one prompt's."""
+        return slots * (length * self.kept + 3 * self.logit) + max(entering, length) * self.token
+
 
 class Batches:
     """Batches for one model. size: sequences, or "auto"; on a CPU "auto" is ON_CPU.
@@ -99,6 +103,36 @@ class Batches:
                 continue
             yield batch, answers
             start += len(batch)
+
+    def stream(
+        self,
+        items: Sequence[int],
+        work: Callable[[list[int], int], Iterator[tuple[list[int], Sequence[Answer]]]],
+        need: Callable[[Footprint, Sequence[int]], int],
+    ) -> Iterator[tuple[list[int], Sequence[Answer]]]:
+        """As `each`, for work that takes all items, so many of them at once, and gives answers as they come.
+
+        Where it runs out of memory it is asked again for what it has not answered, with half as many at once.
+        """
+        import torch
+
+        left = dict.fromkeys(items)
+        while left:
+            batch = list(left)
+            count = self._count(batch, need)
+            try:
+                for done, answers in work(batch, count):
+                    yield done, answers
+                    for item in done:
+                        del left[item]
+            except torch.OutOfMemoryError:
+                if count == 1:
+                    raise
+                halve = True
+            else:
+                halve = False
+            if halve:  # what the failed work held is let go of only here
+                self._halve(batch[:count], need)
 
     def _count(self, items: Sequence[int], need: Callable[[Footprint, Sequence[int]], int]) -> int:
         """How many of `items`, from the first, make the next batch."""

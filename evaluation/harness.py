@@ -2,10 +2,9 @@
 
 The weights are never written and read again between a merge and its evaluation. Tokenisation (BOS, the split between
 context and continuation), prompts, filters and metrics are lm-eval's; log-likelihoods (likelihood.py) are made at the
-scored positions alone; generation is a greedy loop of
-our own over `model.generate`, because lm-eval's tells nobody which answers were cut short, silently drops the head of
-a prompt that is too long, and decodes an answer without what precedes it, which eats the first space of an indented
-line with SentencePiece tokenizers.
+scored positions alone; generation is our own (evaluation/generation), because lm-eval's tells nobody which answers were
+cut short, silently drops the head of a prompt that is too long, and decodes an answer without what precedes it, which
+eats the first space of an indented line with SentencePiece tokenizers.
 """
 
 from __future__ import annotations
@@ -23,12 +22,13 @@ from tqdm import tqdm
 
 from evaluation.answers import FirstPrompts, Generation, LogLikelihood, Sample, Sampling, TaskModel
 from evaluation.batches import Batches, Size
+from evaluation.generation.choice import Way
+from evaluation.generation.generator import Generator
 from evaluation.likelihood import Request, log_likelihoods
 from evaluation.lm_eval_rows import Task, quiet, with_rows
 
 Batch = TypeVar("Batch", bound=tuple[Any, ...])
 Bars = Callable[[str, Iterable[Any], int], Iterable[Any]]
-_STOP_EVERY = 4  # steps between searches for stop strings: decoding each step costs as much as a small model's forward
 _CONTEXT_TOKENS = 8  # prompt tokens decoded in front of an answer, so that its first space survives
 
 
@@ -37,8 +37,10 @@ class Harness:
 
     batch_size: sequences a forward pass, or "auto" (evaluation/batches.py); part of a result's settings, for
     floating-point sums depend on it.
-    max_length: tokens of context; None takes the model's own. progress: (label, batches, items in all) -> the batches,
-    each with its answers and tokens (read and written), to tell how far it is; None: a bar at a terminal.
+    max_length: tokens of context; None takes the model's own. generation: the loop that continues prompts
+    (evaluation/generation/generator.py); part of a result's settings.
+    progress: (label, batches, items in all) -> the batches, each with its answers and tokens (read and written), to
+    tell how far it is; None: a bar at a terminal.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Harness:
         *,
         batch_size: Size,
         max_length: int | None = None,
+        generation: Way = "auto",
         progress: Bars | None = None,
     ) -> None:
         if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
@@ -65,6 +68,7 @@ class Harness:
             )
         self._model = model
         self.batches = Batches(batch_size, model)
+        self._generator = Generator(model, self._lm.tokenizer, self.batches, generation)
         self._bar = progress or _bar
         self.prompts = FirstPrompts()
         self.max_length: int = self._lm.max_length
@@ -75,6 +79,7 @@ class Harness:
             "lm_eval": version("lm_eval"),
             **self.batches.settings(),
             "max_length": self.max_length,
+            "generation": self._generator.way,
             "dtype": str(self._model.dtype).removeprefix("torch."),
         }
 
@@ -142,11 +147,8 @@ class Harness:
         order = sorted(range(len(prompts)), key=lambda index: (-len(encoded[index]), index))
         answers: dict[int, Generation] = {}
         kept = [encoded[index][-room:] for index in order]
-        made = self.batches.each(
-            range(len(order)),
-            lambda batch: self._continue([kept[i] for i in batch], until, max_new_tokens, sampling, batch[0]),
-            lambda footprint, batch: footprint.generating(len(batch), len(kept[batch[0]]), max_new_tokens),
-        )
+        how: dict[str, Any] = {"until": until, "max_new_tokens": max_new_tokens, "sampling": sampling}
+        made = self._generator.each(kept, ends=frozenset(self._ends()), **how)
         counted = (
             (batch, texts, sum(len(kept[place]) for place in batch) + sum(map(len, texts))) for batch, texts in made
         )
@@ -217,54 +219,6 @@ class Harness:
         declared = self._model.generation_config.eos_token_id
         ends = declared if isinstance(declared, list) else [declared]
         return {token for token in [*ends, self._lm.tokenizer.eos_token_id] if token is not None}
-
-    def _continue(
-        self,
-        prompts: list[list[int]],
-        until: Sequence[str],
-        max_new_tokens: int,
-        sampling: Sampling | None,
-        position: int,
-    ) -> list[list[int]]:
-        """The new tokens of one left-padded batch, with whatever follows a row's end. position: of the batch."""
-        import torch
-
-        tokenizer, length = self._lm.tokenizer, max(len(tokens) for tokens in prompts)
-        pad = tokenizer.pad_token_id
-        ids = torch.tensor([[pad] * (length - len(tokens)) + tokens for tokens in prompts], device=self._model.device)
-        mask = torch.tensor([[0] * (length - len(tokens)) + [1] * len(tokens) for tokens in prompts], device=ids.device)
-        done = torch.zeros(len(prompts), dtype=torch.bool, device=ids.device)
-        # Enough tokens to hold a stop string that ended up to _STOP_EVERY steps ago, however it was cut into tokens.
-        window = _STOP_EVERY + max((len(stop.encode()) for stop in until), default=0)
-
-        def stopped(sequences: Any, scores: Any, **_: Any) -> Any:
-            fresh = sequences.shape[1] - length
-            if until and fresh % _STOP_EVERY == 0:  # looking rarely changes no answer: they are cut at the string
-                texts = tokenizer.batch_decode(sequences[:, length + max(0, fresh - window) :])
-                done.logical_or_(torch.tensor([any(s in text for s in until) for text in texts], device=done.device))
-            return done
-
-        how: dict[str, Any] = {"do_sample": False}
-        if sampling is not None:
-            how = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
-        devices = [self._model.device] if self._model.device.type == "cuda" else []
-        with torch.inference_mode(), quiet(), torch.random.fork_rng(devices, enabled=sampling is not None):
-            if sampling is not None:
-                torch.manual_seed(sampling.seed * 1_000_003 + position)
-            sequences = self._model.generate(
-                input_ids=ids,
-                attention_mask=mask,
-                max_new_tokens=max_new_tokens,
-                stopping_criteria=[stopped],
-                eos_token_id=sorted(self._ends()) or None,
-                pad_token_id=pad,
-                **how,
-                num_beams=1,
-                repetition_penalty=1.0,
-                no_repeat_ngram_size=0,
-                use_cache=True,
-            )
-        return sequences[:, length:].tolist()
 
     def _cut(self, prompt: list[int], answer: list[int], until: Sequence[str], *, clipped: bool) -> Generation:
         ends = self._ends()

@@ -75,7 +75,7 @@ def _picked(model: Any, batch: Sequence[tuple[Sequence[int], list[Sequence[int]]
         rows += [row] * span
         columns += range(len(inputs) - span, len(inputs))
     with torch.inference_mode():
-        logits = _logits(model, ids, torch.tensor(rows, device=device), torch.tensor(columns, device=device))
+        logits = logits_at(model, ids, torch.tensor(rows, device=device), torch.tensor(columns, device=device))
         wanted, positions, lengths, start = [], [], [], 0
         for _, continuations in batch:
             end = start + max(map(len, continuations))
@@ -91,15 +91,15 @@ def _picked(model: Any, batch: Sequence[tuple[Sequence[int], list[Sequence[int]]
     return [[next(answers) for _ in continuations] for _, continuations in batch]
 
 
-def _logits(model: Any, ids: Any, rows: Any, columns: Any) -> Any:
-    """Logits [N, V] at the positions (rows[i], columns[i]) of ids [B, T].
+def logits_at(model: Any, ids: Any, rows: Any, columns: Any, **how: Any) -> Any:
+    """Logits [N, V] at the positions (rows[i], columns[i]) of ids [B, T]. how: what else the model is given.
 
     What the model does to its head's output (a scale, a soft cap) is done to these too: the head is handed the hidden
     states of those positions alone. A model without a head of its own is asked for all of them.
     """
     head = model.get_output_embeddings()
     if head is None:
-        return model(input_ids=ids).logits[rows, columns]
+        return model(input_ids=ids, **how).logits[rows, columns]
 
     def gather(module: Any, given: tuple[Any, ...]) -> tuple[Any, ...]:
         hidden, *rest = given
@@ -107,7 +107,7 @@ def _logits(model: Any, ids: Any, rows: Any, columns: Any) -> Any:
 
     hook = head.register_forward_pre_hook(gather)
     try:
-        return model(input_ids=ids, use_cache=False).logits[0]
+        return model(input_ids=ids, **{"use_cache": False, **how}).logits[0]
     finally:
         hook.remove()
 

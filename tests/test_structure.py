@@ -47,7 +47,8 @@ WALLS = {
         "sensmerge/adapters", "sensmerge/calibration", "sensmerge/checkpoints", "sensmerge/coefficients",
         "sensmerge/family", "sensmerge/mergers", "sensmerge/onebit", "sensmerge/store", "sensmerge/tensor_names",
     },
-    "evaluation": {"evaluation/sandbox"},
+    "evaluation": {"evaluation/generation", "evaluation/sandbox"},
+    "evaluation/generation": {"evaluation"},
     "evaluation/sandbox": set(),
     "evaluation/benchmarks": {"evaluation", "evaluation/sandbox"},
     "evaluation/checks": {"evaluation", "evaluation/benchmarks", "evaluation/sandbox"},
@@ -55,7 +56,7 @@ WALLS = {
     "experiments/families": {"experiments", "evaluation", "sensmerge"},
     "experiments/run": {
         "experiments", "experiments/families", "experiments/tracking", "evaluation", "evaluation/benchmarks",
-        "sensmerge",
+        "evaluation/generation/choice", "sensmerge",
     },
     "experiments/planning": {  # protocols of families and benchmarks, and no kind of either
         "experiments", "experiments/families/__init__", "experiments/run", "evaluation", "evaluation/checks",
@@ -76,7 +77,7 @@ WALLS = {
     },
     "experiments/bench": {
         "experiments", "experiments/analysis", "experiments/report", "experiments/run", "experiments/sweeps",
-        "evaluation", "evaluation/benchmarks", "evaluation/checks", "sensmerge",
+        "evaluation", "evaluation/benchmarks", "evaluation/checks", "evaluation/generation", "sensmerge",
     },
     "hydra_plugins/sensmerge_launcher": {"experiments", "experiments/run", "experiments/sweeps"},
     ".": {"experiments/run", "experiments/planning"},

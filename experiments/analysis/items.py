@@ -60,3 +60,17 @@ def interval(metric: Metric, independent: Metric) -> tuple[float, float] | None:
         return None
     wider = (metric.stderr / independent.stderr) ** 2 if independent.stderr > 0 else 1.0
     return stats.wilson(metric.score, metric.n / max(1.0, wider))
+
+
+def scored(models: Sequence[Record], benchmark: str) -> Metric:
+    """Of a row's different models: one with its error over items or clusters of them, several as `stats.over_seeds`."""
+    if len(models) == 1:
+        return headline(models[0], benchmark)
+    return stats.over_seeds([model.results[benchmark].headline for model in models])
+
+
+def share_interval(models: Sequence[Record], benchmark: str) -> tuple[float, float] | None:
+    """`interval` of a row of one model; None of others, whose error is over models."""
+    if len(models) > 1:
+        return None
+    return interval(headline(models[0], benchmark), models[0].results[benchmark].headline)

@@ -28,6 +28,7 @@ from pathlib import Path
 import torch
 
 from experiments import command_line, provenance
+from experiments.bench import generation
 from experiments.bench.gpu_lines import PROMPT, TASKS, Bench, Sizes
 from experiments.bench.random_checkpoints import add_family, family
 from experiments.bench.rounds import add_rounds, run_process
@@ -102,6 +103,8 @@ def lines(sizes: Sizes) -> dict[str, Line]:
         text = f"greedy generation, batch {batch}, {sizes.answer} tokens after {PROMPT}"
         work, target = methodcaller("generate", batch), 5000.0 if batch == 64 else None
         found[f"generate.{batch}"] = Line(text, "tok/s", work, partial(_decoded, batch), target, more=True)
+    for key, text, unit, work, target, warm in generation.lines(sizes):
+        found[key] = Line(text, unit, work, target=target, more=True, warm=warm)
     for name, (_, target) in _MERGERS.items():
         text = f"one more setting, base and experts on the card, {name}"
         found[f"again.{name}"] = Line(

@@ -90,6 +90,7 @@ def _section(table: Table, commands: Sequence[str]) -> str:
         which = mean.name + ("" if mean.higher_is_better else " ↓")
         header += [f"mean {which}", *([f"Δ {which} [95 %]", "p", "verdict (detectable from)"] if table.merges else [])]
         header += ["rank"] if table.ranked else []
+        header += ["kept"] if table.keeps else []
     header += ["K·σ"] if table.merges else []
     header += ["‖θ−θ₀‖"] if table.measured else []
     rows = [_cells(table, row) for row in table.rows]
@@ -121,6 +122,8 @@ def _cells(table: Table, row: Row) -> list[str]:
         if table.ranked:
             place = row.ranks.get(mean.name)
             cells.append(f"{place.place}/{place.of}" if place else DASH)
+        if table.keeps:
+            cells.append(f"{row.kept[mean.name].share:.0%}" if mean.name in row.kept else DASH)
     if table.merges:
         cells.append("{:.2f}..{:.2f}".format(*row.weights) if row.weights else DASH)
     if table.measured:

@@ -17,6 +17,7 @@ from experiments.run.record import Record
 _COUNTS = ("truncated", "empty", "clipped", "undefined")
 _SHOWN = 0.05  # of a benchmark's answers: a row with more of a kind is named
 _MOST_NAMED = 6
+_FORMER_WORLDS = {1, 2}  # model.world of records that are older than the family of twelve blocks
 _TESTS = {
     "McNemar": "McNemar's exact test",
     "sign-flip": "sign-flip permutation test over items",
@@ -42,7 +43,9 @@ def notes(table: Table, commands: Sequence[str]) -> list[str]:
     found.append(_errors(table))
     if table.merges:
         found += _comparisons(table)
+    found += _kept(table)
     found += _distances(table)
+    found += _world(table)
     if any(not row.records for row in table.rows):
         found.append("A row of dashes is a run without a complete record.")
     found += _counts(table)
@@ -85,6 +88,26 @@ def _comparisons(table: Table) -> Iterator[str]:
     yield from _random(table)
 
 
+def _kept(table: Table) -> Iterator[str]:
+    """What the share of the experts' gain is over, and where there is none."""
+    made = [one for row in table.rows for one in row.kept.values()]
+    if not made:
+        return
+    over, undefined = ({name for one in made for name in getattr(one, part)} for part in ("over", "undefined"))
+    said = [
+        f"kept: (merge − base) / (expert − base) on the expert's own task, mean over tasks; of {_listed(table, over)}"
+    ]
+    if undefined:
+        said.append(f"undefined on {_listed(table, undefined)}, whose expert gains nothing by two standard errors")
+    if left := {b.name for b in table.benchmarks} - over - undefined:
+        said.append(f"no expert's own: {_listed(table, left)}")
+    yield "; ".join(said) + "."
+
+
+def _listed(table: Table, names: set[str]) -> str:
+    return ", ".join(b.name for b in table.benchmarks if b.name in names)
+
+
 def _distances(table: Table) -> Iterator[str]:
     """What the norms are, and what PRISM's score says of the experts."""
     told = [record.distances for record in table.records if record.distances]
@@ -96,6 +119,17 @@ def _distances(table: Table) -> Iterator[str]:
             "‖θ−θ₀‖: Euclidean distance to the base over all tensors, mean over a row's models. PRISM's interference "
             f"score of the experts at c = 1/K (arXiv 2610.03199): {spans[0]}, of which opposite signs {spans[1]}; "
             "its paper calls merges above 1.92e-3 destructive."
+        )
+
+
+def _world(table: Table) -> Iterator[str]:
+    """That the embedded family was another one, where it was."""
+    worlds = {record.parameters.get("model.world") for record in table.records}
+    if worlds & _FORMER_WORLDS:
+        yield (
+            "The embedded family of a former version: a large part of its task vectors is one direction that all "
+            "experts share, or lies outside the blocks. What coefficients do here is evidence about one expert's "
+            "weight, and little about blocks (results/LOG.md, 2026-11-28)."
         )
 
 

@@ -61,20 +61,23 @@ def as_csv(found: Sequence[tables.Table]) -> str:
     """A line per row of every table, in raw units: accuracies in 0..1. An empty field: no such number.
 
     *_n: what its standard error is over, items or, where models > 1, models. Limits of intervals and p values are
-    random in their last digits: limits are rounded to six decimals, p values to six digits. distance: `Row.distance`,
-    where any row has one.
+    random in their last digits: limits are rounded to six decimals, p values to six digits. *_low, *_high of a
+    benchmark: Wilson's interval. kept_*: `Row.kept`. distance: `Row.distance`, where any row has one.
     """
     names = list(dict.fromkeys(benchmark.name for table in found for benchmark in table.benchmarks))
     means = list(dict.fromkeys(mean.name for table in found for mean in table.means))
     ranked = any(table.ranked for table in found)
+    keeps = any(table.keeps for table in found)
+    shares = [name for name in names if any(name in row.intervals for table in found for row in table.rows)]
     measured = any(table.measured for table in found)
     generated = [name for name in names if any(name in table.generated for table in found)]
     lines = [
         {
             "model": table.model,
             "suite": table.suite,
-            **_line(row, names, means, ranked=ranked),
+            **_line(row, names, means, ranked=ranked, keeps=keeps),
             **_lengths(row, generated),
+            **_intervals(row, shares),
             **({"distance": row.distance} if measured else {}),
         }
         for table in found
@@ -87,7 +90,9 @@ def as_csv(found: Sequence[tables.Table]) -> str:
     return text.getvalue()
 
 
-def _line(row: tables.Row, names: Sequence[str], means: Sequence[str], *, ranked: bool) -> dict[str, object]:
+def _line(
+    row: tables.Row, names: Sequence[str], means: Sequence[str], *, ranked: bool, keeps: bool
+) -> dict[str, object]:
     line: dict[str, object] = {"merger": row.merger, "scaling": row.scaling}
     line |= {"seeds": len(row.records), "models": row.models}
     scores = {
@@ -108,8 +113,15 @@ def _line(row: tables.Row, names: Sequence[str], means: Sequence[str], *, ranked
         if ranked:
             place = row.ranks.get(name)
             line |= {f"rank_{name}": place and place.place, f"rank_{name}_of": place and place.of}
+        if keeps:
+            line |= {f"kept_{name}": row.kept[name].share if name in row.kept else None}
     low, high = row.weights or (None, None)
     return line | {"ksigma_min": low, "ksigma_max": high, "runs": " ".join(record.id for record in row.records)}
+
+
+def _intervals(row: tables.Row, names: Sequence[str]) -> dict[str, object]:
+    ends = {name: row.intervals.get(name, (None, None)) for name in names}
+    return {f"{name}_{end}": _digits(ends[name][at]) for name in names for at, end in enumerate(("low", "high"))}
 
 
 def _digits(value: float | None) -> float | None:

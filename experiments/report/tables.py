@@ -12,6 +12,8 @@ from evaluation.record import Metric
 from experiments.analysis import stats
 from experiments.analysis.comparisons import Difference, Pairing, differences, distinct
 from experiments.analysis.conclusions import Answer, answers
+from experiments.analysis.gains import Kept, kept, references
+from experiments.analysis.items import scored, share_interval
 from experiments.analysis.one_table import check_settings, check_versions, check_weights
 from experiments.analysis.ranks import Rank, drawn, rank
 from experiments.analysis.records import control, controls, load, of_study
@@ -54,6 +56,7 @@ class Row:
     weights: smallest and largest K * sigma. ranks: by Mean.name, of a rule among its shuffles, where there are enough.
     lengths: by benchmark that generates, mean tokens of an answer. distance: ||theta - theta_0||, the mean over the
     different models; of an expert as any merge of the table tells it. None where no record does, as older ones do not.
+    intervals: Wilson's, by benchmark of right and wrong answers, of a row of one model. kept: by Mean.name, of a merge.
     """
 
     merger: str
@@ -67,6 +70,8 @@ class Row:
     lengths: Mapping[str, float] = field(default_factory=dict)
     ranks: Mapping[str, Rank] = field(default_factory=dict)
     distance: float | None = None
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    kept: Mapping[str, Kept] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -107,6 +112,11 @@ class Table:
         return any(row.ranks for row in self.rows)
 
     @property
+    def keeps(self) -> bool:
+        """Whether any row knows what share of the experts' gain it keeps."""
+        return any(row.kept for row in self.rows)
+
+    @property
     def measured(self) -> bool:
         """Whether any row knows how far it lies from the base."""
         return any(row.distance is not None for row in self.rows)
@@ -140,9 +150,9 @@ def build(records: Sequence[Record], by: Sequence[str] = (), registered: Registe
     for name, found in cells.items():
         check_settings(" + ".join(filter(None, name)), found)
     benchmarks = _benchmarks(records)
-    means = _means(benchmarks)
+    means, norms, known = _means(benchmarks), _norms(records), references(records)
     rows = [
-        _row(name, cells.get(name, []), benchmarks, means, _norms(records))
+        _row(name, cells.get(name, []), benchmarks, means, norms, known)
         for name in sorted(_grid(cells, paths), key=row_names.order)
     ]
     labels = records[0].labels
@@ -190,6 +200,7 @@ def _row(
     benchmarks: Sequence[Benchmark],
     means: Sequence[Mean],
     norms: Mapping[str, float],
+    known: Mapping[str, Record],
 ) -> Row:
     if not records:
         return Row(*name)
@@ -203,14 +214,19 @@ def _row(
         *name,
         records=tuple(records),
         models=len(models),
-        scores={
-            b.name: stats.over_seeds([model.results[b.name].headline for model in models])
-            for b in benchmarks
-            if evaluated([b.name])
+        scores={b.name: scored(models, b.name) for b in benchmarks if evaluated([b.name])},
+        intervals={
+            b.name: span for b in benchmarks if evaluated([b.name]) and (span := share_interval(models, b.name))
+        },
+        kept={
+            mean.name: share
+            for mean in means
+            if name[1] is not None and evaluated(mean.benchmarks)
+            if (share := kept(models, known, mean.benchmarks, higher=mean.higher_is_better))
         },
         means={
             mean.name: stats.over_seeds(
-                [stats.macro([model.results[b].headline for b in mean.benchmarks]) for model in models]
+                [stats.macro([scored([model], b) for b in mean.benchmarks]) for model in models]
             )
             for mean in means
             if evaluated(mean.benchmarks)

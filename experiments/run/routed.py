@@ -142,7 +142,8 @@ def harness(
     return Routed(
         model, models.load_tokenizer(family.shells["base"]),
         pour=pour, asked=asked, router=router(spec, family, progress),
-        batch_size=spec.evaluation.batch_size, max_length=spec.evaluation.max_length, progress=progress.batches,
+        batch_size=spec.evaluation.batch_size, max_length=spec.evaluation.max_length,
+        generation=spec.evaluation.generation, progress=progress.batches,
     )  # fmt: skip
 
 

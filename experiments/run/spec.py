@@ -11,6 +11,7 @@ from pydantic import Field, InstanceOf, SkipValidation
 from pydantic.dataclasses import dataclass
 
 from evaluation.batches import ON_CPU
+from evaluation.generation import choice
 from evaluation.suites import Suite
 from experiments.families import Family
 from experiments.provenance import data_digests
@@ -41,15 +42,19 @@ class Evaluation:
     batch_size: sequences at once; "auto" is 64 on a CPU, and as many as the free memory holds elsewhere
     (evaluation/batches.py). max_length: tokens (None: what the model allows).
     dtype: "auto" is fp32 on a CPU, the checkpoint's own dtype elsewhere.
+    generation: what continues prompts; "auto" is the library on a CPU, slots on a GPU where they can serve the model
+    (evaluation/generation).
     """
 
     batch_size: Annotated[int, Field(gt=0)] | Literal["auto"] = "auto"
     max_length: int | None = Field(default=None, gt=0)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    generation: choice.Way = dataclasses.field(default="auto", metadata={"before": "library"})
 
     def on(self, device: str) -> Evaluation:
-        """With the batch size that "auto" is on a kind of device, where that is a number."""
-        return dataclasses.replace(self, batch_size=ON_CPU) if (self.batch_size, device) == ("auto", "cpu") else self
+        """With what "auto" is on a kind of device: the loop of generation; the batch size, where that is a number."""
+        size = ON_CPU if (self.batch_size, device) == ("auto", "cpu") else self.batch_size
+        return dataclasses.replace(self, batch_size=size, generation=choice.on(self.generation, device))
 
     def dtype_on(self, device: str) -> str:
         """`dtype` with "auto" resolved on a kind of device ("cpu", "cuda"), so that results are keyed by the choice."""
@@ -189,7 +194,7 @@ class RunSpec:
 def _settings(part: Any) -> str:
     """
     >>> _settings(Member("math")), _settings(Evaluation())  # what is None is not set
-    ('member(member=math)', 'evaluation(batch_size=auto, dtype=auto)')
+    ('member(member=math)', 'evaluation(batch_size=auto, dtype=auto, generation=auto)')
     """
     named = ((field.name, getattr(part, field.name)) for field in dataclasses.fields(part))
     given = ((name, value) for name, value in named if value is not None)

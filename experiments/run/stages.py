@@ -240,7 +240,8 @@ def _harness(spec: RunSpec, family: Prepared, subject: Subject, progress: Progre
     tokenizer = models.load_tokenizer(family.shells["base"])
     return Harness(
         model, tokenizer,
-        batch_size=spec.evaluation.batch_size, max_length=spec.evaluation.max_length, progress=progress.batches,
+        batch_size=spec.evaluation.batch_size, max_length=spec.evaluation.max_length,
+        generation=spec.evaluation.generation, progress=progress.batches,
     )  # fmt: skip
 
 

@@ -95,8 +95,8 @@ def compare_answers(label: str, got: list[Generation], want: list[Generation]) -
     agree(f"{label}: greedy answers that differ, of {len(want)}", different, 0)
 
 
-def asked(net: Any, batch_size: Any) -> tuple[list[LogLikelihood], list[Generation]]:
-    harness = Harness(net, tokenizer(), batch_size=batch_size)
+def asked(net: Any, batch_size: Any, loop: Any = "auto") -> tuple[list[LogLikelihood], list[Generation]]:
+    harness = Harness(net, tokenizer(), batch_size=batch_size, generation=loop)
     return harness.loglikelihood(PAIRS), harness.generate(QUESTIONS, until=["\n"], max_new_tokens=24)
 
 
@@ -106,6 +106,16 @@ def test_scores_and_answers(device: str, batch_size: Any) -> None:
     label = f"{device}, batches of {batch_size}, and cpu"
     compare_likelihoods(label, got[0], want[0])
     compare_answers(label, got[1], want[1])
+
+
+@pytest.mark.parametrize("loop", ["library", "static", "slots"])
+def test_answers_of_every_loop(device: str, loop: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Captured or compiled steps too, and once more when other weights were written over the first."""
+    net, label = model().to(device), f"{device}, {loop}, and cpu"
+    compare_answers(label, asked(net, 2, loop)[1], asked(model(), 4)[1])
+    net.load_state_dict(model(seed=1).state_dict())
+    compare_answers(f"{label}, weights overwritten", asked(net, 2, loop)[1], asked(model(seed=1), 4)[1])
+    assert "not captured" not in caplog.text
 
 
 def test_scores_and_answers_of_another_model_are_told_apart() -> None:

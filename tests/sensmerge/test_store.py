@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import time
@@ -62,6 +63,34 @@ def test_a_fresh_value_is_the_kept_one(tmp_path: Path) -> None:
     """In the order of its keys, too: sums over them would differ in their last bits."""
     fresh, kept = (Store(tmp_path).compute("s", {}, lambda: {"b": {"z": 1, "a": (2,)}, "a": 0})[0] for _ in range(2))
     assert json.dumps(fresh) == json.dumps(kept) == '{"a": 0, "b": {"a": [2], "z": 1}}'
+
+
+def test_what_a_killed_writer_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path: Path) -> None:
+    killed, living, other = (
+        tmp_path / f".{name}" for name in ("x.json.abcd_123", "x.json.living00", "y.json.abcd_123")
+    )
+    for left in (killed, living, other):
+        left.write_text('{"half')
+    with living.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        write_json(tmp_path / "x.json", 3)
+    assert sorted(tmp_path.iterdir()) == sorted([living, other, tmp_path / "x.json"])
+
+
+def test_a_file_that_was_removed_before_it_was_locked_is_begun_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flock, early = fcntl.flock, iter([True])
+
+    def late(file: int, how: int) -> None:
+        for _ in early:
+            for left in tmp_path.glob(".x.json.*"):
+                left.unlink()
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    write_json(tmp_path / "x.json", 3)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
 
 
 def test_a_failed_stage_leaves_nothing(tmp_path: Path) -> None:

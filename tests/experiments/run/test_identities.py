@@ -14,7 +14,7 @@ from conf_fixtures import build
 from pipeline_fixtures import root, spec  # noqa: F401
 
 from experiments.run import pipeline, stages
-from experiments.run.spec import RunSpec
+from experiments.run.spec import Evaluation, RunSpec
 
 COMMITTED = [  # ids of records in results/<study>/records.tar.xz
 ]  # fmt: skip
@@ -58,6 +58,20 @@ def test_a_changed_setting_or_field_changes_it() -> None:
     assert build("merger=ties", "merger.density=0.3", "device=cpu").run_id != one.run_id
     assert dataclasses.replace(one, seed=one.seed + 1).run_id != one.run_id
     assert dataclasses.replace(one, study="another", references=False, threads=3).run_id == one.run_id
+
+
+def test_the_loop_of_generation_is_part_of_it_where_it_is_not_the_one_of_before() -> None:
+    one = build("merger=ties", "device=cpu")
+    for way in ("library", "auto"):
+        assert build("merger=ties", f"evaluation.generation={way}", "device=cpu").run_id == one.run_id
+    ids = {build("merger=ties", f"evaluation.generation={way}", "device=cpu").run_id for way in ("static", "slots")}
+    assert len({one.run_id, *ids}) == 3
+    on_gpu = dataclasses.replace(one, device="cuda")
+    said = [
+        on_gpu,
+        *(dataclasses.replace(on_gpu, evaluation=Evaluation(generation=way)) for way in ("library", "slots")),
+    ]
+    assert [spec.identity()["evaluation"].get("generation") for spec in said] == ["slots", None, "slots"]
 
 
 def test_stages_keep_their_keys(spec: RunSpec, monkeypatch: pytest.MonkeyPatch) -> None:
