@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> int:
 
 
 def report(study: str, runs: Path, out: Path, *, by: Sequence[str] = (), figures: bool = True) -> str:
-    """Write table.md, table.tex, table.csv and figures/ below `out`/`study`; the text for the terminal.
+    """Write table.md, .tex and .csv, table_compact.tex and figures/ below `out`/`study`; the text for the terminal.
 
     by: paths of the identity whose values get rows of their own, besides the settings that vary within a method.
     FileNotFoundError if `runs` does not exist, ValueError if the study has no complete run or its runs do not belong in
@@ -52,6 +52,7 @@ def report(study: str, runs: Path, out: Path, *, by: Sequence[str] = (), figures
     text = markdown.document(study, found, commands)
     (directory / "table.md").write_text(text, encoding="utf-8")
     (directory / "table.tex").write_text(latex.document(study, found, commands), encoding="utf-8")
+    (directory / "table_compact.tex").write_text(latex.compact(study, found), encoding="utf-8")
     (directory / "table.csv").write_text(as_csv(found), encoding="utf-8")
     written, left_out = figure_list.write(found, directory / "figures") if figures else ([], [])
     return text + "\n" + _whereabouts(study, found, commands[-1], runs, directory, written, left_out)
