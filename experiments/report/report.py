@@ -12,6 +12,7 @@ import io
 import math
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -135,30 +136,35 @@ def _lengths(row: tables.Row, names: Sequence[str]) -> dict[str, object]:
 
 
 def commands_of(found: Sequence[tables.Table], study: str) -> list[str]:
-    """The run.py commands that make the study's merges: for each of its experiments, the overrides its runs were given.
+    """The run.py commands that make the study's merges: for each of its experiments, the overrides its runs were given,
+    apart where some were given settings that others were not.
 
     Where a run writes and whether it is tracked are left out, as they move no number. Where every run was there before,
     the experiment alone: records hold the overrides of what first asked for them, not of what joined later.
     """
     merges = [record for table in found for row in table.merges for record in row.records]
-    given: dict[str, dict[str, list[str]]] = {}
+    given: dict[tuple[str, tuple[str, ...]], dict[str, list[str]]] = {}
     for record in (record for record in merges if record.study == study):
         overrides = [override.partition("=") for override in record.overrides]
         experiment = next((value for key, _, value in overrides if key.lstrip("+") == "experiment"), "")
-        values = given.setdefault(experiment, {})
+        own = tuple(sorted(key for key, _, _ in overrides if key.startswith("scaling.")))
+        values = given.setdefault((experiment, own), {})
         for key, _, value in overrides:
             if key.split(".")[0].lstrip("+~") not in ("output", "tracking", "launcher", "hydra", "experiment"):
                 seen = values.setdefault(key, [])
                 seen += [value] if value not in seen else []
-    if not any(experiment or values for experiment, values in given.items()):
+    if not any(experiment or values for (experiment, _), values in given.items()):
         return [_command(next(filter(None, (record.asked_by(study) for record in merges)), [f"experiment={study}"]))]
-    ordered = sorted(given.items(), key=lambda item: (item[0] == study, item[0]))
-    return [_command(_words(experiment, values)) for experiment, values in ordered]
+    ordered = sorted(given.items(), key=lambda item: (item[0][0] == study, item[0]))
+    parts = Counter(experiment for experiment, _ in given)
+    return [_command(_words(experiment, values, whole=parts[experiment] == 1)) for (experiment, _), values in ordered]
 
 
-def _words(experiment: str, values: Mapping[str, Sequence[str]]) -> list[str]:
+def _words(experiment: str, values: Mapping[str, Sequence[str]], *, whole: bool) -> list[str]:
     chosen = {key: ",".join(value) for key, value in values.items()}
-    if experiment:  # it says itself which mergers and scalings it sweeps
+    if experiment and not whole:
+        chosen = {"experiment": experiment, **chosen}
+    elif experiment:  # it says itself which mergers and scalings it sweeps
         kept = {key: value for key, value in chosen.items() if key not in ("merger", "scaling")}
         chosen = {"experiment": experiment, **kept}
     return [f"{key}={value}" for key, value in chosen.items()]
