@@ -135,11 +135,13 @@ def test_no_letter_is_below_seven_points_and_nothing_is_cut_off(tmp_path: Path) 
         with style.style():
             drawing = draw()
             drawing.draw_without_rendering()
-        page = drawing.bbox
         for text in drawing.findobj(lambda one: hasattr(one, "get_fontsize") and one.get_text().strip()):
             assert text.get_fontsize() >= 7, (name, text.get_text())
-            box = text.get_window_extent()
-            assert page.x0 - 1 <= box.x0 <= box.x1 <= page.x1 + 1, (name, text.get_text())
+        box = drawing.get_tightbbox()  # inches, of all that is drawn
+        assert box.x0 >= -0.01, name
+        assert box.y0 >= -0.01, name
+        assert box.x1 <= drawing.get_figwidth() + 0.01, name
+        assert box.y1 <= drawing.get_figheight() + 0.01, name
 
 
 def test_grey_is_the_controls_and_a_rule_keeps_its_colour(tmp_path: Path) -> None:

@@ -160,9 +160,7 @@ def test_accuracies_and_losses_have_means_of_their_own(tmp_path: Path) -> None:
     verdict = "verdict (detectable from)"
     assert header[5:] == ["mean acc", "Δ acc [95 %]", "p", verdict, "mean bpb ↓", "Δ bpb ↓ [95 %]", "p", verdict, "K·σ"]
     assert "this table's 2 comparisons" in text
-    assert {"scores_acc", "scores_bpb"} <= {
-        path.stem for path in figure_list.write([table], tmp_path / "figures")[0]
-    }
+    assert {"scores_acc", "scores_bpb"} <= {path.stem for path in figure_list.write([table], tmp_path / "figures")[0]}
 
 
 def test_seeds_that_answer_other_items_are_refused(tmp_path: Path) -> None:
