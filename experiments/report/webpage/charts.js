@@ -30,7 +30,7 @@ function forest(table, rows) {
       .flatMap((one) => table.rows.map(one.of).filter(Boolean).flatMap((found) => [found.score, found.low ?? 0, found.high ?? 0]));
     const [low, high] = [Math.min(0, ...values), Math.max(0, ...values)];
     column.x = scale(low - (high - low) * 0.03, high + (high - low) * 0.03, 2, WIDE - 2);
-    column.ticks = ticks(low, high, 4);
+    column.ticks = ticks(low, high, 6);
   }
   const head = make("tr", {}, make("th", { scope: "col", class: "text" }, "method"), columns.map((column) =>
     make("th", { scope: "col", class: "plot" }, make("div", {}, breakable(column.name), make("span", { class: "error" },

@@ -48,21 +48,21 @@ function answerColumns(first) {
     key: ({ study, table }) => (first ? `${table.model} ${table.suite}` : study.name) };
   const columns = [studies,
     { id: "best", name: "best merge", label: "best", text: true, kind: "text", cell: bestOf, key: ({ row }) => row.names.join(" ") },
-    { id: "score", name: "score", sub: "± items", label: "score", down: true, cell: ({ row, mean }) => [...scored(row.means[mean.name], mean.higher), make("small", {}, unit(mean))],
+    { id: "score", name: "score", sub: "± items", label: "score", down: true, kind: "score", cell: ({ row, mean }) => [...scored(row.means[mean.name], mean.higher), make("small", {}, unit(mean))],
       key: ({ row, mean }) => row.means[mean.name][0] * (mean.higher ? 1 : -1) },
     { id: "uniform", name: "over its uniform control", sub: "[95 %]", label: "over its uniform control", down: true, kind: "diff", cell: overUniform,
       key: ({ answer, mean }) => gain(answer.uniform, mean) },
     { id: "arithmetic", name: "over Task Arithmetic, uniform", sub: "[95 %]", label: "over Task Arithmetic", down: true, kind: "diff", cell: overArithmetic,
       key: ({ answer, mean }) => gain(answer.against, mean) },
   ];
-  if (DATA.log.length) columns.push({ id: "log", name: "what the lab book says", label: "lab book", text: true, kind: "text book", cell: (one) => cited(one.study, one.table), key: ({ study }) => study.entry });
+  if (DATA.log.length) columns.push({ id: "log", name: "what the lab book says", label: "lab book", text: true, kind: "text book", cell: (one) => [make("div", { class: "clamp" }, cited(one.study, one.table))], key: ({ study }) => study.entry });
   return columns;
 }
 
 function whereabouts({ study, table, others, row }, first) {
   const link = (one) => make("a", { href: `#/study/${one.name}` }, ...breakable(one.name));
   const setting = `${table.model} on ${table.suite}`;
-  const count = row.models > 1 ? `${row.models} ${table.repeated}` : `1 ${table.repeated === "families" ? "family" : "seed"}`;
+  const count = row.models > 1 ? `${row.models} ${table.repeated}` : "one model";
   if (!first) return [link(study), make("small", {}, `${setting}, ${count}`)];
   return [make("b", {}, setting), make("small", {}, "study ", link(study), `, ${count}`),
     others.length ? make("details", {}, make("summary", {}, `${others.length} more ${others.length > 1 ? "studies" : "study"}`),

@@ -94,6 +94,9 @@ def test_nothing_is_wider_than_its_box_without_a_word(driver: Any, places: list[
         driver.execute_async_script("requestAnimationFrame(() => setTimeout(arguments[0], 50))")
         measured = driver.execute_script(WIDE)
         assert (measured["silent"], measured["loose"], measured["page"]) == (0, 0, False), place
+    goto(driver, places[2])
+    driver.execute_script("document.getElementById('other').options[0].text = 'a very long name '.repeat(20)")
+    assert not driver.execute_script(WIDE)["page"]
     goto(driver, "#/study/demo")
     driver.execute_script("document.querySelector('.methods').style.width = '3000px'")
     driver.execute_async_script("requestAnimationFrame(() => setTimeout(arguments[0], 50))")
