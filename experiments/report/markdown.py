@@ -3,19 +3,101 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from evaluation.record import Metric
 from experiments.analysis import verdicts
 from experiments.analysis.comparisons import Difference
-from experiments.report import notes, published
-from experiments.report.tables import Row, Table
+from experiments.report import display_names, notes, published
+from experiments.report.tables import Benchmark, Row, Table
 
 DASH = "–"
+MOST_COLUMNS = 9  # of a compact table
+_MARKS = ("**{}**", "*{}*")  # best and second; LaTeX underlines the second
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a compact table of one mean keeps to MOST_COLUMNS. benchmarks: its columns; none where they are too many.
+    together: merger and rule share a column. joined: so do the mean and its difference."""
+
+    benchmarks: tuple[Benchmark, ...]
+    together: bool
+    joined: bool
+
+
+def compact(study: str, found: Sequence[Table], commands: Sequence[str]) -> str:
+    """The table for readers: a part per model, suite and mean, of MOST_COLUMNS columns at most, under display names,
+    with what a caption says. All columns and notes are in `document`."""
+    parts = [f"# {study}", *(_compact(part, title, commands) for table in found for title, part in by_mean(table))]
+    return "\n\n".join([*parts, "All columns, p values, verdicts, notes and versions: table_full.md."]) + "\n"
+
+
+def by_mean(table: Table) -> Iterator[tuple[str, Table]]:
+    """The table of each mean alone, with the benchmarks that it is over, and what it is called."""
+    for mean in table.means:
+        columns = tuple(benchmark for benchmark in table.benchmarks if benchmark.name in mean.benchmarks)
+        several = f": {display_names.measure(mean.name)}" if len(table.means) > 1 else ""
+        yield f"{table.model} on {table.suite}{several}", replace(table, benchmarks=columns, means=(mean,))
+
+
+def layout(table: Table) -> Layout:
+    """Of a table of one mean: names and results take four columns, fewer where benchmarks need the room."""
+    several = len(table.benchmarks) if len(table.benchmarks) > 1 else 0  # of one the mean is all there is to show
+    shown = table.benchmarks if 0 < several <= MOST_COLUMNS - 2 else ()
+    return Layout(shown, together=len(shown) > MOST_COLUMNS - 4, joined=len(shown) > MOST_COLUMNS - 3)
+
+
+def is_reference(row: Row) -> bool:
+    """Whether others are held against it, so that it is never ranked: base, experts, the uniform and shuffled controls
+    (tuned Task Arithmetic is one), and the oracle, which has seen what it is asked."""
+    if row.scaling is None or row.scaling.split(" ")[0] == "oracle":
+        return True
+    return any(record.is_uniform or record.shuffles is not None for record in row.records)
+
+
+def places(table: Table) -> dict[tuple[int, str], int]:
+    """(id of a row, benchmark or "mean NAME") -> 0 for the best of the rules' merges, 1 for the second. Numbers that
+    are shown alike have the same place; a column of one number has none."""
+    columns = [(b.name, b.higher_is_better, "scores", b.name) for b in table.benchmarks]
+    columns += [(f"mean {m.name}", m.higher_is_better, "means", m.name) for m in table.means]
+    found: dict[tuple[int, str], int] = {}
+    for column, higher, kind, name in columns:
+        shown = {}
+        for row in table.merges:
+            if not is_reference(row) and (metric := getattr(row, kind).get(name)) is not None:
+                shown[id(row)] = float(number(metric, percent=higher).split(" ")[0])
+        ranked = sorted(set(shown.values()), reverse=higher)[:2]
+        if len(ranked) > 1:
+            found |= {(row, column): ranked.index(value) for row, value in shown.items() if value in ranked}
+    return found
+
+
+def caption(table: Table, second: str, plan: Layout | None) -> str:
+    """What a table of one mean (None: with all columns) cannot be read without. second: how those are set off."""
+    items = ", ".join(f"{display_names.benchmark(b.name)} {'..'.join(map(str, b.items))}" for b in table.benchmarks)
+    many = sorted({row.models for row in table.rows if row.models > 1})
+    over = f"the models of a row ({', '.join(map(str, many))}), where there is one over items" if many else "items"
+    (mean,) = table.means
+    unit = "percent" if mean.higher_is_better else f"{mean.name}, lower is better"
+    said = [f"Items: {items}; in {unit}, ± one standard error over {over}."]
+    if places(table):
+        said.append(f"Best of the rules' merges bold, second {second}; controls, base and experts are not ranked.")
+    if table.merges:
+        said.append("Δ: mean less that of uniform coefficients, paired.")
+    if table.comparisons:
+        said.append(f"†: p ≤ 0.05 after Holm's correction over {len(table.comparisons)} comparisons.")
+    if plan and not plan.benchmarks and len(table.benchmarks) > 1:
+        said.append("Benchmark by benchmark: the full table.")
+    if published.anchors(table):
+        said.append(published.PROTOCOL)
+    return " ".join(said)
 
 
 def document(study: str, found: Sequence[Table], commands: Sequence[str]) -> str:
-    """The whole report: a table per model and suite, each with the notes without which it cannot be read."""
+    """The whole report: a table per model and suite, each with the notes without which it cannot be read. Rows and
+    columns are called as on the command line and in table.csv."""
     parts = [f"# {study}", *(_section(table, commands) for table in found)]
     return "\n\n".join(parts) + "\n"
 
@@ -129,3 +211,56 @@ def _cells(table: Table, row: Row) -> list[str]:
     if table.measured:
         cells.append(DASH if row.distance is None else f"{row.distance:.3g}")
     return cells
+
+
+def _compact(table: Table, title: str, commands: Sequence[str]) -> str:
+    (mean,), plan, ranked = table.means, layout(table), places(table)
+    percent = mean.higher_is_better
+
+    def scored(metric: Metric | None, row: Row, column: str) -> str:
+        score, *error = number(metric, percent=percent).split(" ± ")
+        place = ranked.get((id(row), column))
+        return " ± ".join([score if place is None else _MARKS[place].format(score), *error])
+
+    rows = []
+    for row in table.rows:
+        results = [scored(row.means.get(mean.name), row, f"mean {mean.name}")]
+        results += [difference(row.differences.get(mean.name), percent=percent)] if table.merges else []
+        scores = [scored(row.scores.get(b.name), row, b.name) for b in plan.benchmarks]
+        rows.append([*named(row, plan), *scores, *joined(results, plan)])
+    header = heading(table, plan)
+    for anchor in published.anchors(table):
+        scores = [f"{anchor.scores[b.name] * 100:.1f}" if b.name in anchor.scores else DASH for b in plan.benchmarks]
+        name = [f"{display_names.merger(anchor.method)} {published.MARK}", *([] if plan.together else [DASH])]
+        rows.append([*name, *scores] + [DASH] * (len(header) - len(name) - len(scores)))
+    body = grid(header, rows, left=1 if plan.together else 2)
+    made = ", ".join(f"`{command}`" for command in commands)
+    return f"## {title}\n\n{body}\n\n{caption(table, 'in italics', plan)} Made by {made}."
+
+
+def heading(table: Table, plan: Layout) -> list[str]:
+    """Of a compact table."""
+    (mean,) = table.means
+    down = "" if mean.higher_is_better else " ↓"
+    benchmarks = [display_names.benchmark(b.name) + down for b in plan.benchmarks]
+    results = [f"mean {display_names.measure(mean.name)}{down}", *(["Δ [95 %]"] if table.merges else [])]
+    return [*(["method"] if plan.together else ["merger", "rule"]), *benchmarks, *joined(results, plan)]
+
+
+def named(row: Row, plan: Layout) -> list[str]:
+    """The cells of a compact table that say what a row is."""
+    merger, rule = display_names.merger(row.merger), display_names.rule(row.scaling) if row.scaling else DASH
+    if not plan.together:
+        return [merger, rule]
+    return [merger if row.scaling is None else f"{merger} + {rule}"]
+
+
+def joined(results: Sequence[str], plan: Layout) -> list[str]:
+    """Mean and difference, in one cell where they have one; of base and experts there is no difference.
+
+    >>> joined(["50.0", "+1.0"], Layout((), together=True, joined=True)), joined(["50.0", DASH], Layout((), True, True))
+    (['50.0, +1.0'], ['50.0'])
+    """
+    if not plan.joined:
+        return list(results)
+    return [", ".join(result for at, result in enumerate(results) if at == 0 or result != DASH)]

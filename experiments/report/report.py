@@ -39,7 +39,8 @@ def main(arguments: list[str]) -> int:
 
 
 def report(study: str, runs: Path, out: Path, *, by: Sequence[str] = (), figures: bool = True) -> str:
-    """Write table.md, table.tex, table.csv and figures/ below `out`/`study`; the text for the terminal.
+    """Write the compact table (.md, .tex), all columns (table_full), table.csv and figures/ below `out`/`study`; the
+    text for the terminal.
 
     by: paths of the identity whose values get rows of their own, besides the settings that vary within a method.
     FileNotFoundError if `runs` does not exist, ValueError if the study has no complete run or its runs do not belong in
@@ -50,9 +51,15 @@ def report(study: str, runs: Path, out: Path, *, by: Sequence[str] = (), figures
     directory = out / study
     directory.mkdir(parents=True, exist_ok=True)
     text = markdown.document(study, found, commands)
-    (directory / "table.md").write_text(text, encoding="utf-8")
-    (directory / "table.tex").write_text(latex.document(study, found, commands), encoding="utf-8")
-    (directory / "table.csv").write_text(as_csv(found), encoding="utf-8")
+    written_tables = {
+        "table.md": markdown.compact(study, found, commands),
+        "table.tex": latex.compact(study, found, commands),
+        "table_full.md": text,
+        "table_full.tex": latex.document(study, found, commands),
+        "table.csv": as_csv(found),
+    }
+    for name, content in written_tables.items():
+        (directory / name).write_text(content, encoding="utf-8")
     written, left_out = figure_list.write(found, directory / "figures") if figures else ([], [])
     return text + "\n" + _whereabouts(study, found, commands[-1], runs, directory, written, left_out)
 
@@ -181,7 +188,7 @@ def _whereabouts(
     merges = [record for record in everything.values() if record.member is None]
     shown = max(merges or list(everything.values()), key=lambda record: record.score)
     benchmark = next(iter(shown.results))
-    lines = [("table", f"{directory / 'table.md'}, .tex, .csv")]
+    lines = [("table", f"{directory / 'table.md'}, .tex, .csv; all columns: table_full.md, .tex")]
     if written:
         stems = sorted({path.stem for path in written})
         lines.append(("figures", f"{directory / 'figures'}: {', '.join(stems)} (.png, .pdf)"))

@@ -148,13 +148,14 @@ def test_report_writes_says_and_repeats_itself(runs: Path, tmp_path: Path, capsy
         assert report.main(["--study", "demo", "--runs", str(runs), "--out", str(out)]) == 0
         files = sorted(path for path in (out / "demo").rglob("*") if path.is_file())
         contents.append({path.relative_to(out).as_posix(): path.read_bytes() for path in files})
+    tables = ("table.md", "table.tex", "table_full.md", "table_full.tex", "table.csv")
     stems = ("alignment", "bars", "coefficients", "differences", "profiles")
     figures = {f"demo/figures/{stem}.{kind}" for stem in stems for kind in ("png", "pdf")}
-    assert set(contents[0]) == {"demo/table.md", "demo/table.tex", "demo/table.csv"} | figures
+    assert set(contents[0]) == {f"demo/{name}" for name in tables} | figures
     assert contents[0] == contents[1]
     said = capsys.readouterr().out
     for part in (
-        (tmp_path / "one/demo/table.md").read_text(),
+        (tmp_path / "one/demo/table_full.md").read_text(),
         "Items: a 4, b 4. Chance level: a 25.0, b 25.0.",
         "Made by `python run.py -m merger=ties scaling=uniform,sens seed=0`.",
         "commit 0123456789ab with uncommitted changes",
