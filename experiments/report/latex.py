@@ -1,7 +1,7 @@
 """Tables for a paper: LaTeX with booktabs, to be read in by \\input; nothing to be edited by hand.
 
-Among the rules' merges the best of a column is bold and the second underlined, numbers that are shown alike alike;
-controls, base and experts are not ranked.
+Among merges the best of a column is bold and the second underlined, numbers that are shown alike alike; what is ranked
+says markdown.marks.
 Needs the packages booktabs, longtable where a table is longer than a page, and graphicx where it is wider.
 """
 
@@ -46,7 +46,7 @@ def _parts(study: str, table: Table, commands: Sequence[str], *, small: bool) ->
     for _, part in markdown.by_mean(table):
         suffix = f"-{part.means[0].name}" if len(table.means) > 1 else ""
         plan = markdown.layout(part) if small else None
-        yield _table(study, part, commands, suffix + ("" if small else "-full"), plan)
+        yield _table(study, part, commands, suffix + "-compact" * small, plan)
 
 
 def escape(text: str) -> str:
@@ -59,7 +59,7 @@ def escape(text: str) -> str:
 
 def _table(study: str, table: Table, commands: Sequence[str], suffix: str, plan: Layout | None) -> str:
     header, aligned = _header(table) if plan is None else _heading(table, plan)
-    marks = {key: ("textbf", "underline")[place] for key, place in markdown.places(table).items()}
+    marks = {key: {"best": "textbf", "second": "underline"}[place] for key, place in markdown.marks(table).items()}
     groups = [list(rows) for _, rows in groupby(table.rows, key=_group)]
     lines: list[str] = []
     for at, rows in enumerate(groups):
@@ -73,7 +73,7 @@ def _table(study: str, table: Table, commands: Sequence[str], suffix: str, plan:
     lines += _published(table, plan)
     width = _width([header, *lines])
     if plan and plan.benchmarks and len(lines) > _LONG and width > _WIDEST:  # a longtable cannot be scaled down
-        return _table(study, table, commands, suffix, Layout((), together=False, joined=False))
+        return _table(study, table, commands, suffix, Layout((), together=False, joined=False, kept=table.keeps))
     label = escape(f"{table.model} on {table.suite}")
     said = escape(markdown.caption(table, "underlined", plan))
     caption = f"{label} ({escape(study)}). {said} {_origin(table, commands)}"
@@ -174,7 +174,8 @@ def _few(table: Table, row: Row, marks: dict[tuple[int, str], str], plan: Layout
     if table.merges:
         found = row.differences.get(mean.name)
         results.append(_compared(found, percent=mean.higher_is_better) if found or not plan.joined else DASH)
-    return [*map(escape, names), *scores, *markdown.joined(results, plan)]
+    kept = map(escape, markdown.share(row, table, plan))
+    return [*map(escape, names), *scores, *markdown.joined(results, plan), *kept]
 
 
 def _origin(table: Table, commands: Sequence[str]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from evaluation.record import Metric
@@ -13,25 +13,34 @@ from experiments.report import display_names, notes, published
 from experiments.report.tables import Benchmark, Row, Table
 
 DASH = "–"
+_NO_CANDIDATES = {"random", "oracle"}
 MOST_COLUMNS = 9  # of a compact table
-_MARKS = ("**{}**", "*{}*")  # best and second; LaTeX underlines the second
+_SET_OFF = {"best": "**{}**", "second": "*{}*", None: "{}"}  # of a compact table
 
 
 @dataclass(frozen=True)
 class Layout:
     """How a compact table of one mean keeps to MOST_COLUMNS. benchmarks: its columns; none where they are too many.
-    together: merger and rule share a column. joined: so do the mean and its difference."""
+    together: merger and rule share a column. joined: so do the mean and its difference. kept: the share of the experts'
+    gain has one."""
 
     benchmarks: tuple[Benchmark, ...]
     together: bool
     joined: bool
+    kept: bool = False
+
+
+def document(study: str, found: Sequence[Table], commands: Sequence[str]) -> str:
+    """The whole report: a table per model and suite, each with the notes without which it cannot be read."""
+    parts = [f"# {study}", *(_section(table, commands) for table in found)]
+    return "\n\n".join(parts) + "\n"
 
 
 def compact(study: str, found: Sequence[Table], commands: Sequence[str]) -> str:
     """The table for readers: a part per model, suite and mean, of MOST_COLUMNS columns at most, under display names,
     with what a caption says. All columns and notes are in `document`."""
     parts = [f"# {study}", *(_compact(part, title, commands) for table in found for title, part in by_mean(table))]
-    return "\n\n".join([*parts, "All columns, p values, verdicts, notes and versions: table_full.md."]) + "\n"
+    return "\n\n".join([*parts, "All columns, p values, verdicts, notes and versions: table.md."]) + "\n"
 
 
 def by_mean(table: Table) -> Iterator[tuple[str, Table]]:
@@ -46,32 +55,9 @@ def layout(table: Table) -> Layout:
     """Of a table of one mean: names and results take four columns, fewer where benchmarks need the room."""
     several = len(table.benchmarks) if len(table.benchmarks) > 1 else 0  # of one the mean is all there is to show
     shown = table.benchmarks if 0 < several <= MOST_COLUMNS - 2 else ()
-    return Layout(shown, together=len(shown) > MOST_COLUMNS - 4, joined=len(shown) > MOST_COLUMNS - 3)
-
-
-def is_reference(row: Row) -> bool:
-    """Whether others are held against it, so that it is never ranked: base, experts, the uniform and shuffled controls
-    (tuned Task Arithmetic is one), and the oracle, which has seen what it is asked."""
-    if row.scaling is None or row.scaling.split(" ")[0] == "oracle":
-        return True
-    return any(record.is_uniform or record.shuffles is not None for record in row.records)
-
-
-def places(table: Table) -> dict[tuple[int, str], int]:
-    """(id of a row, benchmark or "mean NAME") -> 0 for the best of the rules' merges, 1 for the second. Numbers that
-    are shown alike have the same place; a column of one number has none."""
-    columns = [(b.name, b.higher_is_better, "scores", b.name) for b in table.benchmarks]
-    columns += [(f"mean {m.name}", m.higher_is_better, "means", m.name) for m in table.means]
-    found: dict[tuple[int, str], int] = {}
-    for column, higher, kind, name in columns:
-        shown = {}
-        for row in table.merges:
-            if not is_reference(row) and (metric := getattr(row, kind).get(name)) is not None:
-                shown[id(row)] = float(number(metric, percent=higher).split(" ")[0])
-        ranked = sorted(set(shown.values()), reverse=higher)[:2]
-        if len(ranked) > 1:
-            found |= {(row, column): ranked.index(value) for row, value in shown.items() if value in ranked}
-    return found
+    taken = len(shown)
+    kept = table.keeps and taken <= MOST_COLUMNS - 5
+    return Layout(shown, together=taken > MOST_COLUMNS - 4, joined=taken > MOST_COLUMNS - 3, kept=kept)
 
 
 def caption(table: Table, second: str, plan: Layout | None) -> str:
@@ -82,8 +68,8 @@ def caption(table: Table, second: str, plan: Layout | None) -> str:
     (mean,) = table.means
     unit = "percent" if mean.higher_is_better else f"{mean.name}, lower is better"
     said = [f"Items: {items}; in {unit}, ± one standard error over {over}."]
-    if places(table):
-        said.append(f"Best of the rules' merges bold, second {second}; controls, base and experts are not ranked.")
+    if marks(table):
+        said.append(f"Best merge of a column bold, second {second}; shuffled coefficients and bounds are not ranked.")
     if table.merges:
         said.append("Δ: mean less that of uniform coefficients, paired.")
     if table.comparisons:
@@ -93,13 +79,6 @@ def caption(table: Table, second: str, plan: Layout | None) -> str:
     if published.anchors(table):
         said.append(published.PROTOCOL)
     return " ".join(said)
-
-
-def document(study: str, found: Sequence[Table], commands: Sequence[str]) -> str:
-    """The whole report: a table per model and suite, each with the notes without which it cannot be read. Rows and
-    columns are called as on the command line and in table.csv."""
-    parts = [f"# {study}", *(_section(table, commands) for table in found)]
-    return "\n\n".join(parts) + "\n"
 
 
 def grid(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
@@ -160,6 +139,28 @@ def probability(p: float | None) -> str:
     return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
+def marks(table: Table) -> dict[tuple[int, str], str]:
+    """(id of a row, column) -> "best" or "second" among the merges; numbers that are shown alike are marked alike.
+
+    Shuffled coefficients and fitted bounds are no candidates. Uniform ones are: they are the base merger itself, and a
+    bold rule below them would read as a gain.
+    """
+    columns = [(b.name, b.higher_is_better, "scores", b.name) for b in table.benchmarks]
+    columns += [(f"mean {m.name}", m.higher_is_better, "means", m.name) for m in table.means]
+    candidates = [row for row in table.merges if (row.scaling or "").split(" ")[0] not in _NO_CANDIDATES]
+    found: dict[tuple[int, str], str] = {}
+    for column, higher, kind, name in columns:
+        shown = {}
+        for row in candidates:
+            if (metric := getattr(row, kind).get(name)) is not None:
+                shown[id(row)] = float(number(metric, percent=higher).split(" ")[0])
+        ranked = sorted(set(shown.values()), reverse=higher)[:2]
+        for row, value in shown.items():
+            if value in ranked and len(set(shown.values())) > 1:
+                found[row, column] = ("best", "second")[ranked.index(value)]
+    return found
+
+
 def _value(value: float, *, percent: bool, sign: str = "") -> str:
     return f"{value * 100:{sign}z.1f}" if percent else f"{value:{sign}z.3f}"  # z: no minus before what rounds to zero
 
@@ -175,7 +176,8 @@ def _section(table: Table, commands: Sequence[str]) -> str:
         header += ["kept"] if table.keeps else []
     header += ["K·σ"] if table.merges else []
     header += ["‖θ−θ₀‖"] if table.measured else []
-    rows = [_cells(table, row) for row in table.rows]
+    marked = marks(table)
+    rows = [_cells(table, row, marked) for row in table.rows]
     for anchor in published.anchors(table):
         scores = []
         for b in table.benchmarks:
@@ -189,15 +191,18 @@ def _section(table: Table, commands: Sequence[str]) -> str:
     return f"## {table.model} on {table.suite}\n\n{body}\n\n{lines}"
 
 
-def _cells(table: Table, row: Row) -> list[str]:
+def _cells(table: Table, row: Row, marked: Mapping[tuple[int, str], str]) -> list[str]:
+    def bold(shown: str, column: str) -> str:
+        return f"**{shown}**" if marked.get((id(row), column)) == "best" else shown
+
     cells = [row.merger, row.scaling or DASH, str(row.models or DASH)]
     for b in table.benchmarks:
-        cells.append(number(row.scores.get(b.name), percent=b.higher_is_better))
+        cells.append(bold(number(row.scores.get(b.name), percent=b.higher_is_better), b.name))
         if b.name in table.generated:
             cells.append(f"{row.lengths[b.name]:.1f}" if b.name in row.lengths else DASH)
     for mean in table.means:
         found, percent = row.differences.get(mean.name), mean.higher_is_better
-        cells.append(number(row.means.get(mean.name), percent=percent))
+        cells.append(bold(number(row.means.get(mean.name), percent=percent), f"mean {mean.name}"))
         if table.merges:
             cells += [difference(found, percent=percent), probability(found and found.p_holm)]
             cells.append(verdicts.cell(found, higher=percent, percent=percent) if found else DASH)
@@ -214,20 +219,19 @@ def _cells(table: Table, row: Row) -> list[str]:
 
 
 def _compact(table: Table, title: str, commands: Sequence[str]) -> str:
-    (mean,), plan, ranked = table.means, layout(table), places(table)
+    (mean,), plan, ranked = table.means, layout(table), marks(table)
     percent = mean.higher_is_better
 
     def scored(metric: Metric | None, row: Row, column: str) -> str:
         score, *error = number(metric, percent=percent).split(" ± ")
-        place = ranked.get((id(row), column))
-        return " ± ".join([score if place is None else _MARKS[place].format(score), *error])
+        return " ± ".join([_SET_OFF[ranked.get((id(row), column))].format(score), *error])
 
     rows = []
     for row in table.rows:
         results = [scored(row.means.get(mean.name), row, f"mean {mean.name}")]
         results += [difference(row.differences.get(mean.name), percent=percent)] if table.merges else []
         scores = [scored(row.scores.get(b.name), row, b.name) for b in plan.benchmarks]
-        rows.append([*named(row, plan), *scores, *joined(results, plan)])
+        rows.append([*named(row, plan), *scores, *joined(results, plan), *share(row, table, plan)])
     header = heading(table, plan)
     for anchor in published.anchors(table):
         scores = [f"{anchor.scores[b.name] * 100:.1f}" if b.name in anchor.scores else DASH for b in plan.benchmarks]
@@ -244,7 +248,12 @@ def heading(table: Table, plan: Layout) -> list[str]:
     down = "" if mean.higher_is_better else " ↓"
     benchmarks = [display_names.benchmark(b.name) + down for b in plan.benchmarks]
     results = [f"mean {display_names.measure(mean.name)}{down}", *(["Δ [95 %]"] if table.merges else [])]
-    return [*(["method"] if plan.together else ["merger", "rule"]), *benchmarks, *joined(results, plan)]
+    return [
+        *(["method"] if plan.together else ["merger", "rule"]),
+        *benchmarks,
+        *joined(results, plan),
+        *["kept"] * plan.kept,
+    ]
 
 
 def named(row: Row, plan: Layout) -> list[str]:
@@ -253,6 +262,12 @@ def named(row: Row, plan: Layout) -> list[str]:
     if not plan.together:
         return [merger, rule]
     return [merger if row.scaling is None else f"{merger} + {rule}"]
+
+
+def share(row: Row, table: Table, plan: Layout) -> list[str]:
+    """The cell of what a row keeps of the experts' gain, where there is such a column."""
+    (mean,) = table.means
+    return [f"{row.kept[mean.name].share:.0%}" if mean.name in row.kept else DASH] * plan.kept
 
 
 def joined(results: Sequence[str], plan: Layout) -> list[str]:

@@ -39,8 +39,7 @@ def main(arguments: list[str]) -> int:
 
 
 def report(study: str, runs: Path, out: Path, *, by: Sequence[str] = (), figures: bool = True) -> str:
-    """Write the compact table (.md, .tex), all columns (table_full), table.csv and figures/ below `out`/`study`; the
-    text for the terminal.
+    """Write table (.md, .tex, .csv), table_compact (.md, .tex) and figures/ below `out`/`study`; the terminal's text.
 
     by: paths of the identity whose values get rows of their own, besides the settings that vary within a method.
     FileNotFoundError if `runs` does not exist, ValueError if the study has no complete run or its runs do not belong in
@@ -51,15 +50,11 @@ def report(study: str, runs: Path, out: Path, *, by: Sequence[str] = (), figures
     directory = out / study
     directory.mkdir(parents=True, exist_ok=True)
     text = markdown.document(study, found, commands)
-    written_tables = {
-        "table.md": markdown.compact(study, found, commands),
-        "table.tex": latex.compact(study, found, commands),
-        "table_full.md": text,
-        "table_full.tex": latex.document(study, found, commands),
-        "table.csv": as_csv(found),
-    }
-    for name, content in written_tables.items():
-        (directory / name).write_text(content, encoding="utf-8")
+    (directory / "table.md").write_text(text, encoding="utf-8")
+    (directory / "table.tex").write_text(latex.document(study, found, commands), encoding="utf-8")
+    (directory / "table_compact.tex").write_text(latex.compact(study, found, commands), encoding="utf-8")
+    (directory / "table_compact.md").write_text(markdown.compact(study, found, commands), encoding="utf-8")
+    (directory / "table.csv").write_text(as_csv(found), encoding="utf-8")
     written, left_out = figure_list.write(found, directory / "figures") if figures else ([], [])
     return text + "\n" + _whereabouts(study, found, commands[-1], runs, directory, written, left_out)
 
@@ -188,7 +183,7 @@ def _whereabouts(
     merges = [record for record in everything.values() if record.member is None]
     shown = max(merges or list(everything.values()), key=lambda record: record.score)
     benchmark = next(iter(shown.results))
-    lines = [("table", f"{directory / 'table.md'}, .tex, .csv; all columns: table_full.md, .tex")]
+    lines = [("table", f"{directory / 'table.md'}, .tex, .csv")]
     if written:
         stems = sorted({path.stem for path in written})
         lines.append(("figures", f"{directory / 'figures'}: {', '.join(stems)} (.png, .pdf)"))

@@ -112,7 +112,7 @@ def test_a_pack_holds_what_was_registered(runs: Path, tmp_path: Path) -> None:
     register(runs, FILE)
     archive.write("demo", runs, tmp_path / "packed/demo/records.tar.xz")
     archive.regenerate(tmp_path / "packed", tmp_path / "out", figures=False)
-    assert "- H2, ties: " in (tmp_path / "out/demo/table_full.md").read_text()
+    assert "- H2, ties: " in (tmp_path / "out/demo/table.md").read_text()
 
 
 def test_nothing_registered_nothing_said(runs: Path) -> None:

@@ -1,4 +1,4 @@
-"""The table for readers: nine columns at most, display names, rules ranked and nothing they are held against."""
+"""The table for readers: nine columns at most, display names, merges ranked and no shuffles or bounds."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ BEST, SECOND, THIRD = [1, 1, 1, 0], [1, 1, 0, 0], [1, 0, 0, 0]
 
 
 def methods(runs: Path, count: int, *, lower: bool = False) -> None:
-    """Base, an expert, and TIES with two rules; uniform, shuffled and oracle would be first if they were ranked."""
+    """Base, an expert, and TIES with rules; shuffled and oracle would be first if they were ranked."""
     values = {
         ("base", None): [1, 1, 1, 1],
         ("math", None): [1, 1, 1, 1],
-        ("ties", "uniform"): [1, 1, 1, 1],
+        ("ties", "uniform"): THIRD,
         ("ties", "cross_task"): SECOND,
         ("ties", "sens"): BEST,
         ("ties", "sens_farther"): THIRD,
@@ -62,7 +62,7 @@ def test_never_more_than_nine_columns(count: int, tmp_path: Path) -> None:
     assert ("TIES + Sens-Merging" if 5 < count < 8 else "Sens-Merging") in cells
 
 
-def test_rules_are_ranked_and_nothing_else_the_same_in_both(tmp_path: Path) -> None:
+def test_merges_are_ranked_but_controls_the_same_in_both(tmp_path: Path) -> None:
     methods(tmp_path, 2)
     table = table_of(tmp_path)
     plain = {row[1]: row[2:5] for row in md_rows(markdown.compact("demo", [table], ["x"]))[3:]}
@@ -77,7 +77,7 @@ def test_rules_are_ranked_and_nothing_else_the_same_in_both(tmp_path: Path) -> N
         assert bold == [cell.partition("{")[0] if cell.startswith("\\") else "" for cell in tex[name]]
     assert plain["Sens-Merging"][0] == "**75.0** ± 25.0"
     assert plain["cross-task only"][0] == "*50.0* ± 28.9"
-    assert plain["uniform"][0] == plain["shuffled"][0] == plain["oracle"][0] == "100.0 ± 0.0"
+    assert plain["shuffled"][0] == plain["oracle"][0] == "100.0 ± 0.0"
 
 
 def test_of_losses_the_lowest_is_best(tmp_path: Path) -> None:
@@ -85,15 +85,6 @@ def test_of_losses_the_lowest_is_best(tmp_path: Path) -> None:
     found = {row[1]: row for row in md_rows(markdown.compact("demo", [table_of(tmp_path)], ["x"]))}
     assert found["Sens-Merging"][4].startswith("**0.250**")
     assert found["rule"][4] == "mean bits/byte ↓"
-
-
-def test_of_controls_alone_nothing_is_bold(tmp_path: Path) -> None:
-    for merger, shown in (("ties", BEST), ("task_arithmetic", SECOND)):
-        write_run(tmp_path, merger, "uniform", {"a": shown, "b": shown})
-    table = table_of(tmp_path)
-    assert "*" not in markdown.compact("demo", [table], ["x"])
-    assert "bold" not in markdown.compact("demo", [table], ["x"])
-    assert r"\textbf" not in latex.compact("demo", [table], ["x"])
 
 
 def test_latex_can_set_every_name_there_is(tmp_path: Path) -> None:

@@ -56,14 +56,15 @@ def test_marks_and_groups_by_hand(runs: Path) -> None:
         assert [row[:2] for row in part] == [["ties", "uniform"], ["", "sens"], ["dare", "uniform"], ["", "sens"]]
     accuracies, losses = [row[2] for row in merges], [row[2].split("$")[0] for row in below]
     assert accuracies == [
-        r"50.0$_{\pm 28.9}$", r"\textbf{75.0}$_{\pm 25.0}$", r"75.0$_{\pm 25.0}$", r"\underline{0.0}$_{\pm 0.0}$",
+        r"\underline{50.0}$_{\pm 28.9}$", r"\textbf{75.0}$_{\pm 25.0}$", r"\textbf{75.0}$_{\pm 25.0}$",
+        r"0.0$_{\pm 0.0}$",
     ]  # fmt: skip
-    assert losses == ["1.200", r"\underline{1.300}", "1.300", r"\textbf{1.000}"]
+    assert losses == [r"\underline{1.200}", "1.300", "1.300", r"\textbf{1.000}"]
     assert merges[3][4].startswith(r"$-$75.0 {\tiny[")
     assert text.count(r"\midrule") == 6
     assert [line.split("label{")[1] for line in text.splitlines() if r"\label{" in line] == [
-        "tab:my_study-tiny-small-acc-full}",
-        "tab:my_study-tiny-small-bpb-full}",
+        "tab:my_study-tiny-small-acc}",
+        "tab:my_study-tiny-small-bpb}",
     ]
     assert text.count("Holm's correction over 4 comparisons") == 2
     assert text.count("standard error over items.") == 2
@@ -72,10 +73,10 @@ def test_marks_and_groups_by_hand(runs: Path) -> None:
 
 
 def test_a_missing_cell_is_a_dash(runs: Path) -> None:
-    write_run(runs, "ties", "cross_task", {"gsm8k": [1, 1, 1, 1]})
+    write_run(runs, "ties", "random", {"gsm8k": [1, 1, 1, 1]})
     found = rows(latex.document("s", [table_of(runs)], []))
-    accuracy, of_dare, loss, _ = [row for row in found if row[1] == r"cross\_task" and not row[0]]
-    assert accuracy[2] == r"\textbf{100.0}$_{\pm 0.0}$"
+    accuracy, of_dare, loss, _ = [row for row in found if row[1] == "random" and not row[0]]
+    assert accuracy[2] == r"100.0$_{\pm 0.0}$"  # the best, and a control: shuffled coefficients are never bold
     assert of_dare[2:] == loss[2:] == ["--", "--", "--"]
 
 
@@ -84,6 +85,15 @@ def test_the_caption_says_over_how_many_models_an_error_is(tmp_path: Path) -> No
         write_run(tmp_path, "ties", "uniform", {"gsm8k": values}, seed=seed)
     text = latex.document("s", [table_of(tmp_path)], [])
     assert "over the models of a row (2), where there is one over items" in text
+
+
+def test_the_compact_table_by_hand(runs: Path) -> None:
+    found = rows(latex.compact("my_study", [table_of(runs)], []))
+    assert found[0] == ["merger", "rule", "mean accuracy", r"$\Delta$ [95 \%]"]
+    assert found[3][:3] == ["", "Sens-Merging", r"\textbf{75.0}$_{\pm 25.0}$"]
+    assert found[3][3].startswith(r"+25.0 {\tiny[")
+    assert [row[0] for row in found[1:6]] == ["base", "TIES", "", "DARE", ""]
+    assert found[6][2] == r"mean bits/byte $\downarrow$"
 
 
 def test_what_others_published_stands_apart(runs: Path, tmp_path: Path) -> None:
@@ -119,6 +129,6 @@ def compiled(folder: Path, names: list[Path]) -> str:
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex: apt-get install texlive-latex-recommended")
 def test_committed_tables_compile_and_fit_the_page(tmp_path: Path) -> None:
-    found = sorted([*RESULTS.glob("*/table.tex"), *RESULTS.glob("*/table_full.tex")])
+    found = sorted(RESULTS.glob("*/table*.tex"))
     assert found
     assert "Overfull" not in compiled(tmp_path, found)

@@ -92,7 +92,7 @@ def test_several_seeds_by_hand(runs: Path) -> None:
     close(row_of(table, "base").scores["b"], 0.25, 0.25, 4)  # one reference: over items
     (line,) = (line for line in markdown.document("demo", [table], ["x"]).splitlines() if "| sens" in line)
     cells = [cell.strip() for cell in line.strip("|").split("|")]
-    assert cells[2:6] == ["2", "50.0 ± 25.0", "75.0 ± 0.0", "62.5 ± 12.5"]
+    assert cells[2:6] == ["2", "**50.0 ± 25.0**", "**75.0 ± 0.0**", "**62.5 ± 12.5**"]
     assert cells[6].startswith("+25.0 [+")
     assert cells[8].startswith("one family (")
     assert cells[9] == "0.50..1.50"
@@ -148,14 +148,16 @@ def test_report_writes_says_and_repeats_itself(runs: Path, tmp_path: Path, capsy
         assert report.main(["--study", "demo", "--runs", str(runs), "--out", str(out)]) == 0
         files = sorted(path for path in (out / "demo").rglob("*") if path.is_file())
         contents.append({path.relative_to(out).as_posix(): path.read_bytes() for path in files})
-    tables = ("table.md", "table.tex", "table_full.md", "table_full.tex", "table.csv")
-    stems = ("alignment", "bars", "coefficients", "differences", "profiles")
+    stems = ("alignment", "coefficients", "profiles", "scores")
     figures = {f"demo/figures/{stem}.{kind}" for stem in stems for kind in ("png", "pdf")}
-    assert set(contents[0]) == {f"demo/{name}" for name in tables} | figures
+    tables = {
+        f"demo/{name}" for name in ("table.md", "table.tex", "table_compact.md", "table_compact.tex", "table.csv")
+    }
+    assert set(contents[0]) == tables | figures
     assert contents[0] == contents[1]
     said = capsys.readouterr().out
     for part in (
-        (tmp_path / "one/demo/table_full.md").read_text(),
+        (tmp_path / "one/demo/table.md").read_text(),
         "Items: a 4, b 4. Chance level: a 25.0, b 25.0.",
         "Made by `python run.py -m merger=ties scaling=uniform,sens seed=0`.",
         "commit 0123456789ab with uncommitted changes",
