@@ -103,7 +103,7 @@ def test_latex_can_set_every_name_there_is(tmp_path: Path) -> None:
 
 
 def test_a_longtable_too_wide_for_a_page_leaves_benchmarks_to_the_full_one(tmp_path: Path) -> None:
-    shown = dict.fromkeys(("tiny_general", "tiny_code", "truthfulqa_mc1", "humaneval"), BEST)
+    shown: dict[str, list[int]] = dict.fromkeys(("tiny_general", "tiny_code", "truthfulqa_mc1", "humaneval"), BEST)
     for at in range(50):
         options = rule(0.1, outside=f"{at}", metric="l2_centred" if at % 2 else "kl")
         write_run(tmp_path, "task_arithmetic", "cross_task_farther", shown, options=options)
