@@ -1,90 +1,52 @@
 """Tables for a paper: LaTeX with booktabs, to be read in by \\input; nothing to be edited by hand.
 
-Among merges the best of a column is bold and the second underlined, numbers that are shown alike alike; no other row is
-ranked.
+Among merges the best of a column is bold and the second underlined, numbers that are shown alike alike; what is ranked
+says markdown.marks.
 Needs the packages booktabs, longtable where a table is longer than a page, and graphicx where it is wider.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 
+from evaluation.record import Metric
 from experiments.analysis.comparisons import Difference
-from experiments.report import display_names, notes, published
-from experiments.report.markdown import DASH, difference, marks, number
-from experiments.report.tables import Mean, Row, Table
+from experiments.report import display_names, markdown, notes, published
+from experiments.report.markdown import DASH, Layout, difference, number
+from experiments.report.tables import Row, Table
 
 _LONG = 42  # rows: more do not fit a page
-_WIDE = 105  # characters of a row, about: more do not fit a page of 6.5 in at this size
+_WIDE, _WIDEST = 104, 126  # `_width` that fits a page of 6.5 in as _SMALL and as _TINY: measured with pdflatex
 _SMALL = r"\scriptsize\setlength{\tabcolsep}{3pt}"
 _TINY = r"\tiny\setlength{\tabcolsep}{2pt}"
-_MOST_COLUMNS = 9  # of a compact table
-_SET_OFF = {"best": "textbf", "second": "underline"}
-Marks = Mapping[tuple[int, str], str]
 _SPECIAL = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},
     "–": "--", "±": r"$\pm$", "†": r"$^\dagger$", "‡": r"$^\ddagger$", "↓": r"$\downarrow$", "Δ": r"$\Delta$",
-    "σ": r"$\sigma$", "·": r"$\cdot$", "√": r"$\surd$", "≤": r"$\le$", "−": "$-$", "<": "$<$", ">": "$>$", "|": "$|$",
+    "λ": r"$\lambda$", "σ": r"$\sigma$", "·": r"$\cdot$", "√": r"$\surd$", "≤": r"$\le$", "−": "$-$",
+    "<": "$<$", ">": "$>$", "|": "$|$",
 }  # fmt: skip
 
 
 def document(study: str, found: Sequence[Table], commands: Sequence[str]) -> str:
-    """One float (or longtable) per model and suite, two where it has accuracies and losses: side by side they get too
-    small to read. The notes that a caption cannot hold come as comments."""
-    return "\n".join(part for table in found for part in _parts(study, table, commands))
+    """All columns: one float (or longtable) per model and suite, two where it has accuracies and losses: side by side
+    they get too small to read. Names are the command line's; notes that a caption cannot hold come as comments."""
+    return "\n".join(part for table in found for part in _parts(study, table, commands, small=False))
 
 
-def compact(study: str, found: Sequence[Table]) -> str:
-    """The same rows for a column's width or little more: by their display names, at most nine columns, errors of means
-    alone. Benchmarks are left out where they are too many; intervals and all else stand in `document`'s tables."""
-    return "\n".join(_compact(study, table, mean) for table in found for mean in table.means)
+def compact(study: str, found: Sequence[Table], commands: Sequence[str]) -> str:
+    """The same in markdown.MOST_COLUMNS columns at most, under display names."""
+    return "\n".join(part for table in found for part in _parts(study, table, commands, small=True))
 
 
-def _compact(study: str, table: Table, mean: Mean) -> str:
-    columns = [b for b in table.benchmarks if b.name in mean.benchmarks]
-    rest = 3 + bool(table.merges) + bool(table.keeps)
-    columns = columns if len(columns) + rest <= _MOST_COLUMNS and len(columns) > 1 else []
-    arrow = "" if mean.higher_is_better else r" $\downarrow$"
-    header = ["merger", "coefficients", *(escape(display_names.benchmark(b.name)) for b in columns)]
-    header += [f"mean {escape(display_names.measure(mean.name))}{arrow}"]
-    header += ([r"$\Delta$"] if table.merges else []) + (["kept"] if table.keeps else [])
-    marked, lines = marks(table), []
-    for at, (_, rows) in enumerate(groupby(table.rows, key=_group)):
-        lines += [r"\midrule"] if at else []
-        for place, row in enumerate(rows):
-            named = place == 0 or row.scaling is None
-            cells = [escape(display_names.merger(row.merger)) if named else ""]
-            cells.append(escape(display_names.rule(row.scaling) if row.scaling else DASH))
-            for b in columns:
-                shown = number(row.scores.get(b.name), percent=b.higher_is_better).split(" ")[0]
-                cells.append(_marked(shown, marked.get((id(row), b.name))))
-            percent = mean.higher_is_better
-            shown = number(row.means.get(mean.name), percent=percent)
-            cells.append(_marked(shown, marked.get((id(row), f"mean {mean.name}"))))
-            if table.merges:
-                score, _, end = difference(row.differences.get(mean.name), percent=percent).partition(" [")
-                cells.append(escape(score.replace("-", "−") + ("†" if "†" in end else "")))
-            if table.keeps:
-                cells.append(escape(f"{row.kept[mean.name].share:.0%}" if mean.name in row.kept else DASH))
-            lines.append(" & ".join(cells) + r" \\")
-    unit = "percent" if mean.higher_is_better else "lower is better"
-    said = (
-        f"{table.model} on {table.suite} ({study}), {unit}. Δ: to uniform coefficients; †: distinguishable after Holm."
-    )
-    name = re.sub(r"[^\w:.-]+", "-", f"tab:{study}-{table.model}-{table.suite}-{mean.name}-compact")
-    return _float(" & ".join(header), "ll" + "r" * (len(header) - 2), lines, escape(said), name, wide=len(header) > 7)
-
-
-def _parts(study: str, table: Table, commands: Sequence[str]) -> Iterator[str]:
+def _parts(study: str, table: Table, commands: Sequence[str], *, small: bool) -> Iterator[str]:
     yield "".join(f"% {note}\n" for note in notes.notes(table, commands)).removesuffix("\n")
-    for mean in table.means:
-        columns = tuple(benchmark for benchmark in table.benchmarks if benchmark.name in mean.benchmarks)
-        suffix = f"-{mean.name}" if len(table.means) > 1 else ""
-        yield _table(study, replace(table, benchmarks=columns, means=(mean,)), commands, suffix)
+    for _, part in markdown.by_mean(table):
+        suffix = f"-{part.means[0].name}" if len(table.means) > 1 else ""
+        plan = markdown.layout(part) if small else None
+        yield _table(study, part, commands, suffix + "-compact" * small, plan)
 
 
 def escape(text: str) -> str:
@@ -95,22 +57,35 @@ def escape(text: str) -> str:
     return "".join(_SPECIAL.get(sign, sign) for sign in text)
 
 
-def _table(study: str, table: Table, commands: Sequence[str], suffix: str) -> str:
-    header, aligned = _header(table)
-    marked = marks(table)
+def _table(study: str, table: Table, commands: Sequence[str], suffix: str, plan: Layout | None) -> str:
+    header, aligned = _header(table) if plan is None else _heading(table, plan)
+    marks = {key: {"best": "textbf", "second": "underline"}[place] for key, place in markdown.marks(table).items()}
     groups = [list(rows) for _, rows in groupby(table.rows, key=_group)]
     lines: list[str] = []
     for at, rows in enumerate(groups):
         lines += [r"\midrule"] if at else []
         for place, row in enumerate(rows):
             named = place == 0 or row.scaling is None
-            lines.append(" & ".join(_cells(table, row, marked, named=named)) + r" \\")
-    lines += _published(table)
+            cells = (
+                _cells(table, row, marks, named=named) if plan is None else _few(table, row, marks, plan, named=named)
+            )
+            lines.append(" & ".join(cells) + r" \\")
+    lines += _published(table, plan)
+    width = _width([header, *lines])
+    if plan and plan.benchmarks and len(lines) > _LONG and width > _WIDEST:  # a longtable cannot be scaled down
+        return _table(study, table, commands, suffix, Layout((), together=False, joined=False, kept=table.keeps))
     label = escape(f"{table.model} on {table.suite}")
-    caption = f"{label} ({escape(study)}). {_caption(table)} {_origin(table, commands)}"
+    said = escape(markdown.caption(table, "underlined", plan))
+    caption = f"{label} ({escape(study)}). {said} {_origin(table, commands)}"
     name = re.sub(r"[^\w:.-]+", "-", f"tab:{study}-{table.model}-{table.suite}{suffix}")
-    wide = 12 * len(aligned) + max(len(row.scaling or "") for row in table.rows) > _WIDE
-    return _float(header, aligned, lines, caption, name, wide=wide)
+    return _float(header, aligned, lines, caption, name, wide=width > _WIDE)
+
+
+def _width(lines: Sequence[str]) -> int:
+    """About how many characters the longest cells of all columns take, and the space between columns."""
+    rows = [[re.sub(r"\\[a-z]+|[\\{}$_^ ]", "", cell) for cell in line.split(" & ")] for line in lines]
+    cells = [row for row in rows if len(row) == len(rows[0])]
+    return sum(2 + max(len(row[at]) for row in cells) for at in range(len(rows[0])))
 
 
 def _float(header: str, aligned: str, lines: Sequence[str], caption: str, name: str, *, wide: bool) -> str:
@@ -146,16 +121,16 @@ def _group(row: Row) -> str:
     return "" if row.scaling is None else row.merger
 
 
-def _cells(table: Table, row: Row, marked: Marks, *, named: bool) -> list[str]:
+def _cells(table: Table, row: Row, marks: dict[tuple[int, str], str], *, named: bool) -> list[str]:
     cells = [escape(row.merger) if named else "", escape(row.scaling or DASH)]
     for benchmark in table.benchmarks:
         shown = number(row.scores.get(benchmark.name), percent=benchmark.higher_is_better)
-        cells.append(_marked(shown, marked.get((id(row), benchmark.name))))
+        cells.append(_marked(shown, marks.get((id(row), benchmark.name))))
         if benchmark.name in table.generated:
             cells.append(f"{row.lengths[benchmark.name]:.1f}" if benchmark.name in row.lengths else escape(DASH))
     for mean in table.means:
         shown = number(row.means.get(mean.name), percent=mean.higher_is_better)
-        cells.append(_marked(shown, marked.get((id(row), f"mean {mean.name}"))))
+        cells.append(_marked(shown, marks.get((id(row), f"mean {mean.name}"))))
         if table.merges:
             found: Difference | None = row.differences.get(mean.name)
             cells.append(_compared(found, percent=mean.higher_is_better))
@@ -164,11 +139,11 @@ def _cells(table: Table, row: Row, marked: Marks, *, named: bool) -> list[str]:
     return cells
 
 
-def _marked(shown: str, place: str | None) -> str:
-    """The score set off by its place, its standard error small. A dash stays one."""
+def _marked(shown: str, command: str | None) -> str:
+    """The score in `command`, its standard error small. A dash stays one."""
     score, *error = shown.split(" ± ")
-    set_off = f"\\{_SET_OFF[place]}{{{score}}}" if place else escape(score)
-    return set_off + "".join(f"$_{{\\pm {value}}}$" for value in error)
+    marked = f"\\{command}{{{score}}}" if command else escape(score)
+    return marked + "".join(f"$_{{\\pm {value}}}$" for value in error)
 
 
 def _compared(found: Difference | None, *, percent: bool) -> str:
@@ -178,22 +153,29 @@ def _compared(found: Difference | None, *, percent: bool) -> str:
     return escape(score) + (f" {{\\tiny[{escape(interval)}]}}{escape(dagger.strip())}" if bracket else "")
 
 
-def _caption(table: Table) -> str:
-    items = ", ".join(f"{b.name} {'..'.join(map(str, b.items))}" for b in table.benchmarks)
-    many = sorted({row.models for row in table.rows if row.models > 1})
-    over = f"the models of a row ({', '.join(map(str, many))}), where there is one over items" if many else "items"
+def _heading(table: Table, plan: Layout) -> tuple[str, str]:
+    shown = [escape(name) for name in markdown.heading(table, plan)]
+    left = 1 if plan.together else 2
+    return " & ".join(shown), "l" * left + "r" * (len(shown) - left)
+
+
+def _few(table: Table, row: Row, marks: dict[tuple[int, str], str], plan: Layout, *, named: bool) -> list[str]:
+    """The cells of a compact table."""
     (mean,) = table.means
-    unit = "percent" if mean.higher_is_better else f"{mean.name}, lower is better"
-    said = [f"Items: {items}; in {unit}, ± one standard error over {over}."]
+    names = markdown.named(row, plan)
+    if not plan.together and not named:
+        names[0] = ""
+
+    def scored(metric: Metric | None, column: str) -> str:
+        return _marked(number(metric, percent=mean.higher_is_better), marks.get((id(row), column)))
+
+    scores = [scored(row.scores.get(b.name), b.name) for b in plan.benchmarks]
+    results = [scored(row.means.get(mean.name), f"mean {mean.name}")]
     if table.merges:
-        said.append(
-            "Best merge of a column bold, second underlined. Δ: mean less that of uniform coefficients, paired."
-        )
-    if table.comparisons:
-        said.append(f"†: p ≤ 0.05 after Holm's correction over {len(table.comparisons)} comparisons.")
-    if published.anchors(table):
-        said.append(published.PROTOCOL)
-    return escape(" ".join(said))
+        found = row.differences.get(mean.name)
+        results.append(_compared(found, percent=mean.higher_is_better) if found or not plan.joined else DASH)
+    kept = map(escape, markdown.share(row, table, plan))
+    return [*map(escape, names), *scores, *markdown.joined(results, plan), *kept]
 
 
 def _origin(table: Table, commands: Sequence[str]) -> str:
@@ -201,13 +183,16 @@ def _origin(table: Table, commands: Sequence[str]) -> str:
     return f"Made by {made}; code: {escape(notes.code(table))}."
 
 
-def _published(table: Table) -> list[str]:
+def _published(table: Table, plan: Layout | None) -> list[str]:
     lines = []
     for anchor in published.anchors(table):
         scores = []
-        for b in table.benchmarks:
+        for b in table.benchmarks if plan is None else plan.benchmarks:
             scores.append(f"{anchor.scores[b.name] * 100:.1f}" if b.name in anchor.scores else "--")
-            scores += ["--"] if b.name in table.generated else []
-        rest = ["--"] * (len(table.means) * (2 if table.merges else 1) + table.measured)
-        lines.append(" & ".join([escape(f"{anchor.method} {published.MARK}"), "--", *scores, *rest]) + r" \\")
+            scores += ["--"] if plan is None and b.name in table.generated else []
+        name = anchor.method if plan is None else display_names.merger(anchor.method)
+        names = [escape(f"{name} {published.MARK}"), *([] if plan and plan.together else ["--"])]
+        width = len((_header(table) if plan is None else _heading(table, plan))[1])
+        rest = ["--"] * (width - len(names) - len(scores))
+        lines.append(" & ".join([*names, *scores, *rest]) + r" \\")
     return [r"\midrule", *lines] if lines else []

@@ -3,22 +3,82 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from evaluation.record import Metric
 from experiments.analysis import verdicts
 from experiments.analysis.comparisons import Difference
-from experiments.report import notes, published
-from experiments.report.tables import Row, Table
+from experiments.report import display_names, notes, published
+from experiments.report.tables import Benchmark, Row, Table
 
 DASH = "–"
 _NO_CANDIDATES = {"random", "oracle"}
+MOST_COLUMNS = 9  # of a compact table
+_SET_OFF = {"best": "**{}**", "second": "*{}*", None: "{}"}  # of a compact table
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a compact table of one mean keeps to MOST_COLUMNS. benchmarks: its columns; none where they are too many.
+    together: merger and rule share a column. joined: so do the mean and its difference. kept: the share of the experts'
+    gain has one."""
+
+    benchmarks: tuple[Benchmark, ...]
+    together: bool
+    joined: bool
+    kept: bool = False
 
 
 def document(study: str, found: Sequence[Table], commands: Sequence[str]) -> str:
     """The whole report: a table per model and suite, each with the notes without which it cannot be read."""
     parts = [f"# {study}", *(_section(table, commands) for table in found)]
     return "\n\n".join(parts) + "\n"
+
+
+def compact(study: str, found: Sequence[Table], commands: Sequence[str]) -> str:
+    """The table for readers: a part per model, suite and mean, of MOST_COLUMNS columns at most, under display names,
+    with what a caption says. All columns and notes are in `document`."""
+    parts = [f"# {study}", *(_compact(part, title, commands) for table in found for title, part in by_mean(table))]
+    return "\n\n".join([*parts, "All columns, p values, verdicts, notes and versions: table.md."]) + "\n"
+
+
+def by_mean(table: Table) -> Iterator[tuple[str, Table]]:
+    """The table of each mean alone, with the benchmarks that it is over, and what it is called."""
+    for mean in table.means:
+        columns = tuple(benchmark for benchmark in table.benchmarks if benchmark.name in mean.benchmarks)
+        several = f": {display_names.measure(mean.name)}" if len(table.means) > 1 else ""
+        yield f"{table.model} on {table.suite}{several}", replace(table, benchmarks=columns, means=(mean,))
+
+
+def layout(table: Table) -> Layout:
+    """Of a table of one mean: names and results take four columns, fewer where benchmarks need the room."""
+    several = len(table.benchmarks) if len(table.benchmarks) > 1 else 0  # of one the mean is all there is to show
+    shown = table.benchmarks if 0 < several <= MOST_COLUMNS - 2 else ()
+    taken = len(shown)
+    kept = table.keeps and taken <= MOST_COLUMNS - 5
+    return Layout(shown, together=taken > MOST_COLUMNS - 4, joined=taken > MOST_COLUMNS - 3, kept=kept)
+
+
+def caption(table: Table, second: str, plan: Layout | None) -> str:
+    """What a table of one mean (None: with all columns) cannot be read without. second: how those are set off."""
+    items = ", ".join(f"{display_names.benchmark(b.name)} {'..'.join(map(str, b.items))}" for b in table.benchmarks)
+    many = sorted({row.models for row in table.rows if row.models > 1})
+    over = f"the models of a row ({', '.join(map(str, many))}), where there is one over items" if many else "items"
+    (mean,) = table.means
+    unit = "percent" if mean.higher_is_better else f"{mean.name}, lower is better"
+    said = [f"Items: {items}; in {unit}, ± one standard error over {over}."]
+    if marks(table):
+        said.append(f"Best merge of a column bold, second {second}; shuffled coefficients and bounds are not ranked.")
+    if table.merges:
+        said.append("Δ: mean less that of uniform coefficients, paired.")
+    if table.comparisons:
+        said.append(f"†: p ≤ 0.05 after Holm's correction over {len(table.comparisons)} comparisons.")
+    if plan and not plan.benchmarks and len(table.benchmarks) > 1:
+        said.append("Benchmark by benchmark: the full table.")
+    if published.anchors(table):
+        said.append(published.PROTOCOL)
+    return " ".join(said)
 
 
 def grid(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
@@ -156,3 +216,66 @@ def _cells(table: Table, row: Row, marked: Mapping[tuple[int, str], str]) -> lis
     if table.measured:
         cells.append(DASH if row.distance is None else f"{row.distance:.3g}")
     return cells
+
+
+def _compact(table: Table, title: str, commands: Sequence[str]) -> str:
+    (mean,), plan, ranked = table.means, layout(table), marks(table)
+    percent = mean.higher_is_better
+
+    def scored(metric: Metric | None, row: Row, column: str) -> str:
+        score, *error = number(metric, percent=percent).split(" ± ")
+        return " ± ".join([_SET_OFF[ranked.get((id(row), column))].format(score), *error])
+
+    rows = []
+    for row in table.rows:
+        results = [scored(row.means.get(mean.name), row, f"mean {mean.name}")]
+        results += [difference(row.differences.get(mean.name), percent=percent)] if table.merges else []
+        scores = [scored(row.scores.get(b.name), row, b.name) for b in plan.benchmarks]
+        rows.append([*named(row, plan), *scores, *joined(results, plan), *share(row, table, plan)])
+    header = heading(table, plan)
+    for anchor in published.anchors(table):
+        scores = [f"{anchor.scores[b.name] * 100:.1f}" if b.name in anchor.scores else DASH for b in plan.benchmarks]
+        name = [f"{display_names.merger(anchor.method)} {published.MARK}", *([] if plan.together else [DASH])]
+        rows.append([*name, *scores] + [DASH] * (len(header) - len(name) - len(scores)))
+    body = grid(header, rows, left=1 if plan.together else 2)
+    made = ", ".join(f"`{command}`" for command in commands)
+    return f"## {title}\n\n{body}\n\n{caption(table, 'in italics', plan)} Made by {made}."
+
+
+def heading(table: Table, plan: Layout) -> list[str]:
+    """Of a compact table."""
+    (mean,) = table.means
+    down = "" if mean.higher_is_better else " ↓"
+    benchmarks = [display_names.benchmark(b.name) + down for b in plan.benchmarks]
+    results = [f"mean {display_names.measure(mean.name)}{down}", *(["Δ [95 %]"] if table.merges else [])]
+    return [
+        *(["method"] if plan.together else ["merger", "rule"]),
+        *benchmarks,
+        *joined(results, plan),
+        *["kept"] * plan.kept,
+    ]
+
+
+def named(row: Row, plan: Layout) -> list[str]:
+    """The cells of a compact table that say what a row is."""
+    merger, rule = display_names.merger(row.merger), display_names.rule(row.scaling) if row.scaling else DASH
+    if not plan.together:
+        return [merger, rule]
+    return [merger if row.scaling is None else f"{merger} + {rule}"]
+
+
+def share(row: Row, table: Table, plan: Layout) -> list[str]:
+    """The cell of what a row keeps of the experts' gain, where there is such a column."""
+    (mean,) = table.means
+    return [f"{row.kept[mean.name].share:.0%}" if mean.name in row.kept else DASH] * plan.kept
+
+
+def joined(results: Sequence[str], plan: Layout) -> list[str]:
+    """Mean and difference, in one cell where they have one; of base and experts there is no difference.
+
+    >>> joined(["50.0", "+1.0"], Layout((), together=True, joined=True)), joined(["50.0", DASH], Layout((), True, True))
+    (['50.0, +1.0'], ['50.0'])
+    """
+    if not plan.joined:
+        return list(results)
+    return [", ".join(result for at, result in enumerate(results) if at == 0 or result != DASH)]

@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> int:
 
 
 def report(study: str, runs: Path, out: Path, *, by: Sequence[str] = (), figures: bool = True) -> str:
-    """Write table.md, .tex and .csv, table_compact.tex and figures/ below `out`/`study`; the text for the terminal.
+    """Write table (.md, .tex, .csv), table_compact (.md, .tex) and figures/ below `out`/`study`; the terminal's text.
 
     by: paths of the identity whose values get rows of their own, besides the settings that vary within a method.
     FileNotFoundError if `runs` does not exist, ValueError if the study has no complete run or its runs do not belong in
@@ -53,7 +53,8 @@ def report(study: str, runs: Path, out: Path, *, by: Sequence[str] = (), figures
     text = markdown.document(study, found, commands)
     (directory / "table.md").write_text(text, encoding="utf-8")
     (directory / "table.tex").write_text(latex.document(study, found, commands), encoding="utf-8")
-    (directory / "table_compact.tex").write_text(latex.compact(study, found), encoding="utf-8")
+    (directory / "table_compact.tex").write_text(latex.compact(study, found, commands), encoding="utf-8")
+    (directory / "table_compact.md").write_text(markdown.compact(study, found, commands), encoding="utf-8")
     (directory / "table.csv").write_text(as_csv(found), encoding="utf-8")
     written, left_out = figure_list.write(found, directory / "figures") if figures else ([], [])
     return text + "\n" + _whereabouts(study, found, commands[-1], runs, directory, written, left_out)

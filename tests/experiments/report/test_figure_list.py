@@ -182,10 +182,11 @@ def test_bits_are_points_on_their_own_scale_not_bars_from_zero(tmp_path: Path) -
         write_run(tmp_path, "ties", scaling, {"bpb": [level, level + 0.01]}, lower=["bpb"])
     table = table_of(tmp_path)
     with style.style():
-        (axes,) = method_plots.scores(table, table.means[0])[""]().axes
+        drawing = method_plots.scores(table, table.means[0])[""]()
+    (axes,) = drawing.axes
     assert not axes.patches
     assert axes.get_xlim()[0] > 0.7
-    assert axes.get_figure().texts[0].get_text() == "mean bits/byte (left is better)"
+    assert drawing.texts[0].get_text() == "mean bits/byte (left is better)"
 
 
 def test_coefficients_of_all_rules_are_on_one_scale(tmp_path: Path) -> None:

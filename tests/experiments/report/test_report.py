@@ -148,9 +148,9 @@ def test_report_writes_says_and_repeats_itself(runs: Path, tmp_path: Path, capsy
         assert report.main(["--study", "demo", "--runs", str(runs), "--out", str(out)]) == 0
         files = sorted(path for path in (out / "demo").rglob("*") if path.is_file())
         contents.append({path.relative_to(out).as_posix(): path.read_bytes() for path in files})
-    stems = ("alignment", "bars", "coefficients", "differences", "profiles")
+    stems = ("alignment", "coefficients", "profiles", "scores")
     figures = {f"demo/figures/{stem}.{kind}" for stem in stems for kind in ("png", "pdf")}
-    tables = {f"demo/{name}" for name in ("table.md", "table.tex", "table_compact.tex", "table.csv")}
+    tables = {f"demo/table{name}" for name in (".md", ".tex", "_compact.md", "_compact.tex", ".csv")}
     assert set(contents[0]) == tables | figures
     assert contents[0] == contents[1]
     said = capsys.readouterr().out
