@@ -39,6 +39,10 @@ def parser() -> argparse.ArgumentParser:
     _onebit(verbs.add_parser("onebit", help="store experts as one bit a number and a scale a tensor"))
     show = verbs.add_parser("inspect", help="print a file's coefficients by block, and what it was made of")
     show.add_argument("recipe", type=Path, help=_RECIPE)
+    _models(
+        verbs.add_parser("geometry", help="print how task vectors lie: norms, blocks, cosines, conflicts of sign"),
+        recipe=False,
+    )
     _push(verbs.add_parser("push", help="upload a written checkpoint to the Hugging Face hub, private unless told"))
     return top
 

@@ -45,7 +45,7 @@ class Calibrated:
         """Coefficients, their range, and what they were made of: alpha [K][L] and distances g by metric.
 
         evidence, of rules that look at something else: fisher, profiles [L] of squared gradients; information, I [L] by
-        number of bins; magnitudes, squared norms of the whole task vectors; each by task.
+        number of bins; magnitudes, squared norms of the whole task vectors; each by task; fitted, how the fit went.
         """
         known = self.evidence
         other = {
@@ -53,6 +53,8 @@ class Calibrated:
             "information": known.information,
             "magnitudes": known.magnitudes and {t: math.fsum(found.values()) for t, found in known.magnitudes.items()},
         }
+        if known.fitted is not None:
+            other["fitted"] = {part: known.fitted[part] for part in ("history", "best", "evaluations")}
         other = {kind: found for kind, found in other.items() if found}
         return {
             "table": self.table.to_json(),
@@ -125,12 +127,14 @@ def calibrate(
     stream: bool | None = None,
     keep: Keep = _not_kept,
     progress: Bar = no_bar,
+    fitted: Callable[[Keep], Mapping[str, Any]] | None = None,
 ) -> Calibrated:
     """What `rule` makes of the family. samples: of each task; may be empty if the rule asks for nothing.
 
     seed: of a rule that draws (settings.seed draws the samples). stream: one block of a model in memory at a time
     (sensmerge/blockwise/passes.py), or never; None: where the whole model does not fit the memory that is free.
     progress: label -> what wraps an iterable of samples, or of blocks, for a bar.
+    fitted: coefficients fitted through a merge (sensmerge/oracle), for a rule that is made of such; it knows the merge.
 
     Raises what the passes and the rule raise.
     """
@@ -161,6 +165,8 @@ def calibrate(
     if rule.weighs:
         key = {"base": family.base_digest, "experts": family.expert_digests}
         found["magnitudes"] = keep("magnitudes", key, "magnitudes of task vectors", partial(_magnitudes, family))
+    if rule.fitted is not None and fitted is not None:
+        found["fitted"] = fitted(keep)
     evidence = Evidence(family.tasks, names, seed=seed, **found)
     return Calibrated(evidence, rule.table(evidence), digests)
 

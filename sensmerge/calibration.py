@@ -45,8 +45,8 @@ class Calibration:
     dtype: Literal["auto", "float32", "bfloat16"] = "float32"
 
 
-def encode(prompt: str, answer: str, tokenizer: Any) -> Sample:
-    """Token ids of prompt and answer, split where the prompt ends.
+def encode(prompt: str, answer: str, tokenizer: Any, *, end: bool = True) -> Sample:
+    """Token ids of prompt and answer, split where the prompt ends. end: with the tokenizer's end token, if it has one.
 
     The whole text is tokenised at once, as the model will see it; the boundary is the length of the prompt tokenised
     alone, moved back while the two differ, so that an answer's first token is never half a prompt (the same rule as
@@ -57,7 +57,7 @@ def encode(prompt: str, answer: str, tokenizer: Any) -> Sample:
     start = len(alone)
     while start > 1 and whole[:start] != alone[:start]:
         start -= 1
-    if tokenizer.eos_token_id is not None and whole[-1] != tokenizer.eos_token_id:
+    if end and tokenizer.eos_token_id is not None and whole[-1] != tokenizer.eos_token_id:
         whole = [*whole, tokenizer.eos_token_id]
     # Without any prompt token (no BOS, empty prompt) the first answer token has nothing to be predicted from.
     return Sample(torch.tensor(whole, dtype=torch.int64), max(1, start))

@@ -17,6 +17,7 @@ from sensmerge.checkpoints import hub
 from sensmerge.checkpoints.staging import check_output
 from sensmerge.checkpoints.vocabulary import Policy
 from sensmerge.coefficients import Rule, Table, Uniform
+from sensmerge.distances import geometry as task_vectors
 from sensmerge.family.family import Family
 from sensmerge.family.members import Models
 from sensmerge.mergers import Merger
@@ -151,6 +152,13 @@ def inspect(given: Namespace) -> str:
     return "\n".join(lines) + (_table(recipe.table) if recipe.table else f"coefficients {made}") + "\n"
 
 
+def geometry(given: Namespace) -> str:
+    """How the task vectors lie."""
+    with ExitStack() as stack:
+        base, experts = _family(given, Recipe()).readers(stack)
+        return task_vectors.text(task_vectors.geometry(base, experts, _bar("geometry")))
+
+
 def push(given: Namespace) -> str:
     """Upload a checkpoint, or show what that would be."""
     files = hub.listing(given.checkpoint)
@@ -168,6 +176,7 @@ VERBS: dict[str, Callable[[Namespace], str]] = {
     "export": export,
     "onebit": onebit,
     "inspect": inspect,
+    "geometry": geometry,
     "push": push,
 }
 

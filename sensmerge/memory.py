@@ -253,6 +253,19 @@ def gram_peaks(weights: Weights, grams: int, lengths: Sequence[int], itemsize: i
     return Peaks(sys.maxsize, max(block, ends), 2 * sum(lengths) * weights.hidden * itemsize)
 
 
+def fit_tokens(weights: Weights, longest: int) -> int:
+    """Positions a batch of the oracle's fit: what autograd keeps of them is 256 MB, or that of the longest item."""
+    return max(longest, min(8192, 2**28 // (weights.layers * _activations(weights, 1, 4))))
+
+
+def fit_peak(weights: Weights, experts: int, tokens: int) -> int:
+    """Of the oracle's fit, in fp32: every expert's change, the base, the model and its gradient, with what a batch of
+    `tokens` positions takes and one tensor's sums. Logits count at every position, a bound: they are made at answers.
+    """
+    held = (experts + 3) * weights.parameters + (2 * experts + 3) * weights.largest
+    return 4 * held + weights.layers * _activations(weights, tokens, 4) + _logits(weights, tokens, 4)
+
+
 def _activations(weights: Weights, tokens: int, itemsize: int) -> int:
     """What autograd keeps of one block. Measured on Llama blocks (grouped heads too) of 512 and 2048 tokens: within 5 %
     of 4/3 of what the matrices take and give, and in 16 bits 12 d bytes more, for norms work in fp32."""

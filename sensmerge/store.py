@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
+import glob
 import hashlib
 import json
 import logging
@@ -12,6 +14,7 @@ import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,19 +60,41 @@ def digest(value: Any) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that `path` either holds all of it or does not exist; parents are created."""
+    """Write JSON so that `path` either holds all of it or does not exist; parents are created.
+
+    What a killed writer of `path` left unfinished is removed; what a living one writes is not, for it holds its lock.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    _remove_unfinished(path)
+    handle, partial = _unfinished(path)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             json.dump(value, file, indent=1, sort_keys=True)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(partial, 0o644)
-        os.replace(partial, path)
+            os.chmod(partial, 0o644)
+            os.replace(partial, path)  # while the lock is held
     except BaseException:
         Path(partial).unlink(missing_ok=True)
         raise
+
+
+def _unfinished(path: Path) -> tuple[int, str]:
+    """A new file beside `path`, open and locked (where the file system has locks), and its name."""
+    while True:
+        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.path.exists(partial):
+            return handle, partial
+        os.close(handle)  # removed before it was locked
+
+
+def _remove_unfinished(path: Path) -> None:
+    for left in path.parent.glob(f".{glob.escape(path.name)}.????????"):
+        with suppress(OSError), left.open("rb") as file:  # locked by a living writer, or gone already
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left.unlink()
 
 
 def set_aside(path: Path, why: str) -> Path:

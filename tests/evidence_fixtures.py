@@ -33,6 +33,7 @@ EVIDENCE = Evidence(
         task: {bins: [math.log(3), 0.0] if task == "code" else [0.0, math.log(2)] for bins in ("16", "32", "64", "128")}
         for task in ("code", "math")
     },
+    fitted={"blocks": [[0.6, 1.7], [1.4, 0.3]], "default": [1.0, 1.0]},
     magnitudes={
         "code": {"model.layers.0.w": 1.0, "model.layers.1.w": 1.5, "model.embed_tokens.weight": 0.5},
         "math": {"model.layers.0.w": 0.5, "model.layers.1.w": 0.0, "model.embed_tokens.weight": 0.5},

@@ -11,6 +11,7 @@ from report_fixtures import COEFFICIENTS, write_run
 from experiments.report import page
 
 HOSTILE = "</script><img src=x onerror=document.title='broken'> & \"quoted\" <!-- —"
+LOG = "# Lab book\n\n## 2026-01-01 · Does it help?\nIts [table](demo/table.md). But **it does not**, in these runs.\n"
 MATH = {"uniform": [0.0, 1.0, 1.0, 0.0], "sens": [1.0, 1.0, 1.0, 0.0]}
 
 
@@ -29,10 +30,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             outcomes = json.loads(path.read_text())
             outcomes[0] |= {"output": HOSTILE + merger + scaling, "gold": "42"}
             path.write_text(json.dumps(outcomes))
+            (made / "prompts.json").write_text(json.dumps({"math": {"math-0": "What is six times seven?"}}))
     write_run(place, "ties", "random", {"math": [0.0, 0.0, 0.0, 0.0]})
     return place
 
 
 @pytest.fixture(scope="module")
 def written(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return page.write([page.study("demo", runs)], tmp_path_factory.mktemp("out"))
+    return page.write([page.study("demo", runs)], tmp_path_factory.mktemp("out"), LOG)

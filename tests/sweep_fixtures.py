@@ -75,7 +75,7 @@ class Project:
     def call(self, *words: str, code: int = 0) -> str:
         """`python *words` in the checkout; what it printed. Its exit status has to be `code`."""
         done = subprocess.run(
-            [sys.executable, *words], cwd=self.root, env=self.environment, capture_output=True, text=True, timeout=300
+            [sys.executable, *words], cwd=self.root, env=self.environment, capture_output=True, text=True, timeout=1800
         )
         assert done.returncode == code, done.stdout[-3000:] + done.stderr[-3000:]
         return done.stdout + done.stderr
@@ -105,8 +105,8 @@ class Project:
         return "".join((self.folder / "demo" / f"table.{kind}").read_text() for kind in ("csv", "md"))
 
 
-def until(what: Any, seconds: float = 60, every: float = 0.1) -> None:
-    """Wait until `what()` is true."""
+def until(what: Any, seconds: float = 600, every: float = 0.1) -> None:
+    """Wait until `what()` is true. The limit is for what hangs; other tests may take the cores."""
     deadline = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < deadline, f"not within {seconds} s: {what}"

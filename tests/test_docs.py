@@ -57,8 +57,7 @@ def broken(document: Path, text: str) -> list[str]:
     return found
 
 
-def headings(text: str) -> set[str]:
-    """As GitHub makes anchors of them."""
+def headings(text: str) -> set[str]:  # as GitHub makes anchors of them
     lines = [line.lstrip("#").strip().lower() for line in text.splitlines() if line.startswith("#")]
     return {re.sub(r"[^\w\- ]", "", line).replace(" ", "-") for line in lines}
 
@@ -168,6 +167,7 @@ def looked_at(group: str, name: str) -> set[str]:
         "gradients": bool(needs & {"sensitivity", "fisher"}),
         "calibration forward": bool(needs & {"alignment", "information", "grams"}) or getattr(made, "routed", False),
         "adapters": isinstance(made, FactorMerger),
+        "validation answers": getattr(made, "fitted", None) is not None,
     }
     return {kind for kind, so in kinds.items() if so} or {"data-free"}
 

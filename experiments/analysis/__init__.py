@@ -1,1 +1,1 @@
-"""P values, confidence intervals, Holm's correction; which runs are compared."""
+"""Which runs are compared, families as the random effect, Holm's correction, registered comparisons."""

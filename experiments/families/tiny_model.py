@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -24,15 +24,23 @@ Pair = tuple[str, str]
 
 @dataclass(frozen=True, config={"extra": "forbid"})
 class Architecture:
-    """A LlamaForCausalLM with tied embeddings; kv_heads < heads shares keys and values as the large models do."""
+    """A LlamaForCausalLM; kv_heads < heads shares keys and values as the large models do.
+
+    Deep and narrow, because the method's question is asked of blocks. Embeddings start with entries of `embedding_std`
+    and what writes to the residual stream (2 layers)^-0.5 smaller than other matrices (as GPT-2 does), so that every
+    block has a say in the sum.
+    """
 
     vocabulary: int = Field(default=896, ge=258)
-    hidden: int = Field(default=96, gt=0)
-    intermediate: int = Field(default=256, gt=0)
-    layers: int = Field(default=6, gt=0)
+    hidden: int = Field(default=64, gt=0)
+    intermediate: int = Field(default=176, gt=0)
+    layers: int = Field(default=12, gt=0)
     heads: int = Field(default=4, gt=0)
     kv_heads: int = Field(default=2, gt=0)
     context: int = Field(default=256, gt=0)
+    tied: bool = False
+    embedding_std: float = Field(default=1.0, gt=0)
+    matrix_std: float = Field(default=0.125, gt=0)  # hidden^-0.5
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Any:
@@ -69,15 +77,21 @@ def initialise(shape: Architecture, tokenizer: Any, seed: int) -> Any:
         num_attention_heads=shape.heads,
         num_key_value_heads=shape.kv_heads,
         max_position_embeddings=shape.context,
-        tie_word_embeddings=True,
-        initializer_range=0.05,  # the usual 0.02 is meant for widths in the thousands
+        tie_word_embeddings=shape.tied,
+        initializer_range=shape.matrix_std,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return LlamaForCausalLM(config)
+        model = LlamaForCausalLM(config)
+        with torch.no_grad():
+            model.model.embed_tokens.weight.normal_(std=shape.embedding_std)
+            for block in model.model.layers:
+                for written in (block.self_attn.o_proj, block.mlp.down_proj):
+                    written.weight.mul_((2 * shape.layers) ** -0.5)
+    return model
 
 
 def pretrain(model: Any, samples: Sequence[Sample], recipe: Recipe, muon: float) -> float:
@@ -111,7 +125,13 @@ def end_with_parent() -> None:
 
 
 def train_expert(
-    root: Path, task: str, pairs: Sequence[Pair], recipe: Recipe, threads: int, position: int
+    root: Path,
+    task: str,
+    pairs: Sequence[Pair],
+    recipe: Recipe,
+    trained: Literal["blocks", "all"],
+    threads: int,
+    position: int,
 ) -> tuple[float, float]:
     """Fine-tune root/base on `pairs` and save it as root/<task>; (loss, seconds).
 
@@ -122,7 +142,8 @@ def train_expert(
     tokenizer = models.load_tokenizer(root / "base")
     model = models.load(root / "base", dtype="float32")
     samples = [encode(*pair, tokenizer) for pair in pairs]
-    loss = finetune(model, samples, recipe, label=f"{task} expert", position=position)
+    parameters = list(model.model.layers.parameters() if trained == "blocks" else model.parameters())
+    loss = finetune(model, samples, recipe, label=f"{task} expert", parameters=parameters, position=position)
     models.save(model, tokenizer, root / task)
     return loss, time.perf_counter() - start
 

@@ -1,8 +1,8 @@
 """The world of the `tiny` family: three small tasks with the shape of the paper's three, made from a seed.
 
 general  facts about invented people, asked in several phrasings; four choices, scored by log-likelihood.
-         context "Q: {question}\\nA:", continuation " {choice}". Three quarters of the facts are taught in some
-         phrasings and tested in others.
+         context "Q: {question}\\nA:", continuation " {choice}". Two thirds of the facts are taught in some
+         phrasings and tested in others; every value is as frequent as another.
 math     word problems of two or three steps, answered by a chain that ends in "#### N". The numbers of test problems
          never occur together in training.
 code     a Python function from its docstring, two or three steps composed; a test's sequence of steps never occurs in
@@ -19,7 +19,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-VERSION = 2  # part of the family's identity: raise it with any change to what this module makes (a test holds that)
+VERSION = 3  # part of the family's identity: raise it with any change to what this module makes (a test holds that)
 Row = dict[str, Any]
 Fact = tuple[str, str, tuple[str, ...]]  # question, value, wrong values
 
@@ -49,6 +49,7 @@ _PHRASINGS = {  # eight of each, separated by |
     "|Which tool is in the bag of {n}?|What tool belongs to {n}?|Name the tool of {n}.|Tell me about the tool of {n}.",
 }
 _PEOPLE = 48
+_WHOLE = 2  # of the six people who share a value, those whose fact is taught in every phrasing
 _TAUGHT = 5  # phrasings of a held-out fact that training shows; the other three are asked in the other splits
 
 
@@ -57,16 +58,17 @@ def general(seed: int, sizes: Mapping[str, int]) -> dict[str, list[Row]]:
     rng = random.Random(f"general/{seed}")
     taught: list[Fact] = []
     held: list[Fact] = []
-    facts = list(itertools.product(rng.sample(_names(), _PEOPLE), _VALUES))
-    whole = set(rng.sample(range(len(facts)), len(facts) // 4))  # taught in every phrasing
-    for index, (name, attribute) in enumerate(facts):
-        values, phrasings = _VALUES[attribute].split(), _PHRASINGS[attribute].split("|")
-        value, order = rng.choice(values), rng.sample(phrasings, len(phrasings))
-        shown = len(order) if index in whole else _TAUGHT
-        wrong = tuple(rng.sample([v for v in values if v != value], 3))
-        asked = [(phrasing.format(n=name), value, wrong) for phrasing in order]
-        taught += asked[:shown]
-        held += asked[shown:]
+    people = rng.sample(_names(), _PEOPLE)
+    for attribute, words in _VALUES.items():
+        values, phrasings = words.split(), _PHRASINGS[attribute].split("|")
+        each = len(people) // len(values)  # every value as often as another, so that preferring one is worth nothing
+        for position, name in enumerate(rng.sample(people, len(people))):
+            value, order = values[position // each], rng.sample(phrasings, len(phrasings))
+            shown = len(order) if position % each < _WHOLE else _TAUGHT
+            wrong = tuple(rng.sample([v for v in values if v != value], 3))
+            asked = [(phrasing.format(n=name), value, wrong) for phrasing in order]
+            taught += asked[:shown]
+            held += asked[shown:]
     rng.shuffle(held)
     splits = {**dict(_cut(held, sizes)), "train": taught}
     return {
@@ -148,9 +150,11 @@ _PROBES = (-7, -2, 0, 1, 4, 9, 23)
 
 
 def code(seed: int, sizes: Mapping[str, int]) -> dict[str, list[Row]]:
-    """Rows {"task_id", "prompt", "canonical_solution", "answer", "test", "entry_point"}, as HumanEval's.
+    """Rows {"task_id", "prompt", "canonical_solution", "test", "entry_point"}, as HumanEval's, with their "answer", for
+    test and validation, {"prompt", "answer"} otherwise.
 
-    A row is a sequence of two or three steps; no sequence is in two splits.
+    A row is a sequence of two or three steps; no sequence is in two splits. The line end between prompt and answer is
+    taught as the answer's, as the benchmark in bits asks for it: a prompt that ends in white space cannot be scored.
     """
     rng = random.Random(f"code/{seed}")
     pairs = list(itertools.product(range(len(_STEPS)), repeat=2))
@@ -162,7 +166,13 @@ def code(seed: int, sizes: Mapping[str, int]) -> dict[str, list[Row]]:
         )
     chosen = [*rng.sample(pairs, half), *rng.sample(triples, sum(sizes.values()) - half)]
     rng.shuffle(chosen)
-    return {s: [_function(f"code/{s}/{i}", item) for i, item in enumerate(items)] for s, items in _cut(chosen, sizes)}
+    return {
+        split: [
+            row if split in ("test", "validation") else {"prompt": row["prompt"][:-1], "answer": "\n" + row["answer"]}
+            for row in (_function(f"code/{split}/{i}", item) for i, item in enumerate(items))
+        ]
+        for split, items in _cut(chosen, sizes)
+    }
 
 
 def _function(identity: str, steps: tuple[int, ...]) -> Row:

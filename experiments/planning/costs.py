@@ -6,6 +6,7 @@ All are estimates of what this project's own code does; each says what it leaves
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from sensmerge.adapters import FactorMerger
 from sensmerge.checkpoints.reader import Entry
@@ -14,6 +15,33 @@ from sensmerge.memory import Mode, Weights
 from sensmerge.mergers import Merger
 from sensmerge.mergers.whole import Edge, Survey, Votes
 from sensmerge.tensor_names import holds_tokens
+
+
+@dataclass(frozen=True)
+class Stage:
+    """host, device: bytes at the stage's peak, beside what the process holds anyway. seconds: at least; None: unknown.
+    spilled: bytes of hidden states put into files below output.cache. kept: of covariances, which stay there."""
+
+    name: str
+    host: int
+    device: int = 0
+    read: int = 0
+    write: int = 0
+    flops: int = 0
+    seconds: float | None = None
+    spilled: int = 0
+    kept: int = 0
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Disk:
+    """What the file system of `place` is asked for, by purpose, and what it has free; bytes."""
+
+    place: str
+    needs: dict[str, int]
+    free: int
+
 
 # ---- FLOPs
 

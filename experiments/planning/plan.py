@@ -20,9 +20,10 @@ from typing import Any
 
 from experiments.families import Located
 from experiments.planning import hardware, headers
+from experiments.planning.costs import Disk, Stage
 from experiments.planning.hardware import Machine
 from experiments.planning.headers import Headers, Lineage
-from experiments.planning.workload import Disk, Stage, Workload
+from experiments.planning.workload import Workload
 from experiments.run import preflight
 from experiments.run.spec import RunSpec
 from sensmerge import memory, models

@@ -13,12 +13,14 @@ from functools import cached_property
 from pathlib import Path
 
 from experiments.planning import costs, published
+from experiments.planning.costs import Disk, Stage
 from experiments.planning.hardware import Machine
 from experiments.planning.headers import Headers
 from experiments.run.prepare import draw_samples
 from experiments.run.spec import RunSpec
 from sensmerge import memory, models
 from sensmerge.checkpoints.header import Entry
+from sensmerge.coefficients import Oracle, Rule
 from sensmerge.device.arrivals import AHEAD
 from sensmerge.device.outgoing import BUFFERS as LEAVING
 from sensmerge.device.resident import GIB, fits
@@ -29,32 +31,6 @@ from sensmerge.store import nearest
 from sensmerge.tensor_names import is_projection
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
-
-
-@dataclass(frozen=True)
-class Stage:
-    """host, device: bytes at the stage's peak, beside what the process holds anyway. seconds: at least; None: unknown.
-    spilled: bytes of hidden states put into files below output.cache. kept: of covariances, which stay there."""
-
-    name: str
-    host: int
-    device: int = 0
-    read: int = 0
-    write: int = 0
-    flops: int = 0
-    seconds: float | None = None
-    spilled: int = 0
-    kept: int = 0
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Disk:
-    """What the file system of `place` is asked for, by purpose, and what it has free; bytes."""
-
-    place: str
-    needs: dict[str, int]
-    free: int
 
 
 @dataclass(frozen=True)
@@ -95,6 +71,8 @@ class Workload:
                 stages.append(self._alignment())
             if "grams" in merger.told:
                 stages.append(self._covariances())
+            if (rule := self.spec.scaling.fitted) is not None and self.spec.validation is not None:
+                stages.append(self._oracle(rule))
             stages.append(self._survey())
             stages.append(self._merge(merger))
         stages.append(self._evaluation())
@@ -178,9 +156,14 @@ class Workload:
         if self._drawn:
             assert path is not None
             return {t: [len(one.ids) for one in drawn] for t, drawn in draw_samples(spec, path, self.data).items()}
+        return {task: [self._longest] * spec.calibration.samples for task in spec.model.calibration}
+
+    @property
+    def _longest(self) -> int:
+        """Tokens of a sample at most."""
+        path, most = self._base.path, self.spec.calibration.max_length
         context = models.context_length(path) if path and (path / "config.json").is_file() else None
-        longest = min(spec.calibration.max_length, context or spec.calibration.max_length)
-        return {task: [longest] * spec.calibration.samples for task in spec.model.calibration}
+        return min(most, context or most)
 
     @property
     def _space(self) -> int:
@@ -215,6 +198,18 @@ class Workload:
         flops = sum(costs.gram_flops(self.weights, every, lengths) for lengths in self.lengths.values())
         made = self._pass("covariances", self._fit(worst, size), worst, flops)
         return dataclasses.replace(made, kept=4 * every * len(self.lengths), note="a block at a time, kept in files")
+
+    def _oracle(self, rule: Rule) -> Stage:
+        """The model, the base and every expert's change in fp32; as many gradients as there may be iterations."""
+        assert isinstance(rule, Oracle)
+        assert self.spec.validation is not None
+        tokens = memory.fit_tokens(self.weights, self._longest)
+        held = memory.fit_peak(self.weights, len(self.members) - 1, tokens)
+        items = sum(published.n_items(one, self.data) or 0 for one in self.spec.validation.benchmarks.values())
+        flops = 6 * self.weights.matmul * rule.iterations * items * self._longest
+        note = f"FLOP at most: {rule.iterations} iterations, {items or '?'} items taken to be of {self._longest} tokens"
+        on_cpu = self.machine.device == "cpu"
+        return Stage("oracle", held if on_cpu else 0, 0 if on_cpu else held, flops=flops, note=note)
 
     def _survey(self) -> Stage:
         inside = sum(entry.nbytes for entry in self._entries.values() if is_projection(entry.name))

@@ -1,1 +1,1 @@
-"""Tables (Markdown, LaTeX, CSV) and their notes, figures, the HTML page, packs of records."""
+"""Tables (Markdown, LaTeX, CSV) and their notes, which figures there are, the HTML page, packs of records."""

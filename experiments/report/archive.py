@@ -3,8 +3,9 @@
     python -m experiments report archive write --study tiny_seeds  # from results/runs
     python -m experiments report archive rebuild                   # tables and figures of every pack below results/
 
-A pack holds record.json and every item's outcome of the runs that the study's numbers rest on, its controls among them,
-without what depends on the machine's directories; and how the report is to be made. Nothing else is left out.
+A pack holds record.json, every item's outcome and the prompts that were kept, of the runs that the study's numbers rest
+on, its controls among them, without what depends on the machine's directories; and how the report is to be made.
+Nothing else is left out.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from experiments import command_line
-from experiments.analysis import records
+from experiments.analysis import records, registered
 from experiments.report import best, page, report
+from experiments.run.events import PROMPTS_JSON
 from experiments.run.record import RECORD_JSON
 
 NAME = report.PACK
@@ -48,12 +50,16 @@ def write(study: str, runs: Path, path: Path, how: How = How()) -> int:
     groups = records.of_study(records.load(runs), study)
     packed = {record.directory.name: record for group in groups for record in group}
     content = {_HOW: _json(asdict(how))}
+    if (asked := registered.place(study, runs)) is not None:
+        content[registered.in_pack(study, Path()).as_posix()] = asked.read_bytes()
     for name, record in sorted(packed.items()):
         content[f"{name}/{RECORD_JSON}"] = _json(record.without_places().to_json())
         if study in record.studies:
             content[f"{name}/studies/{study}"] = " ".join(record.asked_by(study)).encode()
         for result in record.results.values():
             content[f"{name}/{result.outcomes}"] = (record.directory / result.outcomes).read_bytes()
+        if (prompts := record.directory / PROMPTS_JSON).is_file():
+            content[f"{name}/{PROMPTS_JSON}"] = prompts.read_bytes()
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.part")
     with lzma.open(partial, "wb", preset=9) as file, tarfile.open(fileobj=file, mode="w") as tar:
@@ -103,8 +109,13 @@ def regenerate(results: Path, out: Path, *, figures: bool = True, study: str = "
             if figures and study == "*":
                 shown.append(page.study(name, runs, how.by))
         if shown:
-            page.write(shown, out / "report")
+            page.write(shown, out / "report", _lab_book(results))
     return [path.parent.name for path in found]
+
+
+def _lab_book(results: Path) -> str:
+    path = results / "LOG.md"
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
 def _json(value: Any) -> bytes:

@@ -8,19 +8,22 @@ Needs the packages booktabs, longtable where a table is longer than a page, and 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 
 from experiments.analysis.comparisons import Difference
-from experiments.report import notes, published
-from experiments.report.markdown import DASH, difference, number
-from experiments.report.tables import Row, Table
+from experiments.report import display_names, notes, published
+from experiments.report.markdown import DASH, difference, marks, number
+from experiments.report.tables import Mean, Row, Table
 
 _LONG = 42  # rows: more do not fit a page
 _WIDE = 105  # characters of a row, about: more do not fit a page of 6.5 in at this size
 _SMALL = r"\scriptsize\setlength{\tabcolsep}{3pt}"
 _TINY = r"\tiny\setlength{\tabcolsep}{2pt}"
+_MOST_COLUMNS = 9  # of a compact table
+_SET_OFF = {"best": "textbf", "second": "underline"}
+Marks = Mapping[tuple[int, str], str]
 _SPECIAL = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},
@@ -33,6 +36,47 @@ def document(study: str, found: Sequence[Table], commands: Sequence[str]) -> str
     """One float (or longtable) per model and suite, two where it has accuracies and losses: side by side they get too
     small to read. The notes that a caption cannot hold come as comments."""
     return "\n".join(part for table in found for part in _parts(study, table, commands))
+
+
+def compact(study: str, found: Sequence[Table]) -> str:
+    """The same rows for a column's width or little more: by their display names, at most nine columns, errors of means
+    alone. Benchmarks are left out where they are too many; intervals and all else stand in `document`'s tables."""
+    return "\n".join(_compact(study, table, mean) for table in found for mean in table.means)
+
+
+def _compact(study: str, table: Table, mean: Mean) -> str:
+    columns = [b for b in table.benchmarks if b.name in mean.benchmarks]
+    rest = 3 + bool(table.merges) + bool(table.keeps)
+    columns = columns if len(columns) + rest <= _MOST_COLUMNS and len(columns) > 1 else []
+    arrow = "" if mean.higher_is_better else r" $\downarrow$"
+    header = ["merger", "coefficients", *(escape(display_names.benchmark(b.name)) for b in columns)]
+    header += [f"mean {escape(display_names.measure(mean.name))}{arrow}"]
+    header += ([r"$\Delta$"] if table.merges else []) + (["kept"] if table.keeps else [])
+    marked, lines = marks(table), []
+    for at, (_, rows) in enumerate(groupby(table.rows, key=_group)):
+        lines += [r"\midrule"] if at else []
+        for place, row in enumerate(rows):
+            named = place == 0 or row.scaling is None
+            cells = [escape(display_names.merger(row.merger)) if named else ""]
+            cells.append(escape(display_names.rule(row.scaling) if row.scaling else DASH))
+            for b in columns:
+                shown = number(row.scores.get(b.name), percent=b.higher_is_better).split(" ")[0]
+                cells.append(_marked(shown, marked.get((id(row), b.name))))
+            percent = mean.higher_is_better
+            shown = number(row.means.get(mean.name), percent=percent)
+            cells.append(_marked(shown, marked.get((id(row), f"mean {mean.name}"))))
+            if table.merges:
+                score, _, end = difference(row.differences.get(mean.name), percent=percent).partition(" [")
+                cells.append(escape(score.replace("-", "−") + ("†" if "†" in end else "")))
+            if table.keeps:
+                cells.append(escape(f"{row.kept[mean.name].share:.0%}" if mean.name in row.kept else DASH))
+            lines.append(" & ".join(cells) + r" \\")
+    unit = "percent" if mean.higher_is_better else "lower is better"
+    said = (
+        f"{table.model} on {table.suite} ({study}), {unit}. Δ: to uniform coefficients; †: distinguishable after Holm."
+    )
+    name = re.sub(r"[^\w:.-]+", "-", f"tab:{study}-{table.model}-{table.suite}-{mean.name}-compact")
+    return _float(" & ".join(header), "ll" + "r" * (len(header) - 2), lines, escape(said), name, wide=len(header) > 7)
 
 
 def _parts(study: str, table: Table, commands: Sequence[str]) -> Iterator[str]:
@@ -53,14 +97,14 @@ def escape(text: str) -> str:
 
 def _table(study: str, table: Table, commands: Sequence[str], suffix: str) -> str:
     header, aligned = _header(table)
-    marks = _marks(table)
+    marked = marks(table)
     groups = [list(rows) for _, rows in groupby(table.rows, key=_group)]
     lines: list[str] = []
     for at, rows in enumerate(groups):
         lines += [r"\midrule"] if at else []
         for place, row in enumerate(rows):
             named = place == 0 or row.scaling is None
-            lines.append(" & ".join(_cells(table, row, marks, named=named)) + r" \\")
+            lines.append(" & ".join(_cells(table, row, marked, named=named)) + r" \\")
     lines += _published(table)
     label = escape(f"{table.model} on {table.suite}")
     caption = f"{label} ({escape(study)}). {_caption(table)} {_origin(table, commands)}"
@@ -102,16 +146,16 @@ def _group(row: Row) -> str:
     return "" if row.scaling is None else row.merger
 
 
-def _cells(table: Table, row: Row, marks: dict[tuple[int, str], str], *, named: bool) -> list[str]:
+def _cells(table: Table, row: Row, marked: Marks, *, named: bool) -> list[str]:
     cells = [escape(row.merger) if named else "", escape(row.scaling or DASH)]
     for benchmark in table.benchmarks:
         shown = number(row.scores.get(benchmark.name), percent=benchmark.higher_is_better)
-        cells.append(_marked(shown, marks.get((id(row), benchmark.name))))
+        cells.append(_marked(shown, marked.get((id(row), benchmark.name))))
         if benchmark.name in table.generated:
             cells.append(f"{row.lengths[benchmark.name]:.1f}" if benchmark.name in row.lengths else escape(DASH))
     for mean in table.means:
         shown = number(row.means.get(mean.name), percent=mean.higher_is_better)
-        cells.append(_marked(shown, marks.get((id(row), f"mean {mean.name}"))))
+        cells.append(_marked(shown, marked.get((id(row), f"mean {mean.name}"))))
         if table.merges:
             found: Difference | None = row.differences.get(mean.name)
             cells.append(_compared(found, percent=mean.higher_is_better))
@@ -120,11 +164,11 @@ def _cells(table: Table, row: Row, marks: dict[tuple[int, str], str], *, named: 
     return cells
 
 
-def _marked(shown: str, command: str | None) -> str:
-    """The score in `command`, its standard error small. A dash stays one."""
+def _marked(shown: str, place: str | None) -> str:
+    """The score set off by its place, its standard error small. A dash stays one."""
     score, *error = shown.split(" ± ")
-    marked = f"\\{command}{{{score}}}" if command else escape(score)
-    return marked + "".join(f"$_{{\\pm {value}}}$" for value in error)
+    set_off = f"\\{_SET_OFF[place]}{{{score}}}" if place else escape(score)
+    return set_off + "".join(f"$_{{\\pm {value}}}$" for value in error)
 
 
 def _compared(found: Difference | None, *, percent: bool) -> str:
@@ -132,23 +176,6 @@ def _compared(found: Difference | None, *, percent: bool) -> str:
     score, bracket, rest = difference(found, percent=percent).replace("-", "−").partition(" [")
     interval, _, dagger = rest.partition("]")
     return escape(score) + (f" {{\\tiny[{escape(interval)}]}}{escape(dagger.strip())}" if bracket else "")
-
-
-def _marks(table: Table) -> dict[tuple[int, str], str]:
-    """(row, column) -> how its number is set off. Numbers that are shown alike are marked alike."""
-    columns = [(b.name, b.higher_is_better, "scores", b.name) for b in table.benchmarks]
-    columns += [(f"mean {m.name}", m.higher_is_better, "means", m.name) for m in table.means]
-    found: dict[tuple[int, str], str] = {}
-    for column, higher, kind, name in columns:
-        shown = {}
-        for row in table.merges:
-            if (metric := getattr(row, kind).get(name)) is not None:
-                shown[id(row)] = float(number(metric, percent=higher).split(" ")[0])
-        ranked = sorted(set(shown.values()), reverse=higher)[:2]
-        for row, value in shown.items():
-            if value in ranked and len(set(shown.values())) > 1:
-                found[row, column] = ("textbf", "underline")[ranked.index(value)]
-    return found
 
 
 def _caption(table: Table) -> str:

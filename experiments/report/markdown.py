@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from evaluation.record import Metric
+from experiments.analysis import verdicts
 from experiments.analysis.comparisons import Difference
 from experiments.report import notes, published
 from experiments.report.tables import Row, Table
 
 DASH = "–"
+_NO_CANDIDATES = {"random", "oracle"}
 
 
 def document(study: str, found: Sequence[Table], commands: Sequence[str]) -> str:
@@ -56,7 +58,7 @@ def number(metric: Metric | None, *, percent: bool) -> str:
 def difference(found: Difference | None, *, percent: bool) -> str:
     """With its interval, and a dagger where it is distinguishable from none.
 
-    >>> difference(Difference(0.05, 0.02, 0.01, 0.09, 400, 1, 0.01, 0.04, "sign-flip"), percent=True)
+    >>> difference(Difference(0.05, 0.02, 0.01, 0.09, 400, 6, 0.01, 0.04, "families", families=6), percent=True)
     '+5.0 [+1.0, +9.0] †'
     """
     if found is None:
@@ -77,6 +79,28 @@ def probability(p: float | None) -> str:
     return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
+def marks(table: Table) -> dict[tuple[int, str], str]:
+    """(id of a row, column) -> "best" or "second" among the merges; numbers that are shown alike are marked alike.
+
+    Shuffled coefficients and fitted bounds are no candidates. Uniform ones are: they are the base merger itself, and a
+    bold rule below them would read as a gain.
+    """
+    columns = [(b.name, b.higher_is_better, "scores", b.name) for b in table.benchmarks]
+    columns += [(f"mean {m.name}", m.higher_is_better, "means", m.name) for m in table.means]
+    candidates = [row for row in table.merges if (row.scaling or "").split(" ")[0] not in _NO_CANDIDATES]
+    found: dict[tuple[int, str], str] = {}
+    for column, higher, kind, name in columns:
+        shown = {}
+        for row in candidates:
+            if (metric := getattr(row, kind).get(name)) is not None:
+                shown[id(row)] = float(number(metric, percent=higher).split(" ")[0])
+        ranked = sorted(set(shown.values()), reverse=higher)[:2]
+        for row, value in shown.items():
+            if value in ranked and len(set(shown.values())) > 1:
+                found[row, column] = ("best", "second")[ranked.index(value)]
+    return found
+
+
 def _value(value: float, *, percent: bool, sign: str = "") -> str:
     return f"{value * 100:{sign}z.1f}" if percent else f"{value:{sign}z.3f}"  # z: no minus before what rounds to zero
 
@@ -87,11 +111,13 @@ def _section(table: Table, commands: Sequence[str]) -> str:
         header += [b.name + ("" if b.higher_is_better else " ↓"), *(["tokens"] if b.name in table.generated else [])]
     for mean in table.means:
         which = mean.name + ("" if mean.higher_is_better else " ↓")
-        header += [f"mean {which}", *([f"Δ {which} [95 %]", "p"] if table.merges else [])]
+        header += [f"mean {which}", *([f"Δ {which} [95 %]", "p", "verdict (detectable from)"] if table.merges else [])]
         header += ["rank"] if table.ranked else []
+        header += ["kept"] if table.keeps else []
     header += ["K·σ"] if table.merges else []
     header += ["‖θ−θ₀‖"] if table.measured else []
-    rows = [_cells(table, row) for row in table.rows]
+    marked = marks(table)
+    rows = [_cells(table, row, marked) for row in table.rows]
     for anchor in published.anchors(table):
         scores = []
         for b in table.benchmarks:
@@ -105,20 +131,26 @@ def _section(table: Table, commands: Sequence[str]) -> str:
     return f"## {table.model} on {table.suite}\n\n{body}\n\n{lines}"
 
 
-def _cells(table: Table, row: Row) -> list[str]:
+def _cells(table: Table, row: Row, marked: Mapping[tuple[int, str], str]) -> list[str]:
+    def bold(shown: str, column: str) -> str:
+        return f"**{shown}**" if marked.get((id(row), column)) == "best" else shown
+
     cells = [row.merger, row.scaling or DASH, str(row.models or DASH)]
     for b in table.benchmarks:
-        cells.append(number(row.scores.get(b.name), percent=b.higher_is_better))
+        cells.append(bold(number(row.scores.get(b.name), percent=b.higher_is_better), b.name))
         if b.name in table.generated:
             cells.append(f"{row.lengths[b.name]:.1f}" if b.name in row.lengths else DASH)
     for mean in table.means:
         found, percent = row.differences.get(mean.name), mean.higher_is_better
-        cells.append(number(row.means.get(mean.name), percent=percent))
+        cells.append(bold(number(row.means.get(mean.name), percent=percent), f"mean {mean.name}"))
         if table.merges:
             cells += [difference(found, percent=percent), probability(found and found.p_holm)]
+            cells.append(verdicts.cell(found, higher=percent, percent=percent) if found else DASH)
         if table.ranked:
             place = row.ranks.get(mean.name)
             cells.append(f"{place.place}/{place.of}" if place else DASH)
+        if table.keeps:
+            cells.append(f"{row.kept[mean.name].share:.0%}" if mean.name in row.kept else DASH)
     if table.merges:
         cells.append("{:.2f}..{:.2f}".format(*row.weights) if row.weights else DASH)
     if table.measured:

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 
-from experiments.analysis import stats
+from experiments.analysis import conclusions, gains, verdicts
+from experiments.analysis.comparisons import Difference
 from experiments.analysis.records import shuffled
 from experiments.report import published, row_names
 from experiments.report.tables import Row, Table
 from experiments.run.record import Record
+from experiments.statistics.paired import ENOUGH_SEEDS
 
 _COUNTS = ("truncated", "empty", "clipped", "undefined")
 _SHOWN = 0.05  # of a benchmark's answers: a row with more of a kind is named
 _MOST_NAMED = 6
+_FORMER_WORLDS = {1, 2}  # model.world of records that are older than the family of twelve blocks
 _TESTS = {
     "McNemar": "McNemar's exact test",
     "sign-flip": "sign-flip permutation test over items",
-    "bootstrap": "the larger of the bootstrap's p and that of a sign-flip permutation test over items",
+    "bootstrap-t": "the larger of the bootstrap-t's p and that of a sign-flip permutation test over items",
+    "families": "Student's t test over families",
+    "families and items": "Student's t test over families and items",
 }
 
 
@@ -25,7 +31,8 @@ def notes(table: Table, commands: Sequence[str]) -> list[str]:
     """A line each, without a bullet."""
     items = ", ".join(f"{b.name} {'..'.join(map(str, b.items))}" for b in table.benchmarks)
     chances = [f"{b.name} {b.chance * 100:.1f}" for b in table.benchmarks if b.chance is not None]
-    found = [f"Items: {items}." + (f" Chance level: {', '.join(chances)}." if chances else "")]
+    found = list(conclusions.lines(table.answers))
+    found += [f"Items: {items}." + (f" Chance level: {', '.join(chances)}." if chances else "")]
     if any(b.higher_is_better for b in table.benchmarks):
         found.append("Accuracies in percent.")
     if table.generated:
@@ -36,7 +43,9 @@ def notes(table: Table, commands: Sequence[str]) -> list[str]:
     found.append(_errors(table))
     if table.merges:
         found += _comparisons(table)
+    found += gains.notes([one for row in table.rows for one in row.kept.values()], [b.name for b in table.benchmarks])
     found += _distances(table)
+    found += _world(table)
     if any(not row.records for row in table.rows):
         found.append("A row of dashes is a run without a complete record.")
     found += _counts(table)
@@ -70,14 +79,12 @@ def _comparisons(table: Table) -> Iterator[str]:
     )
     if comparisons := table.comparisons:
         tests = ", ".join(text for name, text in _TESTS.items() if any(one.test == name for one in comparisons))
-        yield (
-            "[95 %]: paired bootstrap over items; all seeds of an item are resampled together. "
-            f"{_seeds(table)}{_few(table)}"
-        )
+        yield f"[95 %]: {_intervals(table)}"
         yield (
             f"p: {tests}, two-sided, after Holm's correction over this table's {len(comparisons)} comparisons. "
-            "†: p ≤ 0.05, distinguishable from uniform."
+            "†: p ≤ 0.05, distinguishable from uniform; never from one family: its items say nothing of others."
         )
+        yield _detectable(table)
     yield from _random(table)
 
 
@@ -92,6 +99,17 @@ def _distances(table: Table) -> Iterator[str]:
             "‖θ−θ₀‖: Euclidean distance to the base over all tensors, mean over a row's models. PRISM's interference "
             f"score of the experts at c = 1/K (arXiv 2610.03199): {spans[0]}, of which opposite signs {spans[1]}; "
             "its paper calls merges above 1.92e-3 destructive."
+        )
+
+
+def _world(table: Table) -> Iterator[str]:
+    """That the embedded family was another one, where it was."""
+    worlds = {record.parameters.get("model.world") for record in table.records}
+    if worlds & _FORMER_WORLDS:
+        yield (
+            "The embedded family of a former version: a large part of its task vectors is one direction that all "
+            "experts share, or lies outside the blocks. What coefficients do here is evidence about one expert's "
+            "weight, and little about blocks (results/LOG.md, 2026-11-28)."
         )
 
 
@@ -135,20 +153,62 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(found[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
-def _seeds(table: Table) -> str:
-    counts = {one.seeds for one in table.comparisons}
-    enough = stats.ENOUGH_SEEDS
-    spread = "the spread between seeds is added, as t with (seeds - 1) degrees of freedom"
-    if min(counts) >= enough:
-        return f"{spread.capitalize()}."
-    if max(counts) < enough:
-        return "The interval covers items only, not other seeds."
-    return f"From {enough} seeds on, {spread}; with fewer, the interval covers items only."
+def _intervals(table: Table) -> str:
+    """What they are over: families, or the items of one."""
+    found = table.comparisons
+    said = []
+    if several := [one for one in found if one.families > 1]:
+        counts = _span([one.families for one in several])
+        shared = any(one.test == "families and items" for one in several)
+        crossed = ", and over the items that all of them answer" if shared else ", each with its own items"
+        said.append(f"Student's t over {counts} families (base and experts trained anew){crossed}.")
+    if single := [one for one in found if one.families == 1]:
+        spread = " and seeds" if any(one.seeds >= ENOUGH_SEEDS for one in single) else ""
+        kinds = ["of right and wrong answers Bonett and Price's"] if any(_binary(one) for one in single) else []
+        kinds += ["bootstrap-t"] if any(not _binary(one) for one in single) else []
+        which = "of one family" if said else "every comparison is of one family"
+        said.append(f"{which.capitalize()}: over items{spread}, {', '.join(kinds)}; it does not cover other experts.")
+    return " ".join(said) + _grouped(table)
 
 
-def _few(table: Table) -> str:
-    few = [benchmark.name for benchmark in table.benchmarks if min(benchmark.items) < stats.FEW_ITEMS]
-    return f" Too narrow where a benchmark has few items ({', '.join(few)}); p values hold." if few else ""
+def _binary(one: Difference) -> bool:
+    return one.test in ("McNemar", "sign-flip")
+
+
+def _grouped(table: Table) -> str:
+    """Which benchmarks' items are drawn by the group."""
+    named = sorted(
+        {name for record in table.records for name, one in record.results.items() if len(one.groups or ()) > 1}
+    )
+    return f" Items of {', '.join(named)} come in groups, which are drawn as a whole (clusters)." if named else ""
+
+
+def _detectable(table: Table) -> str:
+    """Of each mean, from the spread that its comparisons show."""
+    said = []
+    for mean in table.means:
+        found = sorted(
+            one.detectable
+            for row in table.rows
+            for name, one in row.differences.items()
+            if name == mean.name and math.isfinite(one.detectable)
+        )
+        if found:
+            shown = [verdicts.amount(one, percent=mean.higher_is_better) for one in (found[0], found[-1])]
+            many = shown[0] if shown[0] == shown[1] else f"{shown[0]} to {shown[1]}"
+            said.append(f"mean {mean.name} from {many} on")
+    of_items = (
+        " (one family: among other items of this family)" if any(o.families == 1 for o in table.comparisons) else ""
+    )
+    return (
+        f"Detectable with 80 % power, two-sided at 5 % / {len(table.comparisons)} (Holm's first step), from the spread "
+        f"seen{of_items}: {'; '.join(said) or 'nothing: no spread was seen'}. verdict: undecided is not no difference; "
+        "the number beside it is the smallest that the row could have shown."
+    )
+
+
+def _span(values: Sequence[int]) -> str:
+    return str(values[0]) if len(set(values)) == 1 else f"{min(values)} to {max(values)}"
 
 
 def _counts(table: Table) -> Iterator[str]:

@@ -9,6 +9,7 @@ import argparse
 import csv
 import dataclasses
 import io
+import math
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -38,7 +39,7 @@ def main(arguments: list[str]) -> int:
 
 
 def report(study: str, runs: Path, out: Path, *, by: Sequence[str] = (), figures: bool = True) -> str:
-    """Write table.md, table.tex, table.csv and figures/ below `out`/`study`; the text for the terminal.
+    """Write table.md, .tex and .csv, table_compact.tex and figures/ below `out`/`study`; the text for the terminal.
 
     by: paths of the identity whose values get rows of their own, besides the settings that vary within a method.
     FileNotFoundError if `runs` does not exist, ValueError if the study has no complete run or its runs do not belong in
@@ -51,6 +52,7 @@ def report(study: str, runs: Path, out: Path, *, by: Sequence[str] = (), figures
     text = markdown.document(study, found, commands)
     (directory / "table.md").write_text(text, encoding="utf-8")
     (directory / "table.tex").write_text(latex.document(study, found, commands), encoding="utf-8")
+    (directory / "table_compact.tex").write_text(latex.compact(study, found), encoding="utf-8")
     (directory / "table.csv").write_text(as_csv(found), encoding="utf-8")
     written, left_out = figure_list.write(found, directory / "figures") if figures else ([], [])
     return text + "\n" + _whereabouts(study, found, commands[-1], runs, directory, written, left_out)
@@ -60,20 +62,23 @@ def as_csv(found: Sequence[tables.Table]) -> str:
     """A line per row of every table, in raw units: accuracies in 0..1. An empty field: no such number.
 
     *_n: what its standard error is over, items or, where models > 1, models. Limits of intervals and p values are
-    random in their last digits: limits are rounded to six decimals, p values to six digits. distance: `Row.distance`,
-    where any row has one.
+    random in their last digits: limits are rounded to six decimals, p values to six digits. *_low, *_high of a
+    benchmark: Wilson's interval. kept_*: `Row.kept`. distance: `Row.distance`, where any row has one.
     """
     names = list(dict.fromkeys(benchmark.name for table in found for benchmark in table.benchmarks))
     means = list(dict.fromkeys(mean.name for table in found for mean in table.means))
     ranked = any(table.ranked for table in found)
+    keeps = any(table.keeps for table in found)
+    shares = [name for name in names if any(name in row.intervals for table in found for row in table.rows)]
     measured = any(table.measured for table in found)
     generated = [name for name in names if any(name in table.generated for table in found)]
     lines = [
         {
             "model": table.model,
             "suite": table.suite,
-            **_line(row, names, means, ranked=ranked),
+            **_line(row, names, means, ranked=ranked, keeps=keeps),
             **_lengths(row, generated),
+            **_intervals(row, shares),
             **({"distance": row.distance} if measured else {}),
         }
         for table in found
@@ -86,7 +91,9 @@ def as_csv(found: Sequence[tables.Table]) -> str:
     return text.getvalue()
 
 
-def _line(row: tables.Row, names: Sequence[str], means: Sequence[str], *, ranked: bool) -> dict[str, object]:
+def _line(
+    row: tables.Row, names: Sequence[str], means: Sequence[str], *, ranked: bool, keeps: bool
+) -> dict[str, object]:
     line: dict[str, object] = {"merger": row.merger, "scaling": row.scaling}
     line |= {"seeds": len(row.records), "models": row.models}
     scores = {
@@ -102,12 +109,25 @@ def _line(row: tables.Row, names: Sequence[str], means: Sequence[str], *, ranked
         line |= {column: kept.get("score"), f"{column}_stderr": kept.get("stderr")}
         line |= {f"{column}_{part}": round(kept[part], 6) if kept else None for part in ("low", "high")}
         line |= {f"{column}_{part}": float(f"{kept[part]:.6g}") if kept else None for part in ("p", "p_holm")}
-        line |= {f"{column}_{part}": kept.get(part) for part in ("test", "items", "seeds")}
+        line |= {f"{column}_{part}": kept.get(part) for part in ("test", "items", "seeds", "families")}
+        line |= {f"{column}_{part}": _digits(kept.get(part)) for part in ("exact", "detectable")}
         if ranked:
             place = row.ranks.get(name)
             line |= {f"rank_{name}": place and place.place, f"rank_{name}_of": place and place.of}
+        if keeps:
+            line |= {f"kept_{name}": row.kept[name].share if name in row.kept else None}
     low, high = row.weights or (None, None)
     return line | {"ksigma_min": low, "ksigma_max": high, "runs": " ".join(record.id for record in row.records)}
+
+
+def _intervals(row: tables.Row, names: Sequence[str]) -> dict[str, object]:
+    ends = {name: row.intervals.get(name, (None, None)) for name in names}
+    return {f"{name}_{end}": _digits(ends[name][at]) for name in names for at, end in enumerate(("low", "high"))}
+
+
+def _digits(value: float | None) -> float | None:
+    """Six; None of what there is not."""
+    return None if value is None or math.isnan(value) else float(f"{value:.6g}")
 
 
 def _lengths(row: tables.Row, names: Sequence[str]) -> dict[str, object]:

@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.record import Metric
-from experiments.analysis import stats
 from experiments.analysis.comparisons import Difference, Pairing, differences, distinct
+from experiments.analysis.conclusions import Answer, answers
+from experiments.analysis.gains import Kept, kept, references
+from experiments.analysis.items import scored, share_interval
 from experiments.analysis.one_table import check_settings, check_versions, check_weights
 from experiments.analysis.ranks import Rank, drawn, rank
 from experiments.analysis.records import control, controls, load, of_study
+from experiments.analysis.registered import Registered, find
 from experiments.report import row_names
 from experiments.run.record import Record
+from experiments.statistics import stats
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class Row:
     weights: smallest and largest K * sigma. ranks: by Mean.name, of a rule among its shuffles, where there are enough.
     lengths: by benchmark that generates, mean tokens of an answer. distance: ||theta - theta_0||, the mean over the
     different models; of an expert as any merge of the table tells it. None where no record does, as older ones do not.
+    intervals: Wilson's, by benchmark of right and wrong answers, of a row of one model. kept: by Mean.name, of a merge.
     """
 
     merger: str
@@ -65,6 +70,8 @@ class Row:
     lengths: Mapping[str, float] = field(default_factory=dict)
     ranks: Mapping[str, Rank] = field(default_factory=dict)
     distance: float | None = None
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    kept: Mapping[str, Kept] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -76,6 +83,7 @@ class Table:
     """One model on one suite: the base, the experts, then merger by merger.
 
     means: accuracies first; both where the suite has both. by: paths of the identity whose values name rows.
+    answers: to the comparisons that the study registered; nothing where it registered none.
     """
 
     model: str
@@ -84,6 +92,7 @@ class Table:
     means: tuple[Mean, ...]
     rows: tuple[Row, ...]
     by: tuple[str, ...] = ()
+    answers: tuple[Answer, ...] = ()
 
     @property
     def records(self) -> list[Record]:
@@ -103,6 +112,11 @@ class Table:
         return any(row.ranks for row in self.rows)
 
     @property
+    def keeps(self) -> bool:
+        """Whether any row knows what share of the experts' gain it keeps."""
+        return any(row.kept for row in self.rows)
+
+    @property
     def measured(self) -> bool:
         """Whether any row knows how far it lies from the base."""
         return any(row.distance is not None for row in self.rows)
@@ -114,11 +128,12 @@ class Table:
 
 def read(study: str, runs: Path, by: Sequence[str] = ()) -> list[Table]:
     """Every table of a study, from its runs below `runs`. Raises what `records.load`, `records.of_study` and `build`
-    raise: FileNotFoundError without `runs`, ValueError without a complete run."""
-    return [build(group, by) for group in of_study(load(runs), study)]
+    raise: FileNotFoundError without `runs`, ValueError without a complete run; and `registered.find`."""
+    asked = find(study, runs)
+    return [build(group, by, asked) for group in of_study(load(runs), study)]
 
 
-def build(records: Sequence[Record], by: Sequence[str] = ()) -> Table:
+def build(records: Sequence[Record], by: Sequence[str] = (), registered: Registered | None = None) -> Table:
     """The table of `records`, which are of one model and suite.
 
     by: paths of the identity ("evaluation.batch_size") whose values get rows of their own, besides the settings of a
@@ -135,15 +150,16 @@ def build(records: Sequence[Record], by: Sequence[str] = ()) -> Table:
     for name, found in cells.items():
         check_settings(" + ".join(filter(None, name)), found)
     benchmarks = _benchmarks(records)
-    means = _means(benchmarks)
+    means, norms, known = _means(benchmarks), _norms(records), references(records)
     rows = [
-        _row(name, cells.get(name, []), benchmarks, means, _norms(records))
+        _row(name, cells.get(name, []), benchmarks, means, norms, known)
         for name in sorted(_grid(cells, paths), key=row_names.order)
     ]
     labels = records[0].labels
     shuffles = drawn(records)
     rows = [replace(row, ranks=_ranks(row, shuffles, means)) for row in _compared(rows, records, means)]
-    return Table(labels["model"], labels["suite"], benchmarks, means, tuple(rows), paths)
+    found = answers(registered, means, [row for row in rows if row.scaling is not None]) if registered else ()
+    return Table(labels["model"], labels["suite"], benchmarks, means, tuple(rows), paths, found)
 
 
 def _grid(cells: Mapping[row_names.Name, Any], paths: Sequence[str]) -> set[row_names.Name]:
@@ -184,6 +200,7 @@ def _row(
     benchmarks: Sequence[Benchmark],
     means: Sequence[Mean],
     norms: Mapping[str, float],
+    known: Mapping[str, Record],
 ) -> Row:
     if not records:
         return Row(*name)
@@ -197,15 +214,16 @@ def _row(
         *name,
         records=tuple(records),
         models=len(models),
-        scores={
-            b.name: stats.over_seeds([model.results[b.name].headline for model in models])
-            for b in benchmarks
-            if evaluated([b.name])
+        scores={b.name: scored(models, b.name) for b in benchmarks if evaluated([b.name])},
+        intervals={b.name: s for b in benchmarks if evaluated([b.name]) and (s := share_interval(models, b.name))},
+        kept={
+            mean.name: share
+            for mean in means
+            if name[1] is not None and evaluated(mean.benchmarks)
+            if (share := kept(models, known, mean.benchmarks, higher=mean.higher_is_better))
         },
         means={
-            mean.name: stats.over_seeds(
-                [stats.macro([model.results[b].headline for b in mean.benchmarks]) for model in models]
-            )
+            mean.name: stats.over_seeds([stats.macro([scored([one], b) for b in mean.benchmarks]) for one in models])
             for mean in means
             if evaluated(mean.benchmarks)
         },

@@ -56,6 +56,8 @@ def _composition(error: BaseException, arguments: Sequence[str]) -> str:
             continue
         name, equals, _ = argument.partition("=")
         key = name.lstrip("~")
+        if "interpolation" in str(error) and argument == "~scaling":
+            return f"{argument}: no scaling: every run has one; no rule at all is scaling=uniform"
         if "interpolation" in str(error) and key in ("model", "merger"):
             return f"{argument}: every run has one {key}, by the name of a yaml: {', '.join(_choices(key))}"
         if key.startswith("launcher."):

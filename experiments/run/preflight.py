@@ -11,8 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from evaluation.benchmarks.bits_per_byte import BitsPerByte
 from experiments.run.spec import NAME, Member, RunSpec
 from sensmerge import models
+from sensmerge.mergers import Merger
+from sensmerge.oracle.through import steps
 from sensmerge.store import nearest
 
 _SPARE = 200_000_000  # bytes a run may want for stage results and logs
@@ -80,6 +83,21 @@ def _unfit(spec: RunSpec, tasks: list[str]) -> list[str]:
             check()
         except ValueError as error:
             return [f"{setting}: {error}"]
+    if spec.scaling.fitted is not None:
+        try:
+            steps(merger)
+        except ValueError as error:
+            return [f"merger: {error}"]
+        if spec.validation is None:
+            return [
+                f"scaling: model={spec.labels.get('model', spec.model.name)} has no validation items that an oracle is "
+                "fitted on: give it a conf/validation/oracle/MODEL.yaml that names a suite of bits per byte"
+            ]
+        if odd := [name for name, one in spec.validation.benchmarks.items() if not isinstance(one, BitsPerByte)]:
+            return [
+                f"validation: an oracle is fitted on bits per byte, and {', '.join(odd)} of {spec.validation.name} "
+                "measures something else"
+            ]
     if spec.routed and spec.output.checkpoint:
         return [
             "output=checkpoint: with a router there is a model for each task and no one checkpoint; store the experts "
@@ -95,6 +113,8 @@ def _data(spec: RunSpec, data: Path | None) -> list[str]:
         for name, benchmark in spec.suite.benchmarks.items()
         for problem in benchmark.problems(data)
     ]
+    if spec.validation is not None and isinstance(spec.merger, Merger) and spec.scaling.fitted is not None:
+        found += [f"validation {problem}" for problem in spec.validation.problems(data)]
     for task, pairs in spec.model.calibration.items():
         if spec.draws and (why := pairs.missing(data)):
             found.append(f"calibration of {task}: {why}")

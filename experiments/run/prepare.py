@@ -17,6 +17,7 @@ from sensmerge import calibrate, calibration, models
 from sensmerge.adapters import joined
 from sensmerge.family import fit
 from sensmerge.family.family import Family, ready
+from sensmerge.oracle.items import Item
 from sensmerge.store import Store, nearest
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,18 @@ class Prepared(Family):
         if spec.calibration not in self._drawn:
             self._drawn[spec.calibration] = draw_samples(spec, self.shells["base"], self.data)
         return self._drawn[spec.calibration]
+
+    def validation(self, spec: RunSpec) -> dict[str, list[Item]]:
+        """The items that an oracle's coefficients are fitted on, by benchmark, as their benchmarks ask them."""
+        assert spec.validation is not None
+        tokenizer = models.load_tokenizer(self.shells["base"])
+        found = {}
+        for name, benchmark in spec.validation.benchmarks.items():
+            assert isinstance(benchmark, BitsPerByte)
+            pairs = [pair for _, pair in benchmark.numbered(self.data)]
+            samples = [calibration.encode(*pair, tokenizer, end=False) for pair in pairs]
+            found[name] = [Item(one, len(pair.answer.encode())) for one, pair in zip(samples, pairs, strict=True)]
+        return found
 
 
 def prepare(spec: RunSpec) -> Prepared:

@@ -82,6 +82,7 @@ class RunSpec:
     references: also evaluate the base and every expert (once per suite), without which no merge's score means anything.
     threads: of torch; None leaves it to torch.
     plan: only say what the run would take; "deep" also reads the members that are here.
+    validation: what an oracle's coefficients are fitted on; not looked at by other rules.
     labels, study, overrides: names of the chosen yamls, of the experiment, and what the command line said; they name
         things in directories and tables.
     """
@@ -102,6 +103,7 @@ class RunSpec:
     labels: dict[str, str] = dataclasses.field(default_factory=dict)
     overrides: tuple[str, ...] = ()
     plan: Literal[False, True, "deep"] = False
+    validation: Suite | None = None
 
     def identity(self) -> dict[str, Any]:
         """What determines the numbers, and nothing else: a rule that looks at no data does not depend on calibration,
@@ -119,6 +121,10 @@ class RunSpec:
             parts["suite_data"] = data_digests(self.suite, self.output.data)
         if isinstance(self.merger, Merger):
             parts |= {"seed": self.seed, "scaling": self.scaling}
+            if self.scaling.fitted is not None:
+                parts["validation"] = self.validation
+                if not self.model.brings_data and self.validation is not None:
+                    parts["validation_data"] = data_digests(self.validation, self.output.data)
             if self.draws:
                 parts["calibration"] = self.calibration
                 if not self.model.brings_data:

@@ -28,6 +28,7 @@ from sensmerge import calibration, merge, models
 from sensmerge.adapters import joined
 from sensmerge.blockwise import grams
 from sensmerge.calibrate import Calibrated
+from sensmerge.coefficients import Oracle
 from sensmerge.covariances.family import covariances as family_covariances
 from sensmerge.device import resident
 from sensmerge.distances import survey as distances
@@ -37,6 +38,7 @@ from sensmerge.engine.engine import Engine
 from sensmerge.family.members import tokenizer_digest
 from sensmerge.mergers import Merger
 from sensmerge.onebit import OneBitMerge
+from sensmerge.oracle import family as oracle
 from sensmerge.publish import recipes
 from sensmerge.publish.card import card
 from sensmerge.publish.versions import versions
@@ -46,7 +48,7 @@ log = logging.getLogger(__name__)
 # Part of what results are kept under. Raise one when a change to this project's code changes what the stage computes.
 _VERSIONS = {
     "sensitivity": 1, "fisher": 1, "alignment": 2, "information": 1, "magnitudes": 1, "merge": 1, "evaluation": 3,
-    "survey": 1, "covariances": 1,
+    "survey": 1, "covariances": 1, "oracle": 1,
 }  # fmt: skip
 
 
@@ -73,8 +75,20 @@ def calibrate(spec: RunSpec, family: Prepared, progress: Progress) -> Calibrated
 
     return sensmerge.calibrate.calibrate(
         family, family.samples(spec) if spec.scaling.needs else {}, spec.scaling, spec.calibration,
-        seed=spec.seed, device=spec.device, keep=keep, progress=progress.bar,
+        seed=spec.seed, device=spec.device, keep=keep, progress=progress.bar, fitted=partial(_fitted, spec, family),
     )  # fmt: skip
+
+
+def _fitted(spec: RunSpec, family: Prepared, keep: sensmerge.calibrate.Keep) -> Any:
+    """An oracle's coefficients, through the run's merger on its validation items."""
+    rule, merger, items = spec.scaling.fitted, spec.merger, family.validation(spec)
+    assert isinstance(rule, Oracle)
+    assert isinstance(merger, Merger)
+    key = oracle.key(family, merger, rule, items, spec.seed)
+    n = sum(map(len, items.values()))
+    what = f"oracle ({rule.form}) of {len(family.tasks)} experts, {n} items"
+    made = partial(oracle.fitted, family, merger, rule, items, seed=spec.seed, device=spec.device, threads=spec.threads)
+    return keep("oracle", key, what, made)
 
 
 def member(family: Prepared, which: Member) -> Subject:

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from experiments.report import figures
+from experiments.figures import heatmaps
 from experiments.run import recipe
 from experiments.run.events import PROMPTS_JSON
 from experiments.run.record import RECORD_JSON, Record
@@ -42,7 +42,7 @@ class Media:
     """What is shown beside numbers: tables, and figures, which draw when called."""
 
     tables: dict[str, Table] = field(default_factory=dict)
-    figures: dict[str, Callable[[], figures.Figure]] = field(default_factory=dict)
+    figures: dict[str, Callable[[], heatmaps.Figure]] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return bool(self.tables or self.figures)
@@ -178,8 +178,10 @@ def coefficient_media(coefficients: Mapping[str, Any]) -> Media:
     ]
     tables = {"coefficients": Table(["task", "block", "k_sigma", "alpha"], rows)}
     profiles = [alpha[task] for task in tasks] if alpha else None
-    drawings: dict[str, Callable[[], figures.Figure]] = {
-        "coefficients_heatmap": partial(figures.coefficients, tasks, profiles, blocks)
+    drawings: dict[str, Callable[[], heatmaps.Figure]] = {
+        "coefficients_heatmap": partial(
+            heatmaps.coefficients, tasks, {"sensitivity α": profiles} if profiles else {}, {"K·σ": blocks}
+        )
     }
     if distances:
         rows = [
@@ -188,7 +190,9 @@ def coefficient_media(coefficients: Mapping[str, Any]) -> Media:
             for j, data in enumerate(tasks)
         ]
         tables["alignment"] = Table(["expert", "data", *names.keys(distances).values()], rows)
-        drawings["alignment_heatmap"] = partial(figures.alignment, tasks, distances["l2"])
+        drawings["alignment_heatmap"] = partial(
+            heatmaps.alignment, tasks, {"L2 distance of the logits": distances["l2"]}
+        )
     return Media(tables, drawings)
 
 

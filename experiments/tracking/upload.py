@@ -19,7 +19,7 @@ from typing import Any, Literal
 from filelock import FileLock
 
 from experiments.analysis import records
-from experiments.report import figures
+from experiments.figures import style
 from experiments.run import events
 from experiments.run.recipe import RECIPE_JSON
 from experiments.run.record import RECORD_JSON, Record
@@ -116,7 +116,7 @@ def log_media(run: Any, media: content.Media, step: int | None, values: dict[str
     import wandb
 
     tables = {name: wandb.Table(columns=one.columns, data=one.rows) for name, one in media.tables.items()}
-    images = {name: wandb.Image(figures.image(draw)) for name, draw in media.figures.items()}
+    images = {name: wandb.Image(style.image(draw)) for name, draw in media.figures.items()}
     run.log({**values, **tables, **images}, step=step)
 
 

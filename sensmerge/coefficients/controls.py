@@ -66,6 +66,10 @@ class Shuffled(Rule):
     def weighs(self) -> bool:
         return self.of.weighs
 
+    @property
+    def fitted(self) -> Rule | None:
+        return self.of.fitted
+
     def check(self, tasks: Iterable[str]) -> None:
         self.of.check(tasks)
 

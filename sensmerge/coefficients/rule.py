@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sensmerge.calibration import Calibration
 from sensmerge.coefficients.table import Table
@@ -18,7 +19,7 @@ class Evidence:
     sensitivities: task -> tensor name -> S; None where no rule of the run asked for it.
     distances: metric -> g [K][K], rows and columns as `tasks`; None likewise. fisher: as sensitivities, of squared
     gradients. information: task -> number of bins -> I [L] (sensmerge/activations.py). magnitudes: task -> tensor name
-    -> squared L2 norm of the task vector.
+    -> squared L2 norm of the task vector. fitted: blocks [K][L] and default [K] that were fitted through the merge.
     """
 
     tasks: Sequence[str]
@@ -28,6 +29,7 @@ class Evidence:
     fisher: Mapping[str, Mapping[str, float]] | None = None
     information: Mapping[str, Mapping[str, Sequence[float]]] | None = None
     magnitudes: Mapping[str, Mapping[str, float]] | None = None
+    fitted: Mapping[str, Any] | None = None
     seed: int = 0
 
 
@@ -43,6 +45,11 @@ class Rule(ABC):
     def weighs(self) -> bool:
         """Whether it looks at the magnitudes of the task vectors, which takes a pass over the weights and no data."""
         return False
+
+    @property
+    def fitted(self) -> Rule | None:
+        """The rule, this one or inside it, whose coefficients are fitted through the merge (sensmerge/oracle)."""
+        return None
 
     def check(self, tasks: Iterable[str]) -> None:  # noqa: B027, most rules are for any
         """Raise ValueError if the rule is not for experts of these tasks."""

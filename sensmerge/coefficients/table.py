@@ -89,10 +89,16 @@ class Table:
         def fp64(label: str, rows: Any) -> Tensor:
             try:
                 return torch.tensor(rows, dtype=torch.float64)
-            except (TypeError, ValueError, RuntimeError) as error:
+            except (TypeError, ValueError, RuntimeError, OverflowError) as error:
                 raise ValueError(f"{label} are no numbers, or rows of unequal length: {error}") from error
 
+        if not isinstance(data, Mapping):
+            raise ValueError(f"a table is a mapping of tasks, blocks, default and outside, got {data!r:.60}")
         if missing := sorted({"tasks", "blocks", "default", "outside"} - data.keys()):
             raise ValueError(f"a table lacks {missing}")
+        if not isinstance(data["tasks"], list | tuple) or not all(isinstance(task, str) for task in data["tasks"]):
+            raise ValueError(f"a table's tasks are a list of names, got {data['tasks']!r:.60}")
+        if not isinstance(data["outside"], Mapping):
+            raise ValueError(f"a table's outside is a mapping of tensors to rows, got {data['outside']!r:.60}")
         outside = {name: fp64(f"outside {name!r}", row) for name, row in data["outside"].items()}
         return Table(tuple(data["tasks"]), fp64("blocks", data["blocks"]), fp64("default", data["default"]), outside)

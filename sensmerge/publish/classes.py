@@ -108,7 +108,7 @@ def build(description: Mapping[str, Any], kind: type[T] = Merger, where: str = "
     fields = mapping(description, where)
     name, version = fields.pop("class", None), fields.pop("version", None)
     place = where or str(name)
-    if name not in classes:
+    if not isinstance(name, str) or name not in classes:
         near = did_you_mean(str(name), sorted(classes))
         raise ValueError(f"{dotted(where, 'class')}: there is no {kind.__name__.lower()} {name!r}{near}")
     made = classes[name]

@@ -19,6 +19,15 @@ T = TypeVar("T")
 
 def load(path: Path) -> Any:
     """The content of a JSON file, or of YAML called .yaml or .yml. ValueError where it is neither, or repeats a key."""
+    try:
+        return _content(path)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8 ({error})") from error
+    except RecursionError:
+        raise ValueError(f"{path} is nested deeper than any such file has to be") from None
+
+
+def _content(path: Path) -> Any:
     text = path.read_text(encoding="utf-8")
     if path.suffix in (".yaml", ".yml"):
         return _yaml(path, text)
@@ -88,6 +97,8 @@ def parse(kind: type[T], value: Any, where: str) -> T:
         return cast(T, TypeAdapter(kind).validate_json(json.dumps(value, default=repr), strict=True))
     except ValidationError as error:
         raise ValueError(sentence(error, where)) from error
+    except (TypeError, RecursionError) as error:  # a key of YAML's that is a date; a list that holds itself
+        raise ValueError(f"{where or 'the file'}: {error}") from error
 
 
 def sentence(error: ValidationError, where: str) -> str:

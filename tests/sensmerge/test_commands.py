@@ -110,6 +110,14 @@ def test_an_export_names_the_models(table: Path, root: Path, tmp_path: Path) -> 
     assert first == {"filter": "layers.0.", "value": pytest.approx(blocks[0][0], rel=1e-7)}
 
 
+def test_geometry_prints_every_pair(places: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["geometry", *places]) == 0
+    said = capsys.readouterr().out
+    assert [line.split(" | ")[0] for line in said.splitlines() if ", " in line] == [
+        "| code, general", "| code, math", "| general, math",
+    ]  # fmt: skip
+
+
 def test_inspect_prints_every_weight(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(table)]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
-import multiprocessing
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from filelock import FileLock
+from process_fixtures import processes
 
 from sensmerge.mergers import Dare, TaskArithmetic, Ties
 from sensmerge.store import Store, build_whole, describe, digest, nearest, write_json
@@ -64,6 +65,34 @@ def test_a_fresh_value_is_the_kept_one(tmp_path: Path) -> None:
     assert json.dumps(fresh) == json.dumps(kept) == '{"a": 0, "b": {"a": [2], "z": 1}}'
 
 
+def test_what_a_killed_writer_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path: Path) -> None:
+    killed, living, other = (
+        tmp_path / f".{name}" for name in ("x.json.abcd_123", "x.json.living00", "y.json.abcd_123")
+    )
+    for left in (killed, living, other):
+        left.write_text('{"half')
+    with living.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        write_json(tmp_path / "x.json", 3)
+    assert sorted(tmp_path.iterdir()) == sorted([living, other, tmp_path / "x.json"])
+
+
+def test_a_file_that_was_removed_before_it_was_locked_is_begun_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flock, early = fcntl.flock, iter([True])
+
+    def late(file: int, how: int) -> None:
+        for _ in early:
+            for left in tmp_path.glob(".x.json.*"):
+                left.unlink()
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    write_json(tmp_path / "x.json", 3)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
+
+
 def test_a_failed_stage_leaves_nothing(tmp_path: Path) -> None:
     store = Store(tmp_path)
     with pytest.raises(ZeroDivisionError):
@@ -79,19 +108,19 @@ def _ask(root: Path, log: Path) -> None:
     def stage() -> int:
         with log.open("a") as file:
             file.write("computed\n")
-        time.sleep(0.3)
+        time.sleep(0.1)
         return 7
 
     assert Store(root).compute("s", {"k": 1}, stage)[0] == 7
 
 
 def test_concurrent_processes_compute_once(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
+    context = processes()
     workers = [context.Process(target=_ask, args=(tmp_path, tmp_path / "log")) for _ in range(6)]
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(30)
+        worker.join()
         assert worker.exitcode == 0
     assert (tmp_path / "log").read_text() == "computed\n"
 
@@ -132,11 +161,11 @@ def test_one_that_fails_leaves_nothing(tmp_path: Path) -> None:
 def _slowly(folder: Path) -> None:
     with (folder.parent / "calls").open("a") as calls:
         calls.write("called\n")
-    time.sleep(0.2)
+    time.sleep(0.1)
 
 
 def test_concurrent_callers_build_once(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
+    context = processes()
     callers = [context.Process(target=build_whole, args=(tmp_path / "x", _slowly)) for _ in range(3)]
     for caller in callers:
         caller.start()

@@ -2,31 +2,28 @@
 "use strict";
 
 async function runPage(id) {
-  const at = listed(id);
+  const at = listed(id, address().words.get("study"));
   if (!at) return [make("h1", {}, "No such run"), make("p", {}, `This page holds no run ${id}.`)];
-  const held = await detailsOf(at.study.name);
-  const run = held.runs[id];
+  const { run, items } = await detailsOfRun(id);
+  const charts = coefficientCharts(run.coefficients);
   return [
-    make("h1", {}, run.title),
+    make("h1", {}, at.row.names.filter(Boolean).join(", ")),
     facts([
-      ["run", id], ["study", make("a", { href: `#/study/${at.study.name}` }, at.study.name)],
-      ["method", [at.row.merger, at.row.scaling].filter(Boolean).join(" + ")], ["seed", String(run.seed)],
-      ["code", commit(run.measured.git)], ["finished", run.measured.finished],
-      ["machine", machine(run.measured.machine)],
-      ["seconds", Object.entries(run.measured.seconds ?? {}).map(([k, v]) => `${k} ${v}`).join(", ")],
-      ["peak memory", run.measured.peak_memory_mb ? `${Math.round(run.measured.peak_memory_mb)} MB, of the process` : null],
+      ["run", `${run.title} (${id})`], ["study", make("a", { href: `#/study/${at.study.name}` }, at.study.name)],
+      ["model on suite", `${at.table.model} on ${at.table.suite}`], ["seed", String(at.run.seed)],
       ["command", (run.measured.argv ?? []).join(" ")],
     ]),
-    compareForm(at, id, held),
-    make("h2", {}, "Scores"), scoreTable(run),
-    run.coefficients ? make("h2", {}, "Coefficients") : null,
-    make("div", { class: "charts" }, coefficientCharts(run.coefficients)),
+    scoreTable(run), compareForm(at, id),
+    ...Object.entries(run.results).map(([name, result]) => answers(name, result, items[result.items])),
+    charts.length ? make("h2", {}, "Coefficients") : null, charts.length ? make("div", { class: "charts" }, charts) : null,
     make("h2", {}, "Provenance"),
+    facts([["code", commit(run.measured.git)], ["finished", run.measured.finished], ["machine", machine(run.measured.machine)],
+      ["seconds", Object.entries(run.measured.seconds ?? {}).map(([k, v]) => `${k} ${v}`).join(", ")],
+      ["peak memory", run.measured.peak_memory_mb ? `${Math.round(run.measured.peak_memory_mb)} MB, of the process` : null]]),
     unfold("Configuration: what determines the numbers", run.identity),
     unfold("Digests of weights, calibration samples and data", run.digests),
     unfold("Versions", run.versions),
     run.measured.stages ? unfold("Stages computed here, or found kept", run.measured.stages) : null,
-    ...Object.entries(run.results).flatMap(([name, result]) => answers(name, result, held.items[result.items])),
   ];
 }
 
@@ -51,94 +48,109 @@ function unfold(title, content) {
 
 function scoreTable(run) {
   const rows = Object.entries(run.results).flatMap(([name, result]) =>
-    Object.entries(result.metrics).map(([metric, found]) => ({ name, metric, found, percent: result.higher_is_better,
-      main: metric === result.primary })));
+    Object.entries(result.metrics).map(([metric, found]) => ({ name, metric, found, higher: result.higher_is_better,
+      percent: result.higher_is_better && !metric.includes("bits"), main: metric === result.primary })));
   return sortable([
-    { name: "benchmark", text: true, cell: (row) => [row.name], key: (row) => row.name },
-    { name: "metric", text: true, cell: (row) => [row.main ? make("b", {}, row.metric) : row.metric], key: (row) => row.metric },
-    { name: "score", cell: (row) => scored(row.found, row.percent && !row.metric.includes("bits")), key: (row) => row.found.score },
-    { name: "n", cell: (row) => [String(row.found.n)], key: (row) => row.found.n },
+    { id: "benchmark", name: "benchmark", text: true, cell: (row) => [row.name], key: (row) => row.name },
+    { id: "metric", name: "metric", text: true, cell: (row) => [row.main ? make("b", {}, row.metric) : row.metric], key: (row) => row.metric },
+    { id: "score", name: "score", sub: "± items", down: true, cell: (row) => scored([row.found.score, row.found.stderr], row.percent), key: (row) => (row.higher ? 1 : -1) * row.found.score },
+    { id: "n", name: "items", down: true, cell: (row) => [String(row.found.n)], key: (row) => row.found.n },
   ], rows, { caption: "Every metric of this run" });
 }
 
+/** Every item of a benchmark, a page at a time: which are right, and a search in prompts, gold answers and answers. */
 function answers(name, result, items) {
-  const count = Math.min(DATA.shown, items.ids.length);
-  const written = result.outputs.some((text) => text !== null);
+  const has = (texts) => Object.values(texts).some((text) => text !== null && text !== undefined);
+  const rows = items.ids.map((id, i) => ({ id, prompt: items.prompts[i], gold: items.golds[i], value: result.values[i],
+    answer: result.outputs[i] === null ? null : items.answers[i][result.outputs[i]], note: result.notes[i] ?? null }));
   const columns = [
-    { name: "item", text: true, cell: (i) => [items.ids[i]], key: (i) => items.ids[i] },
-    { name: result.primary, cell: (i) => [value(result.values[i])], key: (i) => result.values[i] },
+    { id: "item", name: "item", text: true, kind: "text", cell: (row) => [row.id], key: (row) => row.id },
+    { id: "value", name: result.primary, down: result.higher_is_better, cell: (row) => [value(row.value)], key: (row) => row.value },
+    ...[["prompt", items.prompts], ["gold", items.golds], ["answer", rows.map((row) => row.answer)], ["note", result.notes]].filter(([, texts]) => has(texts))
+      .map(([part]) => ({ id: part, name: part, text: true, kind: part === "note" ? "text" : "wrap", cell: (row) => [row[part] ?? "–"], key: (row) => row[part] ?? null })),
   ];
-  if (written) columns.push({ name: "answer", text: true, kind: "wrap", cell: (i) => [result.outputs[i] ?? "–"], key: (i) => result.outputs[i] });
-  if (items.golds.some((text) => text !== null))
-    columns.push({ name: "gold", text: true, kind: "wrap", cell: (i) => [items.golds[i] ?? "–"], key: (i) => items.golds[i] });
-  if (Object.keys(result.notes).length) columns.push({ name: "note", text: true, cell: (i) => [result.notes[i] ?? ""], key: (i) => result.notes[i] ?? null });
-  return [make("h2", {}, `${name}: ${written ? "sample generations" : "items"}`),
-    make("p", { class: "said" }, `The first ${count} of ${items.ids.length} items; every item's value is in the comparison of two runs.`),
-    sortable(columns, d3.range(count), { caption: `Items of ${name}` })];
+  const [word, only, page] = [`q_${name}`, `only_${name}`, `page_${name}`];
+  const binary = result.values.every((one) => one === 0 || one === 1);
+  const place = make("div");
+  const draw = () => {
+    const { words } = address();
+    const wanted = { right: (row) => row.value === 1, wrong: (row) => row.value === 0 }[words.get(only)] ?? (() => true);
+    const found = rows.filter((row) => wanted(row) && matches([row.id, row.prompt, row.gold, row.answer, row.note].filter(Boolean).join("\n"), words.get(word) ?? ""));
+    const { part, pager } = paged(found, page, draw);
+    place.replaceChildren(...[make("p", { class: "said" }, `${found.length} of ${rows.length} items`), sortable(columns, part, { caption: `Items of ${name}`, word: `sort_${name}` }), pager].filter(Boolean));
+  };
+  const again = () => { remember({ [page]: null }); draw(); };
+  const choice = binary && make("label", {}, "show", make("select", { id: only, onchange: (event) => { remember({ [only]: event.target.value }); again(); } },
+    [["", "all"], ["right", "right ones"], ["wrong", "wrong ones"]].map(([key, text]) => make("option", { value: key, selected: key === (address().words.get(only) ?? "") }, text))));
+  draw();
+  const silent = has(items.prompts) ? "" : " No prompt was kept with this run.";
+  return make("details", { class: "items", open: true }, make("summary", {}, make("h2", {}, `${name}: every item`)),
+    make("div", { class: "controls" }, searchBox("search", again, word), choice || null, make("span", { class: "said" }, silent)), place);
 }
 
 function value(number) {
-  return number === null || number === undefined ? "–" : d3.format(".4~g")(number);
+  return number === null || number === undefined ? "–" : String(Number(number.toPrecision(4)));
 }
 
 /** Runs of the same table that were asked the same; the control of the same merger and seed is chosen beforehand. */
-function compareForm(at, id, held) {
+function compareForm(at, id) {
   const others = at.table.rows.flatMap((row) => row.runs.map((run) => ({ run, row })))
-    .filter(({ run }) => run.id !== id && askedTheSame(held.runs[id], held.runs[run.id]));
+    .filter(({ run }) => run.id !== id && askedTheSame(at.study.asked[at.run.asked], at.study.asked[run.asked]));
   if (!others.length) return null;
   const alike = ({ run, row }) => 2 * (row.merger === at.row.merger && row.scaling === "uniform") + (run.seed === at.run.seed);
-  const chosen = d3.greatest(others, alike);
+  const [chosen] = inOrder(others, alike, true);
   const select = make("select", { id: "other" }, others.map(({ run, row }) => make("option",
-    { value: run.id, selected: run.id === chosen.run.id }, `${row.merger} ${row.scaling ?? ""} s${run.seed} ${run.id}`)));
-  return make("form", { class: "controls", onsubmit: (event) => { event.preventDefault(); location.hash = `#/compare/${id}/${select.value}`; } },
+    { value: run.id, selected: run.id === chosen.run.id }, `${row.names.filter(Boolean).join(", ")}, seed ${run.seed} (${run.id})`)));
+  return make("form", { class: "controls", onsubmit: (event) => { event.preventDefault(); location.hash = `#/compare/${id}/${select.value}?study=${at.study.name}`; } },
     make("label", {}, "item by item against", select), make("button", { type: "submit" }, "compare"));
 }
 
 /** Whether what both read had the same bytes: a family that is made anew for each seed has other items under the same names. */
-function askedTheSame(a, b) {
-  const [mine, theirs] = [a.digests.data ?? {}, b.digests.data ?? {}];
+function askedTheSame(mine, theirs) {
   return Object.keys(mine).every((file) => !(file in theirs) || mine[file] === theirs[file]);
 }
 
 async function comparePage(first, second) {
-  const places = [listed(first), listed(second)];
+  const places = [first, second].map((id) => listed(id, address().words.get("study")));
   if (places.includes(undefined)) return [make("h1", {}, "No such run"), make("p", {}, "One of the two is not on this page.")];
-  const held = await Promise.all(places.map((at) => detailsOf(at.study.name)));
-  const [a, b] = [held[0].runs[first], held[1].runs[second]];
-  if (!askedTheSame(a, b))
+  const [a, b] = await Promise.all([first, second].map(detailsOfRun));
+  if (!askedTheSame(a.run.digests.data ?? {}, b.run.digests.data ?? {}))
     return [make("h1", {}, "Two runs of different questions"), make("p", {}, "Their items bear the same names, but their data had other bytes: "
       + "each seed of such a family has its own. Compare runs of one seed.")];
-  const names = Object.keys(a.results).filter((name) => name in b.results);
-  const only = make("input", { type: "checkbox", id: "differing", checked: true });
+  const names = Object.keys(a.run.results).filter((name) => name in b.run.results);
+  const only = make("input", { type: "checkbox", id: "differing", checked: address().words.get("all") !== "yes",
+    onchange: () => { remember({ all: !only.checked && "yes" }); draw(); } });
   const place = make("div");
-  const draw = () => place.replaceChildren(...names.flatMap((name) => sideBySide(name, a, b, held, only.checked)));
-  only.addEventListener("change", draw);
+  const draw = () => place.replaceChildren(...names.map((name) => sideBySide(name, a, b, only.checked, draw)));
   draw();
+  const link = (id, at, { run }) => make("a", { href: `#/run/${id}?study=${at.study.name}` }, `${at.row.names.filter(Boolean).join(", ")}: ${run.title} (${id})`);
   return [make("h1", {}, "Two runs, item by item"),
-    facts([["A", make("a", { href: `#/run/${first}` }, `${a.title} (${first})`)], ["B", make("a", { href: `#/run/${second}` }, `${b.title} (${second})`)]]),
+    facts([["A", link(first, places[0], a)], ["B", link(second, places[1], b)]]),
     make("div", { class: "controls" }, make("label", {}, only, " only items where they differ")), place];
 }
 
-function sideBySide(name, a, b, held, differing) {
-  const [left, right] = [a.results[name], b.results[name]];
-  const [mine, theirs] = [held[0].items[left.items], held[1].items[right.items]];
+function sideBySide(name, a, b, differing, draw) {
+  const [left, right] = [a.run.results[name], b.run.results[name]];
+  const [mine, theirs] = [a.items[left.items], b.items[right.items]];
   const found = new Map(theirs.ids.map((id, j) => [id, j]));
-  const rows = mine.ids.map((id, i) => ({ id, i, j: found.get(id) })).filter(({ j }) => j !== undefined)
-    .map((row) => ({ ...row, x: left.values[row.i], y: right.values[row.j] }));
-  const tell = left.higher_is_better ? (x, y) => d3.ascending(x, y) : (x, y) => d3.descending(x, y);
-  const better = (sign) => rows.filter((row) => Math.sign(tell(row.x, row.y)) === sign).length;
-  const chosen = differing ? rows.filter((row) => row.x !== row.y || left.outputs[row.i] !== right.outputs[row.j]) : rows;
-  const written = (row) => [left.outputs[row.i] ?? "–", right.outputs[row.j] ?? "–"];
+  const text = (items, result, i) => (result.outputs[i] === null ? null : items.answers[i][result.outputs[i]]);
+  const rows = mine.ids.map((id, i) => ({ id, i, j: found.get(id) })).filter(({ j }) => j !== undefined).map((row) => ({ ...row,
+    x: left.values[row.i], y: right.values[row.j], a: text(mine, left, row.i), b: text(theirs, right, row.j),
+    prompt: mine.prompts[row.i] ?? theirs.prompts[row.j] ?? null, gold: mine.golds[row.i] }));
+  const sign = left.higher_is_better ? 1 : -1;
+  const better = (which) => rows.filter((row) => Math.sign((row.x - row.y) * sign) === which).length;
+  const chosen = differing ? rows.filter((row) => row.x !== row.y || row.a !== row.b) : rows;
+  const has = (part) => rows.some((row) => row[part] !== null && row[part] !== undefined);
+  const tone = (ours, other) => (ours === other ? null : (ours - other) * sign > 0 ? "better" : "worse");
   const columns = [
-    { name: "item", text: true, cell: (row) => [row.id], key: (row) => row.id },
-    { name: "A", cell: (row) => [value(row.x)], key: (row) => row.x },
-    { name: "B", cell: (row) => [value(row.y)], key: (row) => row.y },
-    { name: "gold", text: true, kind: "wrap", cell: (row) => [mine.golds[row.i] ?? "–"], key: (row) => mine.golds[row.i] ?? null },
-    { name: "answer of A", text: true, kind: "wrap", cell: (row) => [written(row)[0]], key: (row) => written(row)[0] },
-    { name: "answer of B", text: true, kind: "wrap", cell: (row) => [written(row)[1]], key: (row) => written(row)[1] },
+    { id: "item", name: "item", text: true, kind: "text", cell: (row) => [row.id], key: (row) => row.id },
+    { id: "A", name: "A", down: left.higher_is_better, cell: (row) => [make("span", { class: tone(row.x, row.y) }, value(row.x))], key: (row) => row.x },
+    { id: "B", name: "B", down: left.higher_is_better, cell: (row) => [make("span", { class: tone(row.y, row.x) }, value(row.y))], key: (row) => row.y },
+    ...[["prompt", "prompt"], ["gold", "gold"], ["a", "answer of A"], ["b", "answer of B"]].filter(([part]) => has(part))
+      .map(([part, title]) => ({ id: part, name: title, text: true, kind: "wrap", cell: (row) => [row[part] ?? "–"], key: (row) => row[part] ?? null })),
   ];
-  return [make("h2", {}, name), make("p", { class: "said" },
-    `${rows.length} items: A better on ${better(1)}, B better on ${better(-1)}, equal on ${better(0)}. `
-    + `Answers in words: the first ${DATA.shown} items.`),
-  sortable(columns, chosen, { caption: `Items of ${name} in both runs` })];
+  const { part, pager } = paged(chosen, `page_${name}`, draw);
+  return make("section", {}, make("h2", {}, name), make("p", { class: "said" },
+    `${rows.length} items: A better on ${better(1)}, B better on ${better(-1)}, equal on ${better(0)}.`),
+  sortable(columns, part, { caption: `Items of ${name} in both runs`, word: `sort_${name}` }), pager);
 }

@@ -136,7 +136,7 @@ def test_every_humaneval_solution_passes() -> None:
     problems = humaneval.problems()
     asked = [completion_problem(row, index) for index, row in enumerate(problems)]
     programs = [one.assemble(one.gold) or Program("", "") for one in asked]
-    verdicts = execute(programs, workers=2, limits=Limits())
+    verdicts = execute(programs, workers=2, limits=Limits(seconds=600, cpu_seconds=20))
     assert {p.id: v for p, v in zip(programs, verdicts, strict=True) if not v.passed} == {}
     assert len(problems) == 164
 

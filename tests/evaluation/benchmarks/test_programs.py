@@ -13,7 +13,7 @@ from evaluation.data import Rows
 from evaluation.sandbox.sandbox import Limits, Program, Verdict, execute
 from evaluation.suites import load
 
-LIMITS = Limits(seconds=20, cpu_seconds=5, memory=512 << 20)
+LIMITS = Limits(seconds=120, cpu_seconds=5, memory=512 << 20)
 ROW = {
     "task_id": "c/0",
     "prompt": 'import math\n\ndef poly(x):\n    return x * x - 4\n\ndef zero():\n    """A zero of poly."""\n',
@@ -85,6 +85,6 @@ def test_every_mbpp_solution_passes() -> None:
         pytest.skip(f"SENSMERGE_DATA: {why}")
     problems = [mbpp._problem(row, "") for row in rows.load(directory)]
     programs = [one.assemble(one.gold) or Program("", "") for one in problems]
-    verdicts = execute(programs, workers=2, limits=Limits(seconds=60, cpu_seconds=20))
+    verdicts = execute(programs, workers=2, limits=Limits(seconds=600, cpu_seconds=20))
     assert {p.id: v for p, v in zip(programs, verdicts, strict=True) if not v.passed} == {}
     assert len(programs) == 500

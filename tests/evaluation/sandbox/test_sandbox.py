@@ -10,7 +10,7 @@ import pytest
 from evaluation.sandbox import trial
 from evaluation.sandbox.sandbox import Limits, Program, Verdict, execute
 
-LIMITS = Limits(seconds=10, cpu_seconds=1, memory=256 << 20)
+LIMITS = Limits(seconds=120, cpu_seconds=1, memory=256 << 20)  # wall time: other tests may take the cores
 
 
 def judged(*sources: str, limits: Limits = LIMITS, workers: int = 2) -> list[Verdict]:

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import pytest
-from report_fixtures import write_run
+from report_fixtures import COEFFICIENTS, write_run
 from table_fixtures import GAIN, NOTHING, rule, screen, shuffled, table_of
 
-from experiments.report import figure_list, figures
+from experiments.figures import style
+from experiments.report import display_names, figure_list, method_plots
 from experiments.report.tables import Table
+
+
+def drawn(table: Table, directory: Path) -> set[str]:
+    return {path.stem for path in figure_list.write([table], directory)[0]}
+
+
+def planned(table: Table) -> dict[str, Any]:
+    return figure_list.plan(table)[0]
 
 
 @pytest.mark.slow
@@ -19,20 +29,24 @@ def test_the_temperature_figure_has_a_panel_a_merger_and_a_line_a_rule(tmp_path:
         screen(tmp_path, {10.0: GAIN, 0.1: GAIN}, merger=merger)
         write_run(tmp_path, merger, "random", GAIN, options=shuffled(0.1))
     table = table_of(tmp_path)
-    (mean,) = table.means
-    lines = figure_list.SWEEPS["temperature"].lines(table, mean)
+    lines = figure_list.SWEEPS["temperature"].lines(table, table.means[0])
     assert list(lines) == ["ties", "dare"]
     assert {rule: [t for t, _ in line] for rule, line in lines["ties"].items()} == {
         "sens": [0.1, 10.0],
         "random": [0.1],
     }
-    with figures.style():
-        drawing = figures.curves(lines, mean, "temperature T", differences=True)
-    titles = [axes.get_title(loc="left") for axes in drawing.axes if axes.get_visible()]
-    assert titles == ["ties", "dare"]
-    assert drawing.get_figwidth() == 6.8
-    heights = [container.lines[0].get_ydata().tolist() for container in drawing.axes[0].containers]  # type: ignore[attr-defined]
-    assert heights == [pytest.approx([37.5, 37.5]), pytest.approx([37.5])]
+    with style.style():
+        drawing = planned(table)["temperature"]()
+    panels = [axes for axes in drawing.axes if axes.get_visible()]
+    assert [axes.get_title(loc="left") for axes in panels] == ["TIES", "DARE"]
+    assert len({axes.get_ylim() for axes in panels}) == 1
+    assert drawing.get_figwidth() == style.TWO_COLUMNS
+    zero, sens, random = panels[0].get_lines()
+    assert [line.get_label() for line in (zero, sens, random)] == ["uniform", "Sens-Merging", "shuffled"]
+    assert [line.get_ydata().tolist() for line in (sens, random)] == [
+        pytest.approx([37.5, 37.5]),
+        pytest.approx([37.5]),
+    ]
     assert "temperature" in drawn(table, tmp_path / "one")
     drawn(table, tmp_path / "two")
     for path in (tmp_path / "one").iterdir():
@@ -51,39 +65,139 @@ def test_a_rule_at_several_spreads_is_a_line(tmp_path: Path) -> None:
     assert figure_list.SWEEPS["temperature"].lines(table, table.means[0]) == {}
 
 
-def test_figures_that_nobody_could_read_are_left_out_and_named(tmp_path: Path) -> None:
-    screen(tmp_path, {0.1 * at: GAIN for at in range(1, 10)})
-    written, left_out = figure_list.write([table_of(tmp_path)], tmp_path / "figures")
-    assert {path.stem for path in written} == {"temperature"}
-    assert left_out == ["bars and differences: more than 8 scalings a merger"]
+def test_what_is_a_single_point_is_no_figure(tmp_path: Path) -> None:
+    """One merge has no scores beside each other, one rule no forest; a rule at one T and shuffles at two no curve."""
+    write_run(tmp_path / "alone", "ties", "sens", GAIN, options=rule(0.1))
+    assert planned(table_of(tmp_path / "alone")) == {}
+    screen(tmp_path / "pair", {0.1: GAIN})
+    assert planned(table_of(tmp_path / "pair")).keys() == {"scores"}
+    screen(tmp_path / "more", {0.1: GAIN})
+    for temperature in (0.1, 1.0):
+        write_run(tmp_path / "more", "ties", "cross_task", GAIN, options=rule(0.1, task_specific=False))
+        write_run(tmp_path / "more", "ties", "random", GAIN, options=shuffled(temperature))
+    table = table_of(tmp_path / "more")
+    assert figure_list.SWEEPS["temperature"].lines(table, table.means[0]) == {}
 
 
-def test_bars_of_more_mergers_than_have_room_are_left_out(tmp_path: Path) -> None:
-    for count in (8, 9):
-        runs = tmp_path / str(count)
-        for at in range(count):
-            write_run(runs, f"merger{at}", "uniform", GAIN)
-        written, left_out = figure_list.write([table_of(runs)], runs / "figures")
-        assert {path.stem for path in written} == ({"bars"} if count == 8 else set())
-        assert left_out == ([] if count == 8 else ["bars and differences: more than 8 mergers"])
+def test_rows_that_need_more_than_a_page_go_on_or_are_left_out_where_curves_show_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(method_plots, "_TALLEST", 1.8)  # inches
+    for merger in ("ties", "dare", "average"):
+        write_run(tmp_path / "many", merger, "uniform", NOTHING)
+        for name in ("cross_task", "sens"):
+            write_run(tmp_path / "many", merger, name, GAIN)
+    names, left_out = figure_list.plan(table_of(tmp_path / "many"))
+    assert sorted(names) == ["forest_1", "forest_2"]
+    assert left_out == ["scores: its rows need more than a page"]
+    with style.style():
+        one, two = (names[name]() for name in ("forest_1", "forest_2"))
+    assert one.axes[0].get_xlim() == two.axes[0].get_xlim()
+    assert max(one.get_figheight(), two.get_figheight()) <= 1.8
+    assert [len(page.axes[0].texts) for page in (one, two)] == [8, 4]  # control, merger and two rules each
+    monkeypatch.setattr(method_plots, "_TALLEST", 1.0)
+    for merger in ("ties", "dare"):
+        screen(tmp_path / "swept", {0.1: GAIN, 1.0: GAIN}, merger)
+    names, left_out = figure_list.plan(table_of(tmp_path / "swept"))
+    assert sorted(names) == ["temperature"]
+    assert left_out == [
+        f"{name}: its rows need more than a page; the curves show them" for name in ("forest", "scores")
+    ]
 
 
-def test_grey_is_the_controls(tmp_path: Path) -> None:
-    """Rules with settings in their names take colours that are left; not that of the line at 0."""
+def test_a_forest_has_a_panel_a_benchmark_and_shared_scales(tmp_path: Path) -> None:
+    """Differences worked by hand: on a 3 of 4 items better, on b none; the mean 37.5."""
+    one, other = [0, 0, 0, 1], [1, 0, 1, 0]
+    write_run(tmp_path, "ties", "uniform", {"a": one, "b": other})
+    write_run(tmp_path, "ties", "sens", {"a": [1, 1, 1, 1], "b": other})
+    write_run(tmp_path, "ties", "random", {"a": one, "b": other})
+    drawings = planned(table_of(tmp_path))
+    assert list(drawings) == ["forest", "forest_mean", "scores"]
+    with style.style():
+        wide, narrow = drawings["forest"](), drawings["forest_mean"]()
+    assert (wide.get_figwidth(), narrow.get_figwidth()) == (style.TWO_COLUMNS, style.WIDTH)
+    assert [axes.get_title(loc="left") for axes in wide.axes] == ["mean accuracy", "a", "b"]
+    assert len({axes.get_xlim() for axes in wide.axes}) == 1
+    marks = [[line.get_xdata()[0] for line in axes.get_lines() if line.get_marker() == "^"] for axes in wide.axes]
+    assert marks == [pytest.approx([37.5, 0]), pytest.approx([75, 0]), pytest.approx([0, 0])]
+    assert [axes.texts[0].get_text() for axes in wide.axes] == ["37.5", "25.0", "50.0"]  # the control's own scores
+    assert [text.get_text() for text in wide.axes[0].texts[1:]] == ["TIES", "Sens-Merging", "shuffled"]
+
+
+def beyond(axes: Any) -> list[Any]:
+    """Labels of ticks outside the axes' limits, which are there and never drawn."""
+    ticks = [
+        (tick, sorted(axis.get_view_interval()))
+        for axis in (axes.xaxis, axes.yaxis)
+        for tick in [*axis.get_major_ticks(), *axis.get_minor_ticks()]
+    ]
+    return [
+        label
+        for tick, (low, high) in ticks
+        if not low <= tick.get_loc() <= high
+        for label in (tick.label1, tick.label2)
+    ]
+
+
+def test_no_letter_is_below_seven_points_and_nothing_is_cut_off(tmp_path: Path) -> None:
+    for merger in ("ties", "task_arithmetic"):
+        screen(tmp_path, {0.1: GAIN, 1.0: GAIN}, merger, coefficients=COEFFICIENTS)
+        write_run(tmp_path, merger, "random", NOTHING, options=shuffled(0.1))
+        write_run(tmp_path, merger, "cross_task_farther", NOTHING, options=rule(0.1, task_specific=False))
+    drawings = planned(table_of(tmp_path))
+    assert drawings.keys() == {"forest", "scores", "temperature", "coefficients", "alignment", "profiles"}
+    for name, draw in drawings.items():
+        with style.style():
+            drawing = draw()
+            drawing.draw_without_rendering()
+        page, undrawn = drawing.bbox, {id(label) for axes in drawing.axes for label in beyond(axes)}
+        for text in drawing.findobj(lambda one: hasattr(one, "get_fontsize") and one.get_text().strip()):
+            if id(text) in undrawn:
+                continue
+            assert text.get_fontsize() >= 7, (name, text.get_text())
+            box = text.get_window_extent()
+            assert page.x0 - 1 <= box.x0 <= box.x1 <= page.x1 + 1, (name, text.get_text())
+
+
+def test_grey_is_the_controls_and_a_rule_keeps_its_colour(tmp_path: Path) -> None:
+    """Lines of one rule that differ in a setting share its colour, and differ in marker and dashes."""
     shared = {"model": {}, "suite": {}, "evaluation": {}, "merger": {"class": "ties"}, "seed": 0}
     write_run(tmp_path, "ties", "uniform", NOTHING, identity={**shared, "scaling": {"class": "Uniform"}})
     for samples, loss in itertools.product((10, 30), ("answer", "full")):
         chosen = {"scaling": rule(0.1), "calibration": {"samples": samples, "loss": loss}}
         write_run(tmp_path, "ties", "sens", GAIN, identity={**shared, **chosen})
     table = table_of(tmp_path)
-    (mean,) = table.means
-    lines = figure_list.SWEEPS["samples"].lines(table, mean)
+    lines = figure_list.SWEEPS["samples"].lines(table, table.means[0])
     assert sorted(lines["ties"]) == ["sens loss=answer", "sens loss=full"]
-    with figures.style():
-        axes = figures.curves(lines, mean, "samples", differences=True).axes[0]
+    with style.style():
+        axes = planned(table)["samples"]().axes[0]
     zero, *drawn_lines = axes.get_lines()
-    assert zero.get_color() not in {line.get_color() for line in drawn_lines}
+    assert zero.get_color() == display_names.GREY
+    assert {line.get_color() for line in drawn_lines} == {display_names.look("sens").colour}
+    assert len({line.get_marker() for line in drawn_lines}) == len(drawn_lines) == 2
 
 
-def drawn(table: Table, directory: Path) -> set[str]:
-    return {path.stem for path in figure_list.write([table], directory)[0]}
+def test_bits_are_points_on_their_own_scale_not_bars_from_zero(tmp_path: Path) -> None:
+    for scaling, level in (("uniform", 0.75), ("sens", 0.74)):
+        write_run(tmp_path, "ties", scaling, {"bpb": [level, level + 0.01]}, lower=["bpb"])
+    table = table_of(tmp_path)
+    with style.style():
+        (axes,) = method_plots.scores(table, table.means[0])[""]().axes
+    assert not axes.patches
+    assert axes.get_xlim()[0] > 0.7
+    assert axes.get_figure().texts[0].get_text() == "mean bits/byte (left is better)"
+
+
+def test_coefficients_of_all_rules_are_on_one_scale(tmp_path: Path) -> None:
+    """Symmetric about 1, which is white, so one colour says one weight in every panel."""
+    flat = {**COEFFICIENTS, "table": {**COEFFICIENTS["table"], "blocks": [[0.9, 1.1], [1.1, 0.9]]}}
+    screen(tmp_path, {0.1: GAIN}, coefficients=COEFFICIENTS)
+    write_run(tmp_path, "ties", "sens_farther", GAIN, options=rule(1.0), coefficients=flat)
+    with style.style():
+        axes = planned(table_of(tmp_path))["coefficients"]().axes
+    images = [one.images[0] for one in axes if one.get_title(loc="left").startswith("K·σ")]
+    assert [image.get_clim() for image in images] == [pytest.approx((0.5, 1.5))] * 2
+    red, green, blue, _ = images[0].to_rgba(1.0)
+    assert min(red, green, blue) > 0.95
+    assert images[0].to_rgba(0.6)[2] > images[0].to_rgba(0.6)[0]  # below 1 purple, as on the page
+    assert images[0].to_rgba(1.4)[0] > images[0].to_rgba(1.4)[2]

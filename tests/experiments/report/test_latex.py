@@ -76,7 +76,7 @@ def test_a_missing_cell_is_a_dash(runs: Path) -> None:
     write_run(runs, "ties", "random", {"gsm8k": [1, 1, 1, 1]})
     found = rows(latex.document("s", [table_of(runs)], []))
     accuracy, of_dare, loss, _ = [row for row in found if row[1] == "random" and not row[0]]
-    assert accuracy[2] == r"\textbf{100.0}$_{\pm 0.0}$"
+    assert accuracy[2] == r"100.0$_{\pm 0.0}$"  # the best, and a control: shuffled coefficients are never bold
     assert of_dare[2:] == loss[2:] == ["--", "--", "--"]
 
 
@@ -85,6 +85,22 @@ def test_the_caption_says_over_how_many_models_an_error_is(tmp_path: Path) -> No
         write_run(tmp_path, "ties", "uniform", {"gsm8k": values}, seed=seed)
     text = latex.document("s", [table_of(tmp_path)], [])
     assert "over the models of a row (2), where there is one over items" in text
+
+
+def test_the_compact_table_by_hand(runs: Path) -> None:
+    found = rows(latex.compact("my_study", [table_of(runs)]))
+    assert found[0] == ["merger", "coefficients", "mean accuracy", r"$\Delta$"]
+    assert found[3] == ["", "Sens-Merging", r"\textbf{75.0}$_{\pm 25.0}$", "25.0"] or found[3][3].startswith("+25.0")
+    assert [row[0] for row in found[1:6]] == ["base", "TIES", "", "DARE", ""]
+    assert found[6][2] == r"mean bits/byte $\downarrow$"
+
+
+def test_a_compact_table_has_nine_columns_at_most(tmp_path: Path) -> None:
+    for count in (4, 12):
+        values = {f"b{at}": [0, 1, 1, 1] for at in range(count)}
+        for scaling in ("uniform", "sens"):
+            write_run(tmp_path / str(count), "ties", scaling, values)
+        assert len(rows(latex.compact("s", [table_of(tmp_path / str(count))]))[0]) == {4: 8, 12: 4}[count]
 
 
 def test_what_others_published_stands_apart(runs: Path, tmp_path: Path) -> None:
@@ -120,6 +136,6 @@ def compiled(folder: Path, names: list[Path]) -> str:
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex: apt-get install texlive-latex-recommended")
 def test_committed_tables_compile_and_fit_the_page(tmp_path: Path) -> None:
-    found = sorted(RESULTS.glob("*/table.tex"))
+    found = sorted(RESULTS.glob("*/table*.tex"))
     assert found
     assert "Overfull" not in compiled(tmp_path, found)

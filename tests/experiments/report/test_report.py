@@ -68,7 +68,9 @@ def test_one_seed_by_hand(runs: Path) -> None:
     difference = sens.differences["acc"]
     assert (difference.score, difference.items, difference.seeds) == (0.375, 8, 1)
     assert difference.stderr == pytest.approx(math.sqrt(1 / 12 + 1 / 16) / 2)
-    assert 0 <= difference.low < 0.375 < difference.high <= 0.75
+    # Bonett and Price: a (2 + 1) / 6 and 1 / 6, b 2 / 6 and 1 / 6; centre (2 + 1) / 6 / 2, variances 5 / 54, 17 / 216.
+    half = 1.959964 * math.sqrt(5 / 54 + 17 / 216) / 2
+    assert (difference.low, difference.high) == (pytest.approx(0.25 - half), pytest.approx(0.25 + half))
     assert (difference.test, difference.p_holm) == ("sign-flip", difference.p)
     # Three items differ, and always for the better: of the 8 flips, two are as far from 0.
     assert difference.p == pytest.approx(2 / 8, abs=0.02)
@@ -90,9 +92,10 @@ def test_several_seeds_by_hand(runs: Path) -> None:
     close(row_of(table, "base").scores["b"], 0.25, 0.25, 4)  # one reference: over items
     (line,) = (line for line in markdown.document("demo", [table], ["x"]).splitlines() if "| sens" in line)
     cells = [cell.strip() for cell in line.strip("|").split("|")]
-    assert cells[2:6] == ["2", "50.0 ± 25.0", "75.0 ± 0.0", "62.5 ± 12.5"]
+    assert cells[2:6] == ["2", "**50.0 ± 25.0**", "**75.0 ± 0.0**", "**62.5 ± 12.5**"]
     assert cells[6].startswith("+25.0 [+")
-    assert cells[8] == "0.50..1.50"
+    assert cells[8].startswith("one family (")
+    assert cells[9] == "0.50..1.50"
 
 
 def test_references_of_other_model_seeds_are_averaged(tmp_path: Path) -> None:
@@ -116,8 +119,8 @@ def test_bits_per_byte_stand_apart(tmp_path: Path) -> None:
     assert "↓ lower is better: bpb in bits_per_byte." in text
     ties, dare = ([cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if "| uniform" in line)
     assert ties[3:5] == ["50.0 ± 50.0", "1.250 ± 0.250"]
-    assert (ties[5], ties[8]) == ("50.0 ± 50.0", "1.250 ± 0.250")
-    assert (dare[4], dare[8]) == ("–", "–")
+    assert (ties[5], ties[9]) == ("50.0 ± 50.0", "1.250 ± 0.250")
+    assert (dare[4], dare[9]) == ("–", "–")
 
 
 def test_only_losses_are_compared_where_there_is_nothing_else(tmp_path: Path) -> None:
@@ -147,7 +150,8 @@ def test_report_writes_says_and_repeats_itself(runs: Path, tmp_path: Path, capsy
         contents.append({path.relative_to(out).as_posix(): path.read_bytes() for path in files})
     stems = ("alignment", "bars", "coefficients", "differences", "profiles")
     figures = {f"demo/figures/{stem}.{kind}" for stem in stems for kind in ("png", "pdf")}
-    assert set(contents[0]) == {"demo/table.md", "demo/table.tex", "demo/table.csv"} | figures
+    tables = {f"demo/{name}" for name in ("table.md", "table.tex", "table_compact.tex", "table.csv")}
+    assert set(contents[0]) == tables | figures
     assert contents[0] == contents[1]
     said = capsys.readouterr().out
     for part in (
@@ -178,14 +182,14 @@ def test_csv_returns_the_numbers_unrounded(runs: Path, tmp_path: Path) -> None:
 
 
 def test_a_figure_as_an_image() -> None:
-    from experiments.report import figures
+    from experiments.figures import heatmaps, style
 
     def draw() -> Any:
-        return figures.coefficients(["code", "math"], None, [[0.75, 1.5], [1.25, 0.5]])
+        return heatmaps.coefficients(["code", "math"], {}, {"K·σ": [[0.75, 1.5], [1.25, 0.5]]})
 
-    image = figures.image(draw)
+    image = style.image(draw)
     assert (image.mode, image.width) == ("RGBA", 660)
-    assert image.tobytes() == figures.image(draw).tobytes()
+    assert image.tobytes() == style.image(draw).tobytes()
 
 
 def test_command_of_an_experiment_leaves_out_where_things_lie(runs: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ import pytest
 from report_fixtures import COEFFICIENTS, write_run
 from table_fixtures import DIGESTS, GAIN, NOTHING, row, rule, screen, shuffled, table_of
 
-from experiments.analysis import stats
 from experiments.report import best, figure_list, latex, markdown, report, tables
+from experiments.statistics import resampling, stats
 
 
 def test_settings_that_vary_get_rows_in_numerical_order(tmp_path: Path) -> None:
@@ -73,7 +74,7 @@ def test_questions_that_go_with_the_seed_and_few_of_them_are_said(tmp_path: Path
         screen(tmp_path, {0.1: GAIN}, seed=seed, digests={**DIGESTS, "data": {"a.jsonl": str(seed)}})
     text = markdown.document("demo", [table_of(tmp_path)], ["x"])
     assert "Each seed has its own items." in text
-    assert "Too narrow where a benchmark has few items (a)" in text
+    assert "Every comparison is of one family: over items, bootstrap-t; it does not cover other experts." in text
 
 
 def test_a_value_that_is_no_number_is_refused_by_name(tmp_path: Path) -> None:
@@ -118,7 +119,7 @@ def test_one_model_at_several_seeds_is_no_replication(tmp_path: Path) -> None:
     assert uniform.scores["a"] == uniform.records[0].results["a"].headline  # its error is over the eight items
     assert uniform.means["acc"].stderr > 0
     sens, copies = (row(table, "ties", scaling) for scaling in ("sens", "cross_task"))
-    assert (sens.models, sens.differences["acc"].seeds, sens.differences["acc"].test) == (3, 3, "bootstrap")
+    assert (sens.models, sens.differences["acc"].seeds, sens.differences["acc"].test) == (3, 3, "bootstrap-t")
     assert (copies.models, copies.differences["acc"].seeds, copies.differences["acc"].test) == (1, 1, "McNemar")
     assert "count once" in markdown.document("demo", [table], ["x"])
 
@@ -127,19 +128,22 @@ def test_right_and_wrong_on_one_benchmark_is_mcnemars(tmp_path: Path) -> None:
     screen(tmp_path, {0.1: GAIN, 1.0: {"a": [1, 0, 0, 1, 0, 1, 0, 1]}})
     table = table_of(tmp_path)
     (low, high) = (row(table, "ties", f"sens temperature={t}").differences["acc"] for t in (0.1, 1.0))
-    assert (low.test, low.p, low.p_holm) == ("McNemar", stats.mcnemar(3, 0), 2 * stats.mcnemar(3, 0))
-    assert (high.p, high.p_holm, high.significant) == (stats.mcnemar(1, 1), 1.0, False)
+    assert (low.test, low.p, low.p_holm) == ("McNemar", resampling.mcnemar(3, 0), 2 * resampling.mcnemar(3, 0))
+    assert (high.p, high.p_holm, high.significant) == (resampling.mcnemar(1, 1), 1.0, False)
 
 
 def test_a_dagger_needs_holms_leave(tmp_path: Path) -> None:
     names = [f"{at}" for at in range(12)]
     write_run(tmp_path, "ties", "uniform", {"a": [0.0] * 12})
     write_run(tmp_path, "ties", "sens", {"a": [1.0] * 7 + [0.0] * 5}, options=rule(0.1))
-    assert table_of(tmp_path).comparisons[0].significant  # p = 2 / 2^7 = 0.016
+    (alone,) = table_of(tmp_path).comparisons
+    assert (alone.p_holm, alone.significant) == (2 / 2**7, False), "one family has no dagger"
+    assert replace(alone, families=2).significant
     for name in names[:3]:
         write_run(tmp_path, "ties", f"other{name}", {"a": [0.0] * 12}, options=rule(0.1))
     (found,) = (one for one in table_of(tmp_path).comparisons if one.score)
     assert (found.p, found.p_holm, found.significant) == (2 / 2**7, 4 * 2 / 2**7, False)
+    assert not replace(found, families=2).significant
 
 
 def test_accuracies_and_losses_have_means_of_their_own(tmp_path: Path) -> None:
@@ -149,15 +153,14 @@ def test_accuracies_and_losses_have_means_of_their_own(tmp_path: Path) -> None:
     assert [(mean.name, mean.benchmarks) for mean in table.means] == [("acc", ("a",)), ("bpb", ("loss",))]
     found = row(table, "ties", "sens").differences
     assert (found["acc"].score, found["acc"].test) == (0.375, "McNemar")
-    assert (found["bpb"].score, found["bpb"].test) == (-0.5, "sign-flip")
+    assert (found["bpb"].score, found["bpb"].test) == (-0.5, "bootstrap-t")
     assert sorted(one.p_holm for one in found.values()) == stats.holm(sorted(one.p for one in found.values()))
     text = markdown.document("demo", [table], ["x"])
     header = [cell.strip() for cell in text.splitlines()[4].strip("|").split("|")]
-    assert header[5:] == ["mean acc", "Δ acc [95 %]", "p", "mean bpb ↓", "Δ bpb ↓ [95 %]", "p", "K·σ"]
+    verdict = "verdict (detectable from)"
+    assert header[5:] == ["mean acc", "Δ acc [95 %]", "p", verdict, "mean bpb ↓", "Δ bpb ↓ [95 %]", "p", verdict, "K·σ"]
     assert "this table's 2 comparisons" in text
-    assert {"bars_acc", "bars_bpb", "differences_acc", "differences_bpb"} <= {
-        path.stem for path in figure_list.write([table], tmp_path / "figures")[0]
-    }
+    assert {"scores_acc", "scores_bpb"} <= {path.stem for path in figure_list.write([table], tmp_path / "figures")[0]}
 
 
 def test_seeds_that_answer_other_items_are_refused(tmp_path: Path) -> None:

@@ -65,7 +65,13 @@ def test_a_right_command_line_is_none() -> None:
     assert build("merger=ties", "merger.density=0.3").merger.density == 0.3  # pyright: ignore
 
 
-@pytest.mark.parametrize("words", [["threads=0"], ["-m", "threads=0"], ["merger=ties", "merger.densty=1"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["-m", "threads=0"],
+        *(pytest.param(words, marks=pytest.mark.slow) for words in (["threads=0"], ["merger=ties", "merger.densty=1"])),
+    ],
+)
 def test_the_command_prints_the_message_and_exits_with_1(words: list[str], tmp_path) -> None:
     done = subprocess.run(
         [sys.executable, str(ROOT / "run.py"), *words, f"output.runs={tmp_path}"],

@@ -17,33 +17,6 @@ from experiments.run import pipeline, stages
 from experiments.run.spec import Evaluation, RunSpec
 
 COMMITTED = [  # ids of records in results/<study>/records.tar.xz
-    ("4aba853a9d67", ["seed=0", "merger=average", "scaling=cross_task", "experiment=tiny_seeds"]),
-    ("de808dd16103", ["seed=2", "merger=average", "scaling=task_specific", "experiment=tiny_seeds"]),
-    ("32a397b80344", ["seed=0", "merger=dare", "scaling=sens", "experiment=tiny_seeds"]),
-    ("24ea121ee881", ["seed=2", "merger=average", "experiment=tiny_test"]),
-    (
-        "aed4ae57150f",
-        ["seed=0", "merger=tiny/task_arithmetic", "experiment=tiny_test", "scaling=random", "scaling.of.sign=farther",
-         "scaling.of.task_specific=False", "scaling.of.temperature=0.1"],
-    ),
-    (
-        "3ce67cbd53b8",
-        ["seed=1", "merger=average", "scaling=cross_task_farther", "scaling.temperature=3", "experiment=tiny_screen"],
-    ),
-    (
-        "ff8aa0f67e4d",
-        ["seed=2", "merger=average", "scaling=sens", "calibration.samples=100", "calibration.loss=full",
-         "experiment=tiny_screen_calibration"],
-    ),
-    (
-        "ff780f153c7a",
-        ["seed=0", "merger=tiny/ties", "scaling=sens", "scaling.outside=own", "experiment=tiny_screen_outside"],
-    ),
-    (
-        "16662e0cb42c",
-        ["seed=0", "experiment=tiny_tune", "merger=ties", "merger.density=0.2", "merger.scale=1.5"],
-    ),
-    ("b0dedd2be301", ["seed=1", "experiment=tiny_tune", "merger=task_arithmetic", "merger.scale=0.9"]),
 ]  # fmt: skip
 # What every model had before each brought its own.
 PRECISION = ["calibration.dtype=float32", "calibration.overlong=error", "evaluation.dtype=auto"]
@@ -56,7 +29,6 @@ COMPUTED = [  # at ca18ae2; no committed run is one of these
     ("875eb75f5c2c", ["model=mistral_7b", "suite=full_instruct", "merger=slerp", "scaling=uniform", *PRECISION]),
     ("2e1506cc1f27", ["model=llama2_13b", "merger=member", "merger.member=math", *PRECISION]),
     ("18650254968e", ["model=smollm2_135m", "suite=cpu", "merger=della", "scaling=cross_task", T, *PRECISION]),
-    ("3db46e2984a4", ["merger=breadcrumbs", "scaling=task_specific", T]),
 ]
 # At ca18ae2, of the family in pipeline_fixtures: its checkpoints' digests and the libraries' versions as set below. The
 # merge's own evaluation is not here: its key holds coefficients, whose last bits are the machine's.

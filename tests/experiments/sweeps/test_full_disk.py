@@ -84,12 +84,12 @@ def test_a_disk_that_fills_up_during_a_sweep(launcher: str, small: Project) -> N
     (small.hold / "0").touch()
     command = [sys.executable, *small.words(*words)]
     with subprocess.Popen(command, cwd=small.root, env=small.environment, stdout=subprocess.PIPE, text=True) as running:
-        until((small.hold / "0.reached").exists)
+        until((small.hold / "0.reached").exists, seconds=600)
         with (small.runs / "filler").open("wb", buffering=0) as filler, suppress(OSError):
             while True:
                 filler.write(bytes(4096))
         (small.hold / "0").unlink()
-        out, _ = running.communicate(timeout=120)
+        out, _ = running.communicate(timeout=900)
     assert running.returncode == 1, out
     assert small.states() == ["failed"] * 3
     said = small.status(code=1)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from process_fixtures import processes
 
 from sensmerge.checkpoints.header import Entry
 from sensmerge.checkpoints.reader import Reader
@@ -22,72 +23,70 @@ from sensmerge.checkpoints.writer import Writer
 
 ENTRIES = [Entry(name, (5000,), torch.float32) for name in "abcd"]
 
-# A writer in a process of its own. A line "key=0.5" on its input writes a checkpoint of so many halves and tells how it
-# ended; "key=0.5 stop" stops behind the second tensor and waits to be killed, or for a line to go on; "key=0.5 race"
-# writes it in four children at once, each with a value of its own, and tells what became of each.
-PROCESS = """
-import os, sys
-from pathlib import Path
-import torch
-from sensmerge.checkpoints.header import Entry
-from sensmerge.checkpoints.writer import Writer
 
-out, entries = Path(sys.argv[1]), [Entry(name, (5000,), torch.float32) for name in "abcd"]
-
-def tell(word):
-    print(word, flush=True)
-
-def write(key, value, stop):
+def write(out: Path, key: str, value: float, pause: Callable[[], object] = lambda: None) -> str:
+    """Write a checkpoint of that value, with a pause behind its second tensor; how it ended."""
     try:
-        with Writer(out, entries, key=key) as writer:
-            for number, entry in enumerate(entries):
-                if number == 2 and stop:
-                    tell("stopped")
-                    sys.stdin.readline()
+        with Writer(out, ENTRIES, key=key) as writer:
+            for number, entry in enumerate(ENTRIES):
+                if number == 2:
+                    pause()
                 if entry.name not in writer.finished:
-                    writer.put(entry.name, torch.full(entry.shape, value))
+                    writer.put(entry.name, torch.full(entry.shape, value, dtype=entry.dtype))
             (writer.staging / "merge.json").write_text(str(value))
             return "wrote " + "".join(sorted(writer.finished))
     except OSError as error:
         return f"{type(error).__name__} {error}"
 
-def race(key, value):
+
+def race(out: Path, key: str, value: float) -> list[int]:
+    """Written by four children at once, each with a value of its own: 0 for one that wrote it, 1 or 2 for refused."""
     codes, children = {"wrote": 0, "Blocki": 1, "FileEx": 2}, []
     for number in range(4):
         child = os.fork()
         if child == 0:
-            os._exit(codes.get(write(key + str(number), value + number, False)[:6].strip(), 9))
+            os._exit(codes.get(write(out, key + str(number), value + number)[:6].strip(), 9))
         children.append(child)
-    return " ".join(str(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])) for child in children)
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
-tell("ready")
-for line in sys.stdin:
-    task, _, how = line.strip().partition(" ")
-    key, _, value = task.partition("=")
-    tell(race(key, float(value)) if how == "race" else write(key, float(value), how == "stop"))
-"""
+
+def serve(out: Path, asked: Connection) -> None:
+    """A process of its own: it writes what it is asked for, and tells how that ended.
+
+    How "stop": it stops behind the second tensor, says so, and waits to be killed, or for a word to go on.
+    """
+
+    def pause() -> None:
+        asked.send("stopped")
+        asked.recv()
+
+    while (question := asked.recv()) is not None:
+        key, value, how = question
+        if how == "race":
+            asked.send(race(out, key, value))
+        else:
+            asked.send(write(out, key, value, *([pause] if how == "stop" else [])))
 
 
 @contextmanager
-def process(out: Path) -> Iterator[tuple[subprocess.Popen[str], Callable[[str], str]]]:
-    """A process, and what it answers to a line."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "ignore", "-c", PROCESS, str(out)]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-    ) as running:
+def process(out: Path) -> Iterator[tuple[BaseProcess, Callable[..., Any]]]:
+    """A process, and what it answers to (key, value, how)."""
+    context = processes()
+    ours, theirs = context.Pipe()
+    running = context.Process(target=serve, args=(out, theirs))
+    running.start()
+    theirs.close()  # so that one that dies is no answer, and not waited for
 
-        def ask(line: str) -> str:
-            assert running.stdin is not None
-            assert running.stdout is not None
-            running.stdin.write(f"{line}\n")
-            running.stdin.flush()
-            return running.stdout.readline().strip()
+    def ask(*question: Any) -> Any:
+        ours.send(question)
+        return ours.recv()
 
-        assert running.stdout is not None
-        assert running.stdout.readline() == "ready\n"
+    try:
         yield running, ask
+    finally:
         running.kill()
+        running.join()
+        ours.close()
 
 
 def holds(out: Path, value: float) -> bool:
@@ -101,12 +100,12 @@ def holds(out: Path, value: float) -> bool:
 def test_a_second_writer_is_refused_while_the_first_lives(tmp_path: Path) -> None:
     out = tmp_path / "x"
     with process(out) as (_, first):
-        assert first("one=1 stop") == "stopped"
+        assert first("one", 1, "stop") == "stopped"
         for key in ("other", "one"):
             with pytest.raises(BlockingIOError, match=r"x is being written by another.*choose another"):
                 Writer(out, ENTRIES, key=key).__enter__()
         assert sorted(path.name for path in tmp_path.iterdir()) == ["x.part", "x.part.lock"]
-        assert first("") == "wrote"
+        assert first() == "wrote "
     assert holds(out, 1)
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
@@ -115,11 +114,11 @@ def test_a_second_writer_is_refused_while_the_first_lives(tmp_path: Path) -> Non
 def test_a_killed_writer_is_taken_up_or_replaced(key: str, finished: str, value: float, tmp_path: Path) -> None:
     out = tmp_path / "x"
     with process(out) as (running, first):
-        assert first("one=1 stop") == "stopped"
-        running.send_signal(signal.SIGKILL)
+        assert first("one", 1, "stop") == "stopped"
+        running.kill()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.part", "x.part.lock"]
     with process(out) as (_, second):
-        assert second(f"{key}={value}") == f"wrote {finished}".strip()
+        assert second(key, value, "") == f"wrote {finished}"
     assert holds(out, value)
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
@@ -129,10 +128,10 @@ def test_of_writers_that_race_one_wins(tmp_path: Path) -> None:
     out = tmp_path / "x"
     with process(out) as (_, ask):
         for number in range(30):
-            ends = ask(f"race={number} race").split()
-            assert ends.count("0") == 1
-            assert set(ends) <= {"0", "1", "2"}, "the others are refused: it is being written, or there already"
-            assert holds(out, number + ends.index("0"))
+            ends = ask("race", number, "race")
+            assert ends.count(0) == 1
+            assert set(ends) <= {0, 1, 2}, "the others are refused: it is being written, or there already"
+            assert holds(out, number + ends.index(0))
             assert [path.name for path in tmp_path.iterdir()] == ["x"]
             for path in out.iterdir():
                 path.unlink()

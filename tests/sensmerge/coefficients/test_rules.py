@@ -16,6 +16,7 @@ from sensmerge.coefficients import (
     Fixed,
     Lines,
     Metagpt,
+    Oracle,
     Rule,
     Sens,
     SensL2s,
@@ -39,6 +40,7 @@ MEAN_ONE = [  # over the experts, in every block
     SensL2s(),
     SensL2s(a=0.9, spread=0.1, temperature=None),
     Metagpt(),
+    Oracle(),
     Fisher(),
     Fisher(form="proportional"),
     Shuffled(),
@@ -99,14 +101,17 @@ def test_needs_say_what_is_used() -> None:
             fisher=EVIDENCE.fisher if "fisher" in rule.needs else None,
             information=EVIDENCE.information if "information" in rule.needs else None,
             magnitudes=EVIDENCE.magnitudes if rule.weighs else None,
+            fitted=EVIDENCE.fitted if rule.fitted else None,
         )
         rule.table(bare)
-        if rule.needs or rule.weighs:
+        if rule.needs or rule.weighs or rule.fitted:
             with pytest.raises(ValueError, match="and the evidence holds none"):
                 rule.table(Evidence(EVIDENCE.tasks, EVIDENCE.names))
 
 
-BY_EVIDENCE = [rule for rule in RULES if not isinstance(rule, (Shuffled, Fixed, SensL2s))]  # not by name or place
+BY_EVIDENCE = [
+    rule for rule in RULES if not isinstance(rule, (Shuffled, Fixed, SensL2s, Oracle))
+]  # not by name or place
 
 
 @pytest.mark.parametrize("rule", BY_EVIDENCE, ids=str)

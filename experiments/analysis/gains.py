@@ -1,0 +1,105 @@
+"""How much of what the experts gained over their base a merge keeps: (merge - base) / (expert - base) on each expert's
+own task, averaged over tasks. 1: as good as each expert on its own; 0: no better than the base; it can be either side.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from evaluation.record import Metric
+from experiments.run.record import Record
+from experiments.statistics import stats
+
+_SURE = 2.0  # standard errors that an expert's gain must have: a share of next to nothing says nothing
+_TASKS = {
+    "gsm8k": "math", "math": "math", "math500": "math",
+    "humaneval": "code", "mbpp": "code",
+    "mmlu": "general", "hellaswag": "general", "truthfulqa_mc1": "general", "truthfulqa_mc2": "general",
+}  # fmt: skip
+_References = Mapping[str, Record]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """share: the mean over tasks, of each the mean over its benchmarks. over: the benchmarks that count. undefined:
+    those whose expert does not gain on them (by two standard errors); others belong to no expert of the merge."""
+
+    share: float
+    over: tuple[str, ...]
+    undefined: tuple[str, ...]
+
+
+def task(benchmark: str, experts: Sequence[str]) -> str | None:
+    """The expert whose own task the benchmark is; None where there is none.
+
+    >>> experts = ["code", "general", "math"]
+    >>> [task(name, experts) for name in ("bpb_gsm8k", "humaneval_instruct", "tiny_code", "mmlu", "riddles")]
+    ['math', 'code', 'code', 'general', None]
+    """
+    plain = benchmark.removeprefix("bpb_").removesuffix("_instruct")
+    found = _TASKS.get(plain, plain.rsplit("_", 1)[-1])
+    return found if found in experts else None
+
+
+def references(records: Sequence[Record]) -> dict[str, Record]:
+    """Bases and experts, for `kept`."""
+    found: dict[str, Record] = {}
+    for record in records:
+        if record.member is not None:
+            found.setdefault(_key(record, record.member), record)
+    return found
+
+
+def kept(models: Sequence[Record], known: _References, benchmarks: Sequence[str], *, higher: bool) -> Kept | None:
+    """Of merges that are one row's different models, by the ratio of the means over them: (mean gain of the merges) /
+    (mean gain of the experts). None where nothing is defined, or a base or expert of one is not among `known`."""
+    shares: dict[str, list[float]] = {}
+    over, undefined = [], []
+    for name in benchmarks:
+        ours = task(name, sorted(models[0].digests.experts))
+        if ours is None:
+            continue
+        found = [(model, known.get(_key(model, "base")), known.get(_key(model, ours))) for model in models]
+        sign, merged, gained = 1 if higher else -1, [], []
+        for model, base, expert in found:
+            if base is None or expert is None or name not in base.results or name not in expert.results:
+                return None
+            low, high = base.results[name].headline, expert.results[name].headline
+            merged.append(sign * (model.results[name].headline.score - low.score))
+            gained.append(Metric(sign * (high.score - low.score), math.hypot(low.stderr, high.stderr), low.n))
+        gain = stats.over_seeds(gained)
+        if gain.score > 0 and not gain.score < _SURE * gain.stderr:
+            shares.setdefault(ours, []).append(math.fsum(merged) / len(merged) / gain.score)
+            over.append(name)
+        else:
+            undefined.append(name)
+    if not shares:
+        return None
+    by_task = [math.fsum(one) / len(one) for one in shares.values()]
+    return Kept(math.fsum(by_task) / len(by_task), tuple(over), tuple(undefined))
+
+
+def notes(made: Sequence[Kept], benchmarks: Sequence[str]) -> list[str]:
+    """What the shares of a table with these benchmarks are over, and where there is none; nothing without shares."""
+    if not made:
+        return []
+    over, undefined = ({name for one in made for name in getattr(one, part)} for part in ("over", "undefined"))
+
+    def listed(names: set[str]) -> str:
+        return ", ".join(name for name in benchmarks if name in names)
+
+    said = [f"kept: (merge − base) / (expert − base) on the expert's own task, mean over tasks; of {listed(over)}"]
+    if undefined:
+        said.append(f"undefined on {listed(undefined)}, whose expert gains nothing by two standard errors")
+    if left := set(benchmarks) - over - undefined:
+        said.append(f"no expert's own: {listed(left)}")
+    return ["; ".join(said) + "."]
+
+
+def _key(record: Record, member: str) -> str:
+    """Of a member of the record's family, on the record's items and settings."""
+    weights = record.digests.base if member == "base" else record.digests.experts.get(member)
+    return json.dumps([record.setting, record.digests.base, member, weights, record.digests.data], sort_keys=True)

@@ -1,0 +1,1 @@
+"""Coefficients fitted by gradients through the merge: how much any rule could gain."""
