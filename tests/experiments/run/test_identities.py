@@ -67,10 +67,8 @@ def test_the_loop_of_generation_is_part_of_it_where_it_is_not_the_one_of_before(
     ids = {build("merger=ties", f"evaluation.generation={way}", "device=cpu").run_id for way in ("static", "slots")}
     assert len({one.run_id, *ids}) == 3
     on_gpu = dataclasses.replace(one, device="cuda")
-    said = [
-        on_gpu,
-        *(dataclasses.replace(on_gpu, evaluation=Evaluation(generation=way)) for way in ("library", "slots")),
-    ]
+    asked = [Evaluation(generation=way) for way in ("auto", "library", "slots")]
+    said = [dataclasses.replace(on_gpu, evaluation=evaluation) for evaluation in asked]
     assert [spec.identity()["evaluation"].get("generation") for spec in said] == ["slots", None, "slots"]
 
 
