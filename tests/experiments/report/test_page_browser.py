@@ -70,7 +70,7 @@ def test_the_numbers_are_the_report_s(driver: Any, runs: Path) -> None:
     ]
     assert shown == [one for one, rule in zip(wanted, named["scaling"], strict=True) if rule != "–"]
     text = " ".join(" ".join(row) for row in body(driver, METHODS))
-    assert all(score.split(" ±")[0] in text for score in named["math"][1:])
+    assert all(score.split(" ±")[0].strip("*") in text for score in named["math"][1:])  # the best is bold there
 
 
 def test_experts_stand_apart(driver: Any) -> None:
