@@ -89,7 +89,10 @@ def _is_uniform(row: Row) -> bool:
 
 
 def _how(plain: list[Row], reference: Row | None) -> str:
-    """Where the scale of Task Arithmetic comes from: what a reader has to know before "better than" means anything."""
+    """Where the scale of Task Arithmetic comes from: what a reader has to know before "better than" means anything.
+
+    That it was not tuned is never said: a tuning study's runs serve later studies, under the commands they had there.
+    """
     if reference is None:
         return ""
     scale = f"λ = {reference.records[0].parameters.get('merger.scale', 'not told')}"
@@ -97,4 +100,5 @@ def _how(plain: list[Row], reference: Row | None) -> str:
         return f"{scale}, the best of {len(plain)} on these items"
     words = [word.partition("=") for one in reference.records for word in one.overrides]
     tuned = any(key.lstrip("+") in ("merger", "recommended") and f"/{_REFERENCE}" in value for key, _, value in words)
-    return f"{scale}, tuned on validation items" if tuned else f"{scale}, not tuned"
+    tuned = tuned and not any(key.lstrip("+") == "merger.scale" for key, _, _ in words)
+    return f"{scale}, tuned on validation items" if tuned else f"{scale}, tuning not on record"

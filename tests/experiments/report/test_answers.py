@@ -47,7 +47,7 @@ def test_the_best_its_control_and_task_arithmetic(tmp_path: Path) -> None:
     assert found.against.p_holm == 4 * found.against.p < 0.01
     assert answers.difference(found.against, higher=True)["word"] == "one family"
     assert answers.difference(found.against, higher=True)["from"] is None
-    assert found.how == "λ = 0.5, not tuned"
+    assert found.how == "λ = 0.5, tuning not on record"
 
 
 def test_where_the_best_is_task_arithmetic_itself(tmp_path: Path) -> None:
@@ -63,6 +63,9 @@ def test_how_lambda_came_about(tmp_path: Path) -> None:
     run(tmp_path / "a", "task_arithmetic", "uniform", WORSE, overrides=["merger=tiny/task_arithmetic"])
     run(tmp_path / "a", "ties", "uniform", BETTER)
     assert answer(tmp_path / "a").how == "λ = 0.5, tuned on validation items"
+    said = ["merger=tiny/task_arithmetic", "merger.scale=0.5"]
+    run(tmp_path / "c", "task_arithmetic", "uniform", WORSE, overrides=said)
+    assert answer(tmp_path / "c").how == "λ = 0.5, tuning not on record", "its command says another than the tuned one"
     run(tmp_path / "b", "task_arithmetic", "uniform", WORSE, scale=0.3)
     run(tmp_path / "b", "task_arithmetic", "uniform", BETTER, scale=0.7)
     assert answer(tmp_path / "b").how == "λ = 0.7, the best of 2 on these items"
