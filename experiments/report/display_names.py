@@ -166,6 +166,8 @@ def rule(shown: str) -> str:
     >>> rule("random"), rule("sens temperature=0.1"), rule("sens loss=answer samples=30")
     ('shuffled', 'Sens-Merging, T = 0.1', 'Sens-Merging, loss = answer, n = 30')
     """
+    if shown.startswith("fixed "):  # weights, in the order of their tasks
+        return f"fixed, {'/'.join(word.partition('=')[2] for word in shown.split(' ')[1:])}"
     return _named(shown, RULES)
 
 
