@@ -14,7 +14,7 @@ COMMANDS = {  # command -> the module whose main(arguments) it is, and what it d
     "report archive": ("experiments.report.archive", "a study's records in one file; reports from such files"),
     "report readings": ("experiments.report.readings", "what published readings do to coefficients: docs/method.md"),
     "report recipe": ("experiments.run.recipe", "recipe.json of runs that are older than that file"),
-    "oracle": ("experiments.analysis.headroom", "what share of an oracle's gain each rule of a study has"),
+    "report oracle": ("experiments.analysis.headroom", "what share of an oracle's gain each rule of a study has"),
     "track": ("experiments.tracking.sync", "mirror finished runs to W&B again, from disk"),
     "track dashboard": ("experiments.tracking.dashboard", "save a W&B workspace for the runs"),
     "check data": ("evaluation.checks.doctor", "what each benchmark needs, and the commands that fetch it"),

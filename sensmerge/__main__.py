@@ -20,7 +20,7 @@ _MERGERS = (
 )
 _RULES = (
     "sens, task_specific, cross_task, uniform, random, sens_farther, cross_task_farther, sens_words, sens_rcp, "
-    "sens_l2s, metagpt, lines, fisher, acm, fixed, or a class of yours"
+    "sens_l2s, metagpt, lines, fisher, acm, fixed, or a class of yours (oracle wants validation items: run.py)"
 )
 _RECIPE = (
     "a recipe of yours or mergekit's, JSON or YAML (docs/library.md), a table of `coefficients`, a run's recipe.json, "

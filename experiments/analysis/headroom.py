@@ -1,6 +1,6 @@
 """How much of what an oracle gains each rule of a study gains, and how alike their coefficients are.
 
-    python -m experiments oracle --study my_study     # a study with scaling=uniform,oracle,... of the same mergers
+    ... report oracle --study my_study     # a study with scaling=uniform,oracle,... of the same mergers
 
 Bits are those of the run's suite, which no oracle was fitted on. A rule's share of an oracle's headroom is (uniform -
 rule) / (uniform - oracle): 1 is as good as the oracle, 0 no better than uniform, below 0 worse. Reads records alone.
@@ -154,7 +154,7 @@ def text(found: Sequence[Row]) -> str:
 
 def main(arguments: list[str]) -> int:
     """The command line; 0."""
-    parser = command_line.parser("oracle", __doc__, "--study my_study")
+    parser = command_line.parser("report oracle", __doc__, "--study my_study")
     parser.add_argument("--study", required=True, help="a study with uniform coefficients and an oracle")
     parser.add_argument("--runs", type=Path, default=Path("results/runs"), help="directory of run directories")
     given = parser.parse_args(arguments)

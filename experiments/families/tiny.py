@@ -1,8 +1,8 @@
 """The embedded family `tiny`: a base and three experts of 0.7 M parameters, built from a seed on first use.
 
-Small enough to build on a laptop in under three minutes, and made so that coefficients of blocks can matter: twelve
-blocks, experts that differ from the base in their blocks alone, task vectors that are nearly orthogonal. Each expert is
-far above the base on its own task, and a merge of the three lands between (results/tiny_family has the proof).
+Small enough to build on a laptop in a few minutes, and made so that coefficients of blocks can matter: twelve blocks,
+experts that differ from the base in their blocks alone, task vectors that are nearly orthogonal. Each expert is far
+above the base on its own task, and a merge of the three lands between (results/tiny_family.md, results/tiny_trial).
 """
 
 from __future__ import annotations
