@@ -1,6 +1,6 @@
 """How much of what an oracle gains each rule of a study gains, and how alike their coefficients are.
 
-    ... report oracle --study my_study     # a study with scaling=uniform,oracle,... of the same mergers
+    python -m experiments report oracle --study my_study     # with scaling=uniform,oracle,... of the same mergers
 
 Bits are those of the run's suite, which no oracle was fitted on. A rule's share of an oracle's headroom is (uniform -
 rule) / (uniform - oracle): 1 is as good as the oracle, 0 no better than uniform, below 0 worse. Reads records alone.
