@@ -72,7 +72,7 @@ def test_an_oracle_that_gains_nothing_has_no_headroom(tmp_path: Path) -> None:
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     study(tmp_path)
-    assert main(["oracle", "--study", "demo", "--runs", str(tmp_path)]) == 0
+    assert main(["report", "oracle", "--study", "demo", "--runs", str(tmp_path)]) == 0
     told = capsys.readouterr().out
     assert "tiny on small" in told
     assert "| TaskArithmetic() | sens() | 2 | 1.1000 | 1.0750 | sens | 17% | 0% .. 25% | +0.39 | +1.00 |" in told
@@ -81,7 +81,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 def test_a_study_without_oracle_or_bits_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path, "uniform", 1.0, UNIFORM)
     write(tmp_path, "sens", 0.9, RULE)
-    assert main(["oracle", "--study", "demo", "--runs", str(tmp_path)]) == 1
+    assert main(["report", "oracle", "--study", "demo", "--runs", str(tmp_path)]) == 1
     assert "no merge here has both a uniform control and an oracle" in capsys.readouterr().err
 
 
