@@ -1,13 +1,11 @@
 """Families as the random effect: what several trainings of base and experts say of a further one.
 
 A family is a base with its experts, told by their weights: seeds that calibrate one trio anew are one family. The
-families' differences d_1..d_F are one sample. Where each family has its own items (the embedded one), their spread
-holds that of items as well: Student's t with F - 1 degrees of freedom. Where all answer the same items, these are a
-second sample, crossed with the first, and a claim about other items too needs their variance:
-
-    Var = V_families + V_items - V_interaction,  never less than the larger of the first two
-
-V_interaction stands in both of the others, and so is taken off once. Degrees of freedom: Satterthwaite (1946).
+families' differences d_1..d_F are one sample: Student's t with F - 1 degrees of freedom. Where each family has its own
+items (the embedded one), their spread holds that of items as well. Where all answer the same items, these are a second
+sample, crossed with the first, and a claim about other items too needs their variance: it is added. That is
+conservative, for what is particular to a family and an item together stands in both; with it taken off, and degrees of
+freedom by Satterthwaite, 3 families reject 8 % of truths where they differ more than items do.
 """
 
 from __future__ import annotations
@@ -41,13 +39,10 @@ def estimate(one: Differences) -> Estimate:
     """ValueError for one family: it has no spread."""
     if one.count < 2:
         raise ValueError("one family says nothing of the spread between families: at least 2 are needed")
-    over, df = float(one.by_family.var(ddof=1)) / one.count, one.count - 1
+    over = float(one.by_family.var(ddof=1)) / one.count
     items = one.item_variance if one.shared else 0.0
-    if not items > 0:  # own items, or a benchmark of one item (nan)
-        return Estimate(one.score, math.sqrt(over), df)
-    variance = max(over, items, over + items - _interaction(one))
-    both = (over + items) ** 2 / (over**2 / df + items**2 / one.item_df)
-    return Estimate(one.score, math.sqrt(variance), both)
+    both = over + items if items > 0 else over  # nan: a benchmark of one item
+    return Estimate(one.score, math.sqrt(both), one.count - 1)
 
 
 def interval(found: Estimate, level: float = 0.95) -> tuple[float, float]:
@@ -88,18 +83,3 @@ def exact_p(one: Differences, *, seed: int = 0) -> float:
         (values,), score, permutation_type="samples", vectorized=True, n_resamples=_DRAWS, batch=20_000, rng=seed
     )
     return float(found.pvalue)
-
-
-def _interaction(one: Differences) -> float:
-    """Variance of the score from what is particular to a family and an item (or cluster of items) together."""
-    import numpy as np
-
-    total = 0.0
-    for at, block in enumerate(one.blocks):
-        left = block - block.mean(0) - block.mean(1, keepdims=True) + block.mean()
-        labels = one.clusters[at] if one.clusters else None
-        sums = left if labels is None else np.stack([np.bincount(labels, row) for row in left])
-        families, clusters = sums.shape
-        scale = clusters / (clusters - 1) / (families - 1) / families / block.shape[1] ** 2
-        total += float((sums**2).sum()) * scale
-    return total / len(one.blocks) ** 2
