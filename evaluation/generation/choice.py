@@ -1,4 +1,4 @@
-"""Which loop continues prompts: what was asked for, resolved by the device and by what a model's attention is like."""
+"""Which loop continues prompts, and what models the slots can serve."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ _LIKE_LLAMA = ("llama", "mistral", "qwen2", "qwen3")  # model types whose answer
 _OF_LENGTH = ("dynamic", "longrope")  # rotary frequencies that depend on how long the longest sequence of a batch is
 
 
-def on(way: Way, device: str) -> Way:
-    """`way` with "auto" resolved on a kind of device ("cpu", "cuda")."""
-    return way if way != "auto" else "slots" if device == "cuda" else "library"
+def resolved(way: Way) -> Way:
+    """`way`, "auto" as the library: slots are slower on a CPU, and on a GPU they never ran."""
+    return "library" if way == "auto" else way
 
 
 def window(model: Any) -> int | None:

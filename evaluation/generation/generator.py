@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from typing import Any
@@ -15,26 +14,22 @@ from evaluation.generation.decoder import Decoder
 from evaluation.generation.library import Library
 from evaluation.generation.stops import Stops
 
-log = logging.getLogger(__name__)
 _LAG = {"cuda": 1}  # steps that the host reads behind a device that computes by itself
 Made = Iterator[tuple[list[int], Sequence[list[int]]]]
 
 
 class Generator:
-    """Continues prompts with one model. way: "auto" is slots on a CUDA device where they can serve the model, else
-    library. Nothing of a call is left when it is over: neither keys and values nor captured steps.
+    """Continues prompts with one model. Nothing of a call is left when it is over: neither keys and values nor captured
+    steps.
 
     ValueError for slots that cannot serve the model.
     """
 
     def __init__(self, model: Any, tokenizer: Any, batches: Batches, way: Way) -> None:
         self._model, self._tokenizer, self._batches = model, tokenizer, batches
-        self.way = choice.on(way, model.device.type)
+        self.way = choice.resolved(way)
         if self.way == "slots" and (why := choice.refusal(model)):
-            if way == "slots":
-                raise ValueError(f"evaluation.generation=slots cannot serve {type(model).__name__}: {why}; use library")
-            log.info("  answers by transformers' generate: %s", why)
-            self.way = "library"
+            raise ValueError(f"evaluation.generation=slots cannot serve {type(model).__name__}: {why}; use library")
 
     def each(
         self,

@@ -56,15 +56,6 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Span:
-    """A difference in raw units and the ends of its 95 % interval (nan: it has none); not tested."""
-
-    score: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
 class Pairing:
     """What one comparison is made of: (ours, its control) for each seed, over these benchmarks.
 
@@ -107,15 +98,6 @@ def differences(pairings: Sequence[Pairing]) -> list[Difference]:
         )
         for (one, df), p_holm in zip(made, corrected, strict=True)
     ]
-
-
-def spans(pairings: Sequence[Pairing]) -> list[Span]:
-    """The differences with the intervals that `differences` gives them, each as if it were a table's only one."""
-    controls: dict[tuple[Path, str], items.Items] = {}
-    found = [_paired(one, controls) for one in pairings]
-    over = iter(resampling.over_items([one for one in found if one.count == 1], resamples=_RESAMPLES))
-    made = [_over_families(one) if one.count > 1 else _over_items(one, next(over)) for one in found]
-    return [Span(one.score, one.low, one.high) for one, _ in made]
 
 
 def _over_families(one: Differences) -> tuple[Difference, float]:

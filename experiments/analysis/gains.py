@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from evaluation.record import Metric
+from experiments.analysis.conclusions import Measure
 from experiments.run.record import Record
 from experiments.statistics import stats
 
@@ -63,16 +64,19 @@ def kept(models: Sequence[Record], known: _References, benchmarks: Sequence[str]
         if ours is None:
             continue
         found = [(model, known.get(_key(model, "base")), known.get(_key(model, ours))) for model in models]
-        sign, merged, gained = 1 if higher else -1, [], []
+        sign, merged = 1 if higher else -1, []
+        gained: dict[str, tuple[Metric, int]] = {}  # of each expert once, with how many models hold it
         for model, base, expert in found:
             if base is None or expert is None or name not in base.results or name not in expert.results:
                 return None
             low, high = base.results[name].headline, expert.results[name].headline
             merged.append(sign * (model.results[name].headline.score - low.score))
-            gained.append(Metric(sign * (high.score - low.score), math.hypot(low.stderr, high.stderr), low.n))
-        gain = stats.over_seeds(gained)
-        if gain.score > 0 and not gain.score < _SURE * gain.stderr:
-            shares.setdefault(ours, []).append(math.fsum(merged) / len(merged) / gain.score)
+            gain = Metric(sign * (high.score - low.score), math.hypot(low.stderr, high.stderr), low.n)
+            gained[expert.id] = gain, gained.get(expert.id, (gain, 0))[1] + 1
+        sure = stats.over_seeds([gain for gain, _ in gained.values()])
+        if sure.score > 0 and not sure.score < _SURE * sure.stderr:
+            total = math.fsum(gain.score * many for gain, many in gained.values())
+            shares.setdefault(ours, []).append(math.fsum(merged) / total)
             over.append(name)
         else:
             undefined.append(name)
@@ -99,7 +103,16 @@ def notes(made: Sequence[Kept], benchmarks: Sequence[str]) -> list[str]:
     return ["; ".join(said) + "."]
 
 
+def kept_by_mean(models: Sequence[Record], known: _References, means: Sequence[Measure]) -> dict[str, Kept]:
+    """`kept` of each of the table's means that has one, by its name."""
+    found = {mean.name: kept(models, known, mean.benchmarks, higher=mean.higher_is_better) for mean in means}
+    return {name: share for name, share in found.items() if share}
+
+
 def _key(record: Record, member: str) -> str:
-    """Of a member of the record's family, on the record's items and settings."""
+    """Of a member of the record's family, on the record's items and settings; not the suite as its yaml was written,
+    which has more settings in newer records, at what they were."""
     weights = record.digests.base if member == "base" else record.digests.experts.get(member)
-    return json.dumps([record.setting, record.digests.base, member, weights, record.digests.data], sort_keys=True)
+    return json.dumps(
+        [record.same("evaluation", "device"), record.digests.base, member, weights, record.digests.data], sort_keys=True
+    )

@@ -2,8 +2,9 @@
 
     python -m experiments report oracle --study my_study     # with scaling=uniform,oracle,... of the same mergers
 
-Bits are those of the run's suite, which no oracle was fitted on. A rule's share of an oracle's headroom is (uniform -
-rule) / (uniform - oracle): 1 is as good as the oracle, 0 no better than uniform, below 0 worse. Reads records alone.
+Bits are those of the run's suite; an oracle that was fitted on the same items is refused. A rule's share of an oracle's
+headroom is (uniform - rule) / (uniform - oracle): 1 is as good as the oracle, 0 no better than uniform, below 0 worse.
+Reads records alone.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from experiments import command_line
 from experiments.analysis import records
@@ -59,12 +61,15 @@ def form(record: Record) -> str | None:
 def rows(study: Sequence[Record]) -> list[Row]:
     """study: records of one model and suite with their controls. By merger, and rules by their bits.
 
-    Raises ValueError where no merge has both a uniform control and an oracle, or nothing is measured in bits.
+    Raises ValueError where no merge has both a uniform control and an oracle, nothing is measured in bits, or an oracle
+    is scored on what it was fitted on.
     """
     uniform, oracles = records.controls(study), {}
     merges = [one for one in study if one.member is None and not one.is_uniform and bits(one) is not None]
     for one in merges:
         if (kind := form(one)) is not None:
+            if _benchmarks(one, "validation") == _benchmarks(one, "suite"):
+                raise ValueError(f"{one.title} was fitted on the items it is scored on: take a suite of other items")
             oracles.setdefault(one.pairing, {})[kind] = one
     groups: dict[tuple[str, str], list[tuple[Record, Record, Mapping[str, Record]]]] = {}
     for one in merges:
@@ -79,6 +84,11 @@ def rows(study: Sequence[Record]) -> list[Row]:
         )
     made = [_row(*place, found) for place, found in groups.items()]
     return sorted(made, key=lambda row: (row.merger, row.bits))
+
+
+def _benchmarks(record: Record, part: str) -> Any:
+    """What is asked in a suite; of a record without it something that equals nothing else."""
+    return (record.identity.get(part) or {}).get("benchmarks", part)
 
 
 def _settings(record: Record, part: str) -> str:

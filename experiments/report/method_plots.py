@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import TYPE_CHECKING
 
-from experiments.analysis.by_benchmark import by_benchmark
+from experiments.analysis.references import by_benchmark
 from experiments.figures import forest
 from experiments.figures.forest import Group, Line, Point, Reference
 from experiments.report import display_names
@@ -34,13 +34,10 @@ def forests(table: Table, mean: Mean) -> Drawings:
     def grouped() -> list[Group]:
         alone = by_benchmark([row.records for row in rows], table.records, names)
         found: dict[str, list[Line]] = {}
-        for row, spans in zip(rows, alone, strict=True):
+        for row, parts in zip(rows, alone, strict=True):
             whole = row.differences[mean.name]
-            points = [_point(whole.score, whole.low, whole.high, mean)]
-            points += [
-                _point(spans[name].score, spans[name].low, spans[name].high, mean) if name in spans else None
-                for name in names
-            ]
+            shown = [whole, *(parts.get(name) for name in names)]
+            points = [one and _point(one.score, one.low, one.high, mean) for one in shown]
             found.setdefault(row.merger, []).append(_line(row, points, distinct=whole.significant))
         return [
             Group(display_names.merger(merger), tuple(lines), _levels(table, merger, mean, names))

@@ -11,7 +11,7 @@ from typing import Any
 from evaluation.record import Metric
 from experiments.analysis.comparisons import Difference, Pairing, differences, distinct
 from experiments.analysis.conclusions import Answer, answers
-from experiments.analysis.gains import Kept, kept, references
+from experiments.analysis.gains import Kept, kept_by_mean, references
 from experiments.analysis.items import scored, share_interval
 from experiments.analysis.one_table import check_settings, check_versions, check_weights
 from experiments.analysis.ranks import Rank, drawn, rank
@@ -216,12 +216,7 @@ def _row(
         models=len(models),
         scores={b.name: scored(models, b.name) for b in benchmarks if evaluated([b.name])},
         intervals={b.name: s for b in benchmarks if evaluated([b.name]) and (s := share_interval(models, b.name))},
-        kept={
-            mean.name: share
-            for mean in means
-            if name[1] is not None and evaluated(mean.benchmarks)
-            if (share := kept(models, known, mean.benchmarks, higher=mean.higher_is_better))
-        },
+        kept=kept_by_mean(models, known, [m for m in means if name[1] is not None and evaluated(m.benchmarks)]),
         means={
             mean.name: stats.over_seeds([stats.macro([scored([one], b) for b in mean.benchmarks]) for one in models])
             for mean in means

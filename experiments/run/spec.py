@@ -42,8 +42,7 @@ class Evaluation:
     batch_size: sequences at once; "auto" is 64 on a CPU, and as many as the free memory holds elsewhere
     (evaluation/batches.py). max_length: tokens (None: what the model allows).
     dtype: "auto" is fp32 on a CPU, the checkpoint's own dtype elsewhere.
-    generation: what continues prompts; "auto" is the library on a CPU, slots on a GPU where they can serve the model
-    (evaluation/generation).
+    generation: what continues prompts (evaluation/generation); "auto" is the library.
     """
 
     batch_size: Annotated[int, Field(gt=0)] | Literal["auto"] = "auto"
@@ -52,9 +51,9 @@ class Evaluation:
     generation: choice.Way = dataclasses.field(default="auto", metadata={"before": "library"})
 
     def on(self, device: str) -> Evaluation:
-        """With what "auto" is on a kind of device: the loop of generation; the batch size, where that is a number."""
+        """With what "auto" is: the loop of generation; on a kind of device the batch size, where that is a number."""
         size = ON_CPU if (self.batch_size, device) == ("auto", "cpu") else self.batch_size
-        return dataclasses.replace(self, batch_size=size, generation=choice.on(self.generation, device))
+        return dataclasses.replace(self, batch_size=size, generation=choice.resolved(self.generation))
 
     def dtype_on(self, device: str) -> str:
         """`dtype` with "auto" resolved on a kind of device ("cpu", "cuda"), so that results are keyed by the choice."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import json
 from pathlib import Path
 from typing import Any
 
@@ -87,3 +88,15 @@ def test_a_study_without_oracle_or_bits_is_refused(tmp_path: Path, capsys: pytes
 
 def test_examples() -> None:
     assert doctest.testmod(headroom).failed == 0
+
+
+def test_an_oracle_scored_on_what_it_was_fitted_on_is_refused(tmp_path: Path) -> None:
+    study(tmp_path)
+    for path in tmp_path.glob("*/record.json"):
+        told = json.loads(path.read_text())
+        told["identity"]["suite"]["benchmarks"] = {"a": "these"}
+        if told["identity"]["scaling"]["class"] == "Oracle":
+            told["identity"]["validation"] = {"benchmarks": {"a": "these"}}
+        path.write_text(json.dumps(told))
+    with pytest.raises(ValueError, match="fitted on the items it is scored on"):
+        found(tmp_path)

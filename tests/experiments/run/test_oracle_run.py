@@ -103,7 +103,7 @@ def test_a_plan_has_the_fit(asked: RunSpec) -> None:
 
 @pytest.mark.slow
 def test_the_command_line(tmp_path: Path) -> None:
-    """On the embedded family: on its test items the oracle is no worse than uniform coefficients."""
+    """On the embedded family: on the items it was fitted on the oracle is better than uniform coefficients."""
     words = ["-m", "model=tiny", "scaling=uniform,oracle", "suite=tiny_bpb_validation", "references=false", "study=o"]
     subprocess.run(command(*words, *places(tmp_path)), cwd=ROOT, check=True)
     done = [Record.read(path) for path in (tmp_path / "runs").glob("*/record.json")]
