@@ -88,7 +88,8 @@ def initialise(shape: Architecture, tokenizer: Any, seed: int) -> Any:
         model = LlamaForCausalLM(config)
         with torch.no_grad():
             model.model.embed_tokens.weight.normal_(std=shape.embedding_std)
-            for block in model.model.layers:
+            blocks: Any = model.model.layers
+            for block in blocks:
                 for written in (block.self_attn.o_proj, block.mlp.down_proj):
                     written.weight.mul_((2 * shape.layers) ** -0.5)
     return model
