@@ -2,10 +2,10 @@
 
     python -m experiments check kills --count 100 [--pairs 20] [--seed 0] [--work DIR]
 
-A command is started in an empty directory, gets SIGKILL or SIGTERM at a moment drawn from the whole of its work, and is
-issued again. What it leaves has to be what it leaves undisturbed: the same files with the same bytes, but for times,
-process ids and logs, and nothing besides: no .part, no journal, no lock, no unfinished file. Then pairs of merges of
-two mergers are started at once to one --out: one publishes the whole of its own bytes, the other is refused.
+A command is started in an empty directory, gets SIGKILL or SIGTERM at a moment drawn from the whole of its work, every
+second time from what follows its first file, and is issued again. What it leaves has to be what it leaves undisturbed:
+the same files with the same bytes, but for times, process ids and logs, and nothing besides: no .part, no journal, no
+unfinished file. Then two merges at once go to one --out: one publishes its own bytes whole, the other is refused.
 
 Every command is the real one (`sensmerge merge`, `run.py -m` with launcher=local), forked off a process that has
 imported what it needs: imports would take most of the time, and most of the kills.
@@ -13,7 +13,6 @@ imported what it needs: imports would take most of the time, and most of the kil
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import multiprocessing
@@ -62,6 +61,8 @@ _PRELOAD = [
     "run", "sensmerge.commands", "sensmerge.engine.kernels", "experiments.run.command", "experiments.planning.plan",
     "experiments.sweeps.submit", "experiments.families.tiny",
 ]  # fmt: skip
+_LOOK = 0.005  # seconds between looks at a directory
+_OF_ATTEMPTS = ("runs/sweeps/", "cache/stages/digest/")
 _VARYING = ("measured",)  # of a record: seconds, memory
 
 
@@ -82,20 +83,27 @@ class Work:
         process.start()
         return process
 
-    def finish(self, log: Path) -> float:
-        """Seconds of the whole command, undisturbed. RuntimeError with its last words if it fails."""
+    def finish(self, log: Path) -> tuple[float, float]:
+        """Seconds, undisturbed: until something is on disk, and from then on. RuntimeError if it fails."""
         start = time.perf_counter()
         process = self.start(log)
+        self.wait_for_files(process)
+        begun = time.perf_counter()
         process.join()
         if process.exitcode:
             raise RuntimeError(f"{self.name} ended with {process.exitcode}:\n{log.read_text()[-3000:]}")
-        return time.perf_counter() - start
+        return begun - start, time.perf_counter() - begun
+
+    def wait_for_files(self, process: BaseProcess) -> None:
+        """Until the command has put something into `place`, or ended."""
+        before = set(self.place.rglob("*"))
+        while process.is_alive() and set(self.place.rglob("*")) == before:
+            time.sleep(_LOOK)
 
 
 @dataclass
 class Tally:
-    """What became of the kills of one kind of work. seconds: of it undisturbed; begun: kills after it wrote something;
-    left: those that left something behind; faults: a line each."""
+    """Of one kind of work. seconds: undisturbed; begun: kills after it wrote something; left: that left something."""
 
     seconds: float
     signals: Counter[str] = field(default_factory=Counter)
@@ -113,7 +121,7 @@ class Tally:
 
 
 def _command(words: Sequence[str], log: Path) -> None:
-    """In a process of its own: the command as if it had been typed in the repository."""
+    """As if it had been typed in the repository."""
     os.chdir(ROOT)
     with log.open("a") as file:
         for stream in (1, 2):
@@ -139,11 +147,11 @@ def merged(place: Path) -> Iterator[tuple[str, str]]:
 
 
 def swept(place: Path) -> Iterator[tuple[str, str]]:
-    """As `merged`, of runs and what is kept for them: without what each attempt says of itself (sweeps/, logs,
-    error.txt), and records without their times."""
+    """As `merged`, of runs and what is kept for them: without what each attempt says of itself (sweeps/, logs, events,
+    error.txt), digests of files, kept by when a file was written, and records without their times."""
     for name, digest in merged(place):
         path = place / name
-        if name.startswith("runs/sweeps/") or path.name in ("run.log", "error.txt"):
+        if name.startswith(_OF_ATTEMPTS) or path.name in ("run.log", "error.txt", "events.jsonl"):
             continue
         if path.suffix == ".json":
             digest = hashlib.sha256(json.dumps(_timeless(json.loads(path.read_text()))).encode()).hexdigest()
@@ -169,14 +177,19 @@ def kill_and_repeat(work: Work, count: int, draw: random.Random, fresh: Callable
     fresh()
     work.finish(log)  # for what is made once on a machine, such as compiled loops
     fresh()
-    tally = Tally(work.finish(log))
+    until, after = work.finish(log)
+    tally = Tally(until + after)
     want = dict(work.made(work.place))
     while tally.signals.total() < count:
         fresh()
         before = set(dict(merged(work.place)))
         how = draw.choice((signal.SIGKILL, signal.SIGTERM))
         process = work.start(log)
-        process.join(draw.uniform(0, tally.seconds))
+        if tally.signals.total() % 2:  # the moments that something can go wrong at, and that few would hit
+            work.wait_for_files(process)
+            process.join(draw.uniform(0, after))
+        else:
+            process.join(draw.uniform(0, tally.seconds))
         if process.exitcode is None:
             os.kill(process.pid or 0, how)
             process.join()
@@ -209,7 +222,7 @@ def race(works: Sequence[Work], count: int, draw: random.Random, fresh: Callable
     wants, seconds, refused, whole, left, faults = [], 0.0, 0, 0, 0, []
     for work in works:
         fresh()
-        seconds = work.finish(log)
+        seconds = sum(work.finish(log))
         wants.append(dict(work.made(work.place)))
     for number in range(1, count + 1):
         fresh()
@@ -250,7 +263,12 @@ def runs(work: Path, name: str, words: Sequence[str]) -> Work:
 
 def main(arguments: list[str]) -> int:
     """Print two markdown tables; 1 if bytes differ, a command fails when issued again, or something is left behind."""
-    given = _parser().parse_args(arguments)
+    parser = command_line.parser("check kills", __doc__, "--count 100")
+    parser.add_argument("--count", type=int, default=20, help="of kills, all together (default: %(default)s)")
+    parser.add_argument("--pairs", type=int, default=4, help="of merges to one place (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="draws signals and moments (default: %(default)s)")
+    parser.add_argument("--work", type=Path, help="a directory for it all (default: a temporary one)")
+    given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="kills-", dir=given.work) as name:
         work, draw, faults = Path(name).resolve(), random.Random(given.seed), list[str]()
         place, log, built = work / "place", work / "log.txt", work / "built"
@@ -259,7 +277,7 @@ def main(arguments: list[str]) -> int:
             shutil.rmtree(place, ignore_errors=True)
             place.mkdir()
 
-        def fresh_with_family() -> None:
+        def with_family() -> None:
             fresh()
             (place / "cache").mkdir()
             (place / "cache" / "families").symlink_to(built)
@@ -267,14 +285,10 @@ def main(arguments: list[str]) -> int:
         ours = merges(work)
         family = runs(work, "family build", ("merger=member", "merger.member=base", "references=false"))
         sweep = runs(work, "sweep", ("-m", "merger=average,ties", "scaling=sens"))
-        asked = [
-            (ours[0], SHARES["merge"], fresh),
-            (family, SHARES["family"], fresh),
-            (sweep, SHARES["sweep"], fresh_with_family),
-        ]
+        asked = [(ours[0], "merge", fresh), (family, "family", fresh), (sweep, "sweep", with_family)]
         sys.stdout.write(rounds.head("check kills", arguments, [f"seed {given.seed}"], COLUMNS))
-        for one, share, anew in asked:
-            tally = kill_and_repeat(one, max(1, round(share * given.count)), draw, anew, log)
+        for one, kind, anew in asked:
+            tally = kill_and_repeat(one, max(1, round(SHARES[kind] * given.count)), draw, anew, log)
             sys.stdout.write(tally.row(one.name if one is not ours[0] else f"merge ({one.name})") + "\n")
             sys.stdout.flush()
             faults += tally.faults
@@ -283,12 +297,3 @@ def main(arguments: list[str]) -> int:
         row, *more = race(ours, given.pairs, draw, fresh, log)
         sys.stdout.write("\n".join(["", PAIRS, row, *(faults := faults + more), ""]))
     return int(bool(faults))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = command_line.parser("check kills", __doc__, "--count 100 --pairs 20")
-    parser.add_argument("--count", type=int, default=20, help="of kills, all together (default: %(default)s)")
-    parser.add_argument("--pairs", type=int, default=4, help="of merges to one place (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="draws signals and moments (default: %(default)s)")
-    parser.add_argument("--work", type=Path, help="a directory for it all (default: a temporary one)")
-    return parser

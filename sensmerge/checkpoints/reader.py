@@ -20,6 +20,7 @@ from sensmerge.checkpoints.json_file import MOST_BYTES, check_regular, read_json
 from sensmerge.tensor_names import is_derived
 
 INDEX = "model.safetensors.index.json"
+_LONGEST_NAME = 255  # bytes that file systems take
 SINGLE = "model.safetensors"
 TEMPLATES = "additional_chat_templates"
 # Configurations, and what transformers' tokenizers read: .model, vocab.txt, merges.txt, chat templates.
@@ -179,6 +180,8 @@ def indexed(index: Path) -> dict[Path, list[str]]:
     if not isinstance(placed, dict) or not placed:
         raise ValueError(f"{index} has no weight_map that places tensors in shards: fetch it again")
     for name, file in placed.items():
+        if isinstance(file, str) and len(file.encode(errors="replace")) > _LONGEST_NAME:
+            raise ValueError(f"{index} names a shard in {len(file)} characters for {name}, and no file is called so")
         if not (isinstance(file, str) and file == Path(file).name and "\\" not in file and Path(file).suffix == kind):
             raise ValueError(
                 f"{index} names shard {file!r} for {name}: shards are plain names of {kind} files beside it; move them "

@@ -15,6 +15,7 @@ from typing import Any, TypeVar, cast
 from pydantic import TypeAdapter, ValidationError
 
 T = TypeVar("T")
+_DEEPEST = 100  # brackets in brackets
 
 
 def load(path: Path) -> Any:
@@ -42,6 +43,9 @@ def _content(path: Path) -> Any:
 def _yaml(path: Path, text: str) -> Any:
     import yaml
 
+    if _depth(text) > _DEEPEST:  # the parser looks at every open bracket for each new one
+        raise ValueError(f"{path} is nested deeper than any such file has to be")
+
     class Loader(yaml.SafeLoader):
         def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
             _once([(self.construct_object(key, deep=True), None) for key, _ in node.value])
@@ -53,6 +57,15 @@ def _yaml(path: Path, text: str) -> Any:
         raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _depth(text: str) -> int:
+    """Brackets that are open at once at most, those in texts and comments among them."""
+    deepest = depth = 0
+    for sign in text:
+        depth += (sign in "[{") - (sign in "]}" and depth > 0)
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def _once(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:

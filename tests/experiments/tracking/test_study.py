@@ -54,7 +54,7 @@ def test_it_is_one_run_however_often(runs: Path) -> None:
     assert run["tags"] == ["study=demo", "paper"]
     assert found.odd_keys() == []
     assert [row["quiz"] for row in found.table("study/table")] == [0.25, 0.5, 0.75]
-    for name in ("bars", "differences", "coefficients"):
+    for name in ("scores", "coefficients"):
         assert found.file(f"study/{name}").is_file()
     kind, files = found.artifacts["outcomes-demo"]
     assert (kind, list(files)) == ("outcomes", ["outcomes.table.json"])

@@ -55,6 +55,13 @@ def test_an_index_names_files_beside_it(tmp_path: Path, kind: type, index: str, 
         kind(folder)
 
 
+def test_an_index_names_what_can_be_a_file(tmp_path: Path) -> None:
+    folder = indexed(tmp_path / "model", "a.safetensors", checkpoint.INDEX)
+    (folder / checkpoint.INDEX).write_text(json.dumps({"weight_map": {"a": "a" * 4000 + ".safetensors"}}))
+    with pytest.raises(ValueError, match=r"index\.json names a shard in 4012 characters"):
+        Reader(folder)
+
+
 def test_links_as_the_hub_keeps_them_are_followed(tmp_path: Path) -> None:
     """snapshots/x/a.safetensors -> ../../blobs/1: what is read and digested is the content, not the link."""
     plain = indexed(tmp_path / "plain", "a.safetensors", checkpoint.INDEX)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -147,3 +148,13 @@ def test_a_strength_takes_the_place_of_the_other() -> None:
     )
     with pytest.raises(ValueError, match=r"temperature=0\.3 and spread=0\.2 are both set"):
         classes.chosen({"name": "sens", "temperature": 0.3, "spread": 0.2}, Rule, "rule")
+
+
+@pytest.mark.parametrize("text", ["[" * 20_000, "a: " + '{"a":' * 20_000])
+def test_a_file_of_brackets_is_refused_at_once(text: str, tmp_path: Path) -> None:
+    """The parser's time grows with the square of open brackets: 51 s for a few kilobytes."""
+    (tmp_path / "recipe.yml").write_text(text)
+    began = time.process_time()
+    with pytest.raises(ValueError, match=r"recipe\.yml is nested deeper"):
+        recipe_file.read(tmp_path / "recipe.yml")
+    assert time.process_time() - began < 2
