@@ -13,6 +13,21 @@ function ticks(low, high, count) {
   return found;
 }
 
+/** As many ticks as there is room for their numbers side by side. */
+function apart(low, high, x, percent) {
+  const room = (value) => x(value) - tickText(value, percent).length * 3;
+  const end = (value) => x(value) + tickText(value, percent).length * 3;
+  for (const count of [6, 4, 3, 2]) {
+    const found = ticks(low, high, count);
+    if (found.every((value, i) => i === 0 || room(value) > end(found[i - 1]) + 3)) return found;
+  }
+  return [0];
+}
+
+function tickText(value, percent) {
+  return percent ? String(Math.round(value * 1000) / 10) : String(value);
+}
+
 function scale(low, high, from, to) {
   return (value) => from + ((value - low) / (high - low || 1)) * (to - from);
 }
@@ -30,7 +45,7 @@ function forest(table, rows) {
       .flatMap((one) => table.rows.map(one.of).filter(Boolean).flatMap((found) => [found.score, found.low ?? 0, found.high ?? 0]));
     const [low, high] = [Math.min(0, ...values), Math.max(0, ...values)];
     column.x = scale(low - (high - low) * 0.03, high + (high - low) * 0.03, 2, WIDE - 2);
-    column.ticks = ticks(low, high, 6);
+    column.ticks = apart(low, high, column.x, column.higher);
   }
   const head = make("tr", {}, make("th", { scope: "col", class: "text" }, "method"), columns.map((column) =>
     make("th", { scope: "col", class: "plot" }, make("div", {}, breakable(column.name), make("span", { class: "error" },
@@ -50,7 +65,7 @@ function forest(table, rows) {
 
 function axis({ x, ticks: at, higher }) {
   return drawn("svg", { viewBox: `0 0 ${WIDE} 14`, width: WIDE, height: 14, "aria-hidden": "true" },
-    at.map((value) => drawn("text", { x: x(value), y: 11, "text-anchor": "middle", class: "tick" }, higher ? String(Math.round(value * 1000) / 10) : String(value))));
+    at.map((value) => drawn("text", { x: x(value), y: 11, "text-anchor": "middle", class: "tick" }, tickText(value, higher))));
 }
 
 function interval({ x, ticks: at, higher, name }, found) {
@@ -82,7 +97,7 @@ function curves(table, { label, mean: name, differences, panels }) {
     make("div", { class: "panels" }, panels.map((panel) => make("figure", {}, make("figcaption", {}, panel.name),
       drawn("svg", { viewBox: "0 0 300 180", role: "img", class: "curve", "aria-label": `${panel.name}: ${what}, over ${label}` },
         ticks(low, high, 4).map((at) => [drawn("line", { x1: 46, x2: 292, y1: y(at), y2: y(at), class: at === 0 && differences ? "zero" : "grid" }),
-          drawn("text", { x: 42, y: y(at) + 3.5, "text-anchor": "end", class: "tick" }, mean.higher ? String(Math.round(at * 1000) / 10) : String(at))]),
+          drawn("text", { x: 42, y: y(at) + 3.5, "text-anchor": "end", class: "tick" }, tickText(at, mean.higher))]),
         values.map((value) => drawn("text", { x: x(along(value)), y: 162, "text-anchor": "middle", class: "tick" }, String(value))),
         drawn("text", { x: 169, y: 177, "text-anchor": "middle", class: "tick" }, label),
         panel.lines.map((line) => lineOf(line, (value) => x(along(value)), y, mean.higher)))))));

@@ -3,6 +3,9 @@
 
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const unpacked = new Map();
+// "T = 0.1" stays in one line.
+for (const study of DATA.studies) for (const table of study.tables) for (const row of table.rows)
+  row.names = row.names.map((name) => name && name.replaceAll(" = ", "\u00a0=\u00a0"));
 
 function studyOf(name) {
   return DATA.studies.find((one) => one.name === name);

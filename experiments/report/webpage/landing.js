@@ -15,27 +15,30 @@ function landing() {
     const key = `${one.table.model} on ${one.table.suite}`;
     groups.set(key, [...(groups.get(key) ?? []), one]);
   }
-  const age = ({ study }) => study.entry ?? DATA.log.length; // the newest entry of the lab book comes first
+  // The newest entry of the lab book comes first, and of one entry the study that it links first.
+  const age = ({ study }) => study.entry ?? DATA.log.length;
+  const place = ({ study }) => (DATA.log[study.entry]?.studies.indexOf(study.name) ?? 0);
   const leading = [...groups.values()].flatMap((group) => {
     const [first] = inOrder(group, (one) => age(one) * 1e6 - one.answer.of, false);
     return group.filter((one) => one.table === first.table).map((one) => ({ ...one, others: unique(group.map((other) => other.study)).filter((study) => study !== one.study) }));
   });
-  const place = make("div");
+  const list = make("div");
   const draw = () => {
     const query = address().words.get("q") ?? "";
     const rows = found.filter((one) => matches(textOf(one), query));
-    place.replaceChildren(rows.length ? sortable(answerColumns(false), rows, { caption: "Every study", kind: "answers", word: "sort" })
+    list.replaceChildren(rows.length ? sortable(answerColumns(false), rows, { caption: "Every study", kind: "answers", word: "sort" })
       : make("p", {}, `No study has all of: ${query}`));
   };
   draw();
   return [make("h1", {}, "What merges best here, and by how much"),
-    make("p", { class: "said" }, "Of each model and suite the study that the lab book tells of last. ",
+    make("p", { class: "said" }, "A row for each model and suite, of the study that the lab book wrote about last. ",
       make("span", { class: "better" }, "Better"), " and ", make("span", { class: "worse" }, "worse"),
-      " are distinguishable over several families of experts, after correction for all that was compared; undecided is not equal, and "
-      + "one family says nothing of other experts. The best of many is chosen on the items that score it: its lead is drawn to the better."),
-    sortable(answerColumns(true), inOrder(leading, age, false), { caption: "The best merge of each model and suite", kind: "answers", word: "first" }),
+      ": distinguishable from 0 over several families of experts, corrected for all that was compared. Undecided is not equal: a difference "
+      + "below the detectable one (80 % power) may be there. One family says nothing of other experts. "
+      + "The best is chosen on the items that score it, which flatters it."),
+    sortable(answerColumns(true), inOrder(leading, (one) => age(one) * 1e6 + place(one), false), { caption: "The best merge of each model and suite", kind: "answers", word: "first" }),
     make("h2", {}, "Every study"),
-    make("div", { class: "controls" }, searchBox("search", draw)), place];
+    make("div", { class: "controls" }, searchBox("search", draw)), list];
 }
 
 function textOf({ study, table, row, mean }) {
@@ -50,12 +53,12 @@ function answerColumns(first) {
     { id: "best", name: "best merge", label: "best", text: true, kind: "text", cell: bestOf, key: ({ row }) => row.names.join(" ") },
     { id: "score", name: "score", sub: "± items", label: "score", down: true, kind: "score", cell: ({ row, mean }) => [...scored(row.means[mean.name], mean.higher), make("small", {}, unit(mean))],
       key: ({ row, mean }) => row.means[mean.name][0] * (mean.higher ? 1 : -1) },
-    { id: "uniform", name: "over its uniform control", sub: "[95 %]", label: "over its uniform control", down: true, kind: "diff", cell: overUniform,
+    { id: "uniform", name: "Δ to its uniform control", sub: "[95 %]", label: "Δ to its uniform control", down: true, kind: "diff", cell: overUniform,
       key: ({ answer, mean }) => gain(answer.uniform, mean) },
-    { id: "arithmetic", name: "over Task Arithmetic, uniform", sub: "[95 %]", label: "over Task Arithmetic", down: true, kind: "diff", cell: overArithmetic,
+    { id: "arithmetic", name: "Δ to Task Arithmetic, uniform", sub: "[95 %]", label: "Δ to Task Arithmetic, uniform", down: true, kind: "diff", cell: overArithmetic,
       key: ({ answer, mean }) => gain(answer.against, mean) },
   ];
-  if (DATA.log.length) columns.push({ id: "log", name: "what the lab book says", label: "lab book", text: true, kind: "text book", cell: (one) => [make("div", { class: "clamp" }, cited(one.study, one.table))], key: ({ study }) => study.entry });
+  if (DATA.log.length) columns.push({ id: "log", name: "what the lab book says", label: "lab book", text: true, kind: "text book", cell: (one) => [make("div", { class: "clamp" }, said(one.study, one.table))], key: ({ study }) => study.entry });
   return columns;
 }
 
@@ -74,18 +77,18 @@ function unit(mean) {
 }
 
 function bestOf({ row, answer }) {
-  return [make("b", {}, row.names[0]), ` ${row.names[1]}`, make("small", {}, `best of ${answer.of}`)];
+  return [make("b", {}, row.names[0]), ` ${row.names[1]}`, make("small", {}, `best of ${answer.of} ${answer.of > 1 ? "merges" : "merge"}`)];
 }
 
 function overUniform({ answer, mean }) {
-  if (answer.control) return [make("span", { class: "undecided" }, "is uniform itself")];
+  if (answer.control) return [make("span", { class: "undecided" }, "the best is uniform itself")];
   return answer.uniform ? compared(answer.uniform, mean.higher, true) : [make("span", { class: "undecided" }, "no control in this study")];
 }
 
 function overArithmetic({ answer, mean }) {
   const how = answer.how ? make("small", {}, answer.how) : null;
   if (answer.reference === null) return [make("span", { class: "undecided" }, "not in this study")];
-  if (answer.reference === answer.best) return [make("span", { class: "undecided" }, "is it"), how];
+  if (answer.reference === answer.best) return [make("span", { class: "undecided" }, "the best is this itself"), how];
   return answer.against ? [...compared(answer.against, mean.higher, true), how] : [make("span", { class: "undecided" }, "other seeds, not paired"), how];
 }
 
@@ -94,9 +97,16 @@ function gain(found, mean) {
   return found ? found.score * (mean.higher ? 1 : -1) : null;
 }
 
+/** What the lab book says in a sentence, which leads to its entry. */
+function said(study, table) {
+  const entry = DATA.log[study.entry];
+  if (!entry) return [make("span", { class: "undecided" }, "no entry links this study")];
+  return [make("a", { href: `#/log/${study.entry}`, title: `${entry.date}: ${entry.title}` }, table.said || entry.title)];
+}
+
+/** The entry's title, which leads to it, and that sentence. */
 function cited(study, table) {
   const entry = DATA.log[study.entry];
-  if (!entry) return [make("span", { class: "undecided" }, "nothing")];
   return [make("a", { href: `#/log/${study.entry}` }, entry.title), table.said ? `: ${table.said}` : ""];
 }
 

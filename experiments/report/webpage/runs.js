@@ -13,8 +13,8 @@ async function runPage(id) {
       ["model on suite", `${at.table.model} on ${at.table.suite}`], ["seed", String(at.run.seed)],
       ["command", (run.measured.argv ?? []).join(" ")],
     ]),
-    scoreTable(run), compareForm(at, id),
-    ...Object.entries(run.results).map(([name, result]) => answers(name, result, items[result.items])),
+    scoreTable(run, at.table), compareForm(at, id),
+    ...Object.entries(run.results).map(([name, result]) => answers(name, titled(at.table, name), result, items[result.items])),
     charts.length ? make("h2", {}, "Coefficients") : null, charts.length ? make("div", { class: "charts" }, charts) : null,
     make("h2", {}, "Provenance"),
     facts([["code", commit(run.measured.git)], ["finished", run.measured.finished], ["machine", machine(run.measured.machine)],
@@ -46,12 +46,17 @@ function unfold(title, content) {
   return make("details", {}, make("summary", {}, title), make("pre", { tabindex: 0 }, JSON.stringify(content, null, 1)));
 }
 
-function scoreTable(run) {
+/** A benchmark's name as tables show it. */
+function titled(table, name) {
+  return table.benchmarks.find((one) => one.name === name)?.shown ?? name;
+}
+
+function scoreTable(run, table) {
   const rows = Object.entries(run.results).flatMap(([name, result]) =>
     Object.entries(result.metrics).map(([metric, found]) => ({ name, metric, found, higher: result.higher_is_better,
       percent: result.higher_is_better && !metric.includes("bits"), main: metric === result.primary })));
   return sortable([
-    { id: "benchmark", name: "benchmark", text: true, cell: (row) => [row.name], key: (row) => row.name },
+    { id: "benchmark", name: "benchmark", text: true, cell: (row) => [titled(table, row.name)], key: (row) => row.name },
     { id: "metric", name: "metric", text: true, cell: (row) => [row.main ? make("b", {}, row.metric) : row.metric], key: (row) => row.metric },
     { id: "score", name: "score", sub: "± items", down: true, cell: (row) => scored([row.found.score, row.found.stderr], row.percent), key: (row) => (row.higher ? 1 : -1) * row.found.score },
     { id: "n", name: "items", down: true, cell: (row) => [String(row.found.n)], key: (row) => row.found.n },
@@ -59,7 +64,7 @@ function scoreTable(run) {
 }
 
 /** Every item of a benchmark, a page at a time: which are right, and a search in prompts, gold answers and answers. */
-function answers(name, result, items) {
+function answers(name, title, result, items) {
   const has = (texts) => Object.values(texts).some((text) => text !== null && text !== undefined);
   const rows = items.ids.map((id, i) => ({ id, prompt: items.prompts[i], gold: items.golds[i], value: result.values[i],
     answer: result.outputs[i] === null ? null : items.answers[i][result.outputs[i]], note: result.notes[i] ?? null }));
@@ -67,7 +72,7 @@ function answers(name, result, items) {
     { id: "item", name: "item", text: true, kind: "text", cell: (row) => [row.id], key: (row) => row.id },
     { id: "value", name: result.primary, down: result.higher_is_better, cell: (row) => [value(row.value)], key: (row) => row.value },
     ...[["prompt", items.prompts], ["gold", items.golds], ["answer", rows.map((row) => row.answer)], ["note", result.notes]].filter(([, texts]) => has(texts))
-      .map(([part]) => ({ id: part, name: part, text: true, kind: part === "note" ? "text" : "wrap", cell: (row) => [row[part] ?? "–"], key: (row) => row[part] ?? null })),
+      .map(([part]) => ({ id: part, name: part, text: true, kind: part === "note" ? "text" : "wrap", cell: (row) => textOrNot(row, part), key: (row) => row[part] ?? null })),
   ];
   const [word, only, page] = [`q_${name}`, `only_${name}`, `page_${name}`];
   const binary = result.values.every((one) => one === 0 || one === 1);
@@ -83,9 +88,20 @@ function answers(name, result, items) {
   const choice = binary && make("label", {}, "show", make("select", { id: only, onchange: (event) => { remember({ [only]: event.target.value }); again(); } },
     [["", "all"], ["right", "right ones"], ["wrong", "wrong ones"]].map(([key, text]) => make("option", { value: key, selected: key === (address().words.get(only) ?? "") }, text))));
   draw();
-  const silent = has(items.prompts) ? "" : " No prompt was kept with this run.";
-  return make("details", { class: "items", open: true }, make("summary", {}, make("h2", {}, `${name}: every item`)),
-    make("div", { class: "controls" }, searchBox("search", again, word), choice || null, make("span", { class: "said" }, silent)), place);
+  return make("details", { class: "items", open: true }, make("summary", {}, make("h2", {}, `${title}: every item`)),
+    make("div", { class: "controls" }, searchBox("search", again, word), choice || null, make("span", { class: "said" }, promptsKept(items))), place);
+}
+
+/** Which prompts there are; older runs kept none, others those of their first items. */
+function promptsKept({ ids, prompts }) {
+  const kept = Object.keys(prompts).length;
+  if (!kept) return "No prompt was kept with this run: it is older than the file that holds them.";
+  return kept < ids.length ? `Prompts were kept of ${kept} of the ${ids.length} items.` : "";
+}
+
+function textOrNot(row, part) {
+  if (row[part] !== null && row[part] !== undefined) return [row[part]];
+  return [part === "prompt" ? make("span", { class: "undecided" }, "not kept") : "–"];
 }
 
 function value(number) {
@@ -121,7 +137,7 @@ async function comparePage(first, second) {
   const only = make("input", { type: "checkbox", id: "differing", checked: address().words.get("all") !== "yes",
     onchange: () => { remember({ all: !only.checked && "yes" }); draw(); } });
   const place = make("div");
-  const draw = () => place.replaceChildren(...names.map((name) => sideBySide(name, a, b, only.checked, draw)));
+  const draw = () => place.replaceChildren(...names.map((name) => sideBySide(name, titled(places[0].table, name), a, b, only.checked, draw)));
   draw();
   const link = (id, at, { run }) => make("a", { href: `#/run/${id}?study=${at.study.name}` }, `${at.row.names.filter(Boolean).join(", ")}: ${run.title} (${id})`);
   return [make("h1", {}, "Two runs, item by item"),
@@ -129,7 +145,7 @@ async function comparePage(first, second) {
     make("div", { class: "controls" }, make("label", {}, only, " only items where they differ")), place];
 }
 
-function sideBySide(name, a, b, differing, draw) {
+function sideBySide(name, title, a, b, differing, draw) {
   const [left, right] = [a.run.results[name], b.run.results[name]];
   const [mine, theirs] = [a.items[left.items], b.items[right.items]];
   const found = new Map(theirs.ids.map((id, j) => [id, j]));
@@ -147,10 +163,12 @@ function sideBySide(name, a, b, differing, draw) {
     { id: "A", name: "A", down: left.higher_is_better, cell: (row) => [make("span", { class: tone(row.x, row.y) }, value(row.x))], key: (row) => row.x },
     { id: "B", name: "B", down: left.higher_is_better, cell: (row) => [make("span", { class: tone(row.y, row.x) }, value(row.y))], key: (row) => row.y },
     ...[["prompt", "prompt"], ["gold", "gold"], ["a", "answer of A"], ["b", "answer of B"]].filter(([part]) => has(part))
-      .map(([part, title]) => ({ id: part, name: title, text: true, kind: "wrap", cell: (row) => [row[part] ?? "–"], key: (row) => row[part] ?? null })),
+      .map(([part, title]) => ({ id: part, name: title, text: true, kind: "wrap", cell: (row) => textOrNot(row, part), key: (row) => row[part] ?? null })),
   ];
   const { part, pager } = paged(chosen, `page_${name}`, draw);
-  return make("section", {}, make("h2", {}, name), make("p", { class: "said" },
-    `${rows.length} items: A better on ${better(1)}, B better on ${better(-1)}, equal on ${better(0)}.`),
+  const score = (result) => shown(result.metrics[result.primary].score, result.higher_is_better);
+  return make("section", {}, make("h2", {}, title), make("p", { class: "said" },
+    `${rows.length} items: A better on ${better(1)}, B better on ${better(-1)}, equal on ${better(0)}. `
+    + `Scores: A ${score(left)}, B ${score(right)} (${left.higher_is_better ? "%, more" : "less"} is better). ${promptsKept(mine)}`),
   sortable(columns, part, { caption: `Items of ${name} in both runs`, word: `sort_${name}` }), pager);
 }

@@ -39,7 +39,7 @@ function verdictOf(study, table) {
   const found = everyAnswer().filter((one) => one.table === table);
   const where = study.tables.length > 1 ? `${table.model} on ${table.suite}: ` : "";
   return [...found.map((one) => make("p", { class: "answer" }, where, "Best ", one.mean.shown, ": ", make("b", {}, `${one.row.names[0]}, ${one.row.names[1]}`), " with ",
-    scored(one.row.means[one.mean.name], one.mean.higher), ` ${unit(one.mean)}. Over its uniform control: `, overUniform(one), ". Over Task Arithmetic: ", overArithmetic(one), ".")),
+    scored(one.row.means[one.mean.name], one.mean.higher), ` ${unit(one.mean)}. Δ to its uniform control: `, overUniform(one), ". Δ to Task Arithmetic, uniform: ", overArithmetic(one), ".")),
   study.entry === null ? null : make("p", { class: "answer" }, "Lab book: ", cited(study, table)),
   table.registered.length ? make("ul", { class: "answer" }, table.registered.map((line) => make("li", {}, line))) : null].filter(Boolean);
 }
@@ -91,7 +91,12 @@ function methodColumns(study, table, merges) {
     cell: (row) => [row.weights ? row.weights.map((w) => w.toFixed(2)).join("..") : "–"], key: (row) => row.weights?.[1] ?? null });
   if (table.rows.some((row) => row.distance !== null)) columns.push({ id: "distance", name: "‖θ−θ₀‖", title: "distance to the base",
     cell: (row) => [row.distance?.toPrecision(3) ?? "–"], key: (row) => row.distance });
-  columns.push({ id: "runs", name: "runs", text: true, kind: "text runs", cell: (row) => row.runs.map((run) =>
-    make("a", { href: `#/run/${run.id}?study=${study.name}`, title: run.title }, `s${run.seed}`)), key: (row) => row.runs.length });
+  columns.push({ id: "runs", name: "runs", text: true, kind: "text runs", cell: (row) => links(study, row), key: (row) => row.runs.length });
   return columns;
+}
+
+/** A link for each run, by its seed; of many folded. */
+function links(study, { runs }) {
+  const found = runs.map((run) => [make("a", { href: `#/run/${run.id}?study=${study.name}`, title: run.title }, `s${run.seed}`), " "]);
+  return runs.length > 8 ? [make("details", {}, make("summary", {}, `${runs.length} runs`), found)] : found;
 }

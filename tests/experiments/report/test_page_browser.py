@@ -42,7 +42,7 @@ def test_the_first_screen_answers(driver: Any) -> None:
     assert over.startswith("+25.0 [")
     assert under.startswith("-0.125 [")
     assert [row[4].split("\n")[0] for row in rows] == ["not in this study"] * 2
-    assert [row[5] for row in rows] == ["Does it help?: But it does not, in these runs."] * 2
+    assert [row[5] for row in rows] == ["But it does not, in these runs."] * 2
     click(driver, "td.book a")
     wait(driver, "document.querySelector('h1').textContent === 'Does it help?'")
     assert "it does not" in driver.find_element("css selector", "pre.entry").text
@@ -137,12 +137,15 @@ def test_a_run_and_its_hostile_answer(driver: Any) -> None:
     text = driver.find_element("css selector", "main").text
     assert HOSTILE + "tiessens" in text
     assert "What is six times seven?" in text
+    assert "Prompts were kept of 1 of the 4 items." in text
+    assert text.count("not kept") == 3
+    assert "MATH: every item" in text
     assert driver.execute_script("return document.querySelectorAll('main img').length") == 0
     assert "commit 0123456789ab with uncommitted changes" in text
     assert "Coefficients K·σ" in text
     goto(driver, f"#/run/{run_of(driver, 'ties', 'random')}")
     assert "Coefficients" not in [head.text for head in driver.find_elements("css selector", "h2")]
-    assert "No prompt was kept" in driver.find_element("css selector", "main").text
+    assert "No prompt was kept with this run" in driver.find_element("css selector", "main").text
     goto(driver, "#/run/nobody")
     assert "holds no run nobody" in driver.find_element("css selector", "main").text
 
@@ -174,8 +177,9 @@ def test_two_runs_side_by_side(driver: Any, written: Path) -> None:
     click(driver, "form button")
     wait(driver, "document.documentElement.dataset.ready === arguments[0]", f"#/compare/{first}/{second}?study=demo")
     text = driver.find_element("css selector", "main").text
-    assert "4 items: A better on 1, B better on 0, equal on 3." in text
-    assert "2 items: A better on 1, B better on 0, equal on 1." in text  # of bits, where lower is better
+    assert "4 items: A better on 1, B better on 0, equal on 3. Scores: A 75.0, B 50.0 (%, more is better)." in text
+    # Of bits, where lower is better.
+    assert "2 items: A better on 1, B better on 0, equal on 1. Scores: A 1.625, B 1.750 (less is better)." in text
     math = "section:has(h2) table" if body(driver)[0][0].startswith("math") else "section + section table"
     asked = "What is six times seven?"
     assert body(driver, math) == [["math-0", "1", "0", asked, "42", HOSTILE + "tiessens", HOSTILE + "tiesuniform"]]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from browser_fixtures import click, driver, goto, resize, run_of  # noqa: F401
 from page_fixtures import runs, written  # noqa: F401
-from report_fixtures import write_run
+from report_fixtures import COEFFICIENTS, write_run
 
 from experiments.report import page
 
@@ -169,3 +169,47 @@ def test_paper_is_white_and_wide_enough(driver: Any, tmp_path: Path) -> None:
     finally:
         driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
         driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_many_runs_and_blocks_widen_nothing(driver: Any, tmp_path: Path) -> None:
+    """40 seeds of 16 blocks: a row's links are folded, and a phone's page does not scroll sideways at the heat maps."""
+    wide = {**COEFFICIENTS, "table": {**COEFFICIENTS["table"], "blocks": [[0.9] * 16, [1.1] * 16]}}
+    wide |= {"alpha": {task: [0.5] * 16 for task in ("code", "math")}}
+    for scaling in ("uniform", "sens"):
+        for seed in range(40 if scaling == "sens" else 1):
+            score = [1.0 if seed % 2 else 0.0, 0.0]
+            write_run(tmp_path / "runs", "ties", scaling, {"math": score}, seed=seed, coefficients=wide)
+    driver.get(page.write([page.study("demo", tmp_path / "runs")], tmp_path).as_uri())
+    try:
+        resize(driver, 1355, 900)
+        goto(driver, "#/study/demo")
+        assert driver.execute_script("return document.querySelector('.methods').scrollWidth") < 1355
+        assert driver.execute_script("return document.querySelectorAll('.methods details a').length") == 40
+        width, height = SIZES["phone"]
+        resize(driver, width, height)
+        goto(driver, f"#/run/{run_of(driver, 'ties', 'sens')}")
+        assert driver.execute_script("return document.querySelectorAll('.heat, .many').length") >= 2
+        driver.execute_async_script("requestAnimationFrame(() => setTimeout(arguments[0], 50))")
+        measured = driver.execute_script(WIDE)
+        assert (measured["silent"], measured["loose"], measured["page"]) == (0, 0, False)
+        assert measured["over"] > 0, "these heat maps are wider than a phone"
+    finally:
+        resize(driver, 0, 0)
+
+
+def test_the_numbers_of_an_axis_do_not_touch(driver: Any, tmp_path: Path) -> None:
+    """Differences of hundredths of a bit, whose numbers are long."""
+    for seed in range(2):
+        for scaling, better in (("uniform", 0.0), ("sens", 0.018 - 0.004 * seed)):
+            values = {name: [0.134 - better, 0.254 - better / 2] for name in ("a", "b", "c")}
+            digests = {"base": f"{seed}" * 64, "experts": {}}
+            write_run(tmp_path / "runs", "ties", scaling, values, seed=seed, lower=list(values), digests=digests)
+    driver.get(page.write([page.study("demo", tmp_path / "runs")], tmp_path).as_uri())
+    goto(driver, "#/study/demo")
+    found = driver.execute_script(
+        "return [...document.querySelectorAll('.forest thead svg')].map((svg) => [...svg.querySelectorAll('text')]"
+        ".map((text) => text.getBoundingClientRect()).map((box) => [box.left, box.right]))"
+    )
+    assert len(found) == 4
+    assert all(len(axis) > 1 for axis in found)
+    assert all(right < left for axis in found for (_, right), (left, _) in zip(axis, axis[1:], strict=False))
