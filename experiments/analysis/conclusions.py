@@ -15,6 +15,7 @@ from experiments.analysis.records import shuffled
 from experiments.analysis.registered import NAME, SHUFFLES, Comparison, Registered, pairs
 from experiments.run.record import Record
 
+DASH = "–"
 ORACLE = "oracle"  # first word of the rows whose gain is the headroom
 
 
@@ -93,6 +94,31 @@ def lines(found: Sequence[Answer]) -> Iterator[str]:
     )
     for one in found:
         yield f"{one.asked.name}, {one.merger}: {line(one)}"
+
+
+@dataclass(frozen=True)
+class Cells:
+    """An answer as text, for a row of a table; a dash where there is no such number."""
+
+    difference: str
+    interval: str
+    p: str
+    verdict: str
+    detectable: str
+    rank: str
+    headroom: str
+
+
+def cells(one: Answer) -> Cells:
+    found, percent = one.difference, one.higher_is_better
+    if found is None:
+        return Cells(DASH, "", DASH, one.missing, DASH, DASH, DASH)
+    score, low, high = (_signed(value, percent=percent) for value in (found.score, found.low, found.high))
+    seen = DASH if math.isnan(found.detectable) else verdicts.amount(found.detectable, percent=percent)
+    rank = f"{one.rank.place}/{one.rank.of}" if one.rank else DASH
+    shares = [f"{share:.0%}" if math.isfinite(share) else "none" for share in one.headroom.values()]
+    word = verdicts.verdict(found, higher=percent)
+    return Cells(score, f"[{low}, {high}]", _p(found.p_holm), word, seen, rank, ", ".join(shares) or DASH)
 
 
 def line(one: Answer) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
 
@@ -17,16 +18,25 @@ def over_items(models: Sequence[Record], benchmarks: Sequence[str], read: Read =
     """Of the mean over models and benchmarks, each benchmark counting the same, over draws of items, or of clusters of
     them. nan for one item.
 
-    Models that answered the same questions are one sample, of each item's mean over them; where each has its own
-    questions (digests of the data differ), the samples are independent. read: of a run and benchmark.
+    Models that answered the same questions are one sample, of each item's mean over them; those with other questions
+    (digests of the data differ) are samples independent of it, weighed by their models. read: of a run and benchmark.
     """
     parts = [_of_benchmark(models, name, read) for name in benchmarks]
     return math.sqrt(math.fsum(part**2 for part in parts)) / len(parts)
 
 
 def _of_benchmark(models: Sequence[Record], name: str, read: Read) -> float:
-    if len(models) == 1 or any(one.digests.data != models[0].digests.data for one in models):
-        return math.sqrt(math.fsum(_of_model(one, name, read) ** 2 for one in models)) / len(models)
+    asked: dict[str, list[Record]] = {}
+    for one in models:
+        asked.setdefault(json.dumps(one.digests.data, sort_keys=True), []).append(one)
+    parts = [len(alike) * _of_sample(alike, name, read) for alike in asked.values()]
+    return math.sqrt(math.fsum(part**2 for part in parts)) / len(models)
+
+
+def _of_sample(models: Sequence[Record], name: str, read: Read) -> float:
+    """Of the mean over models that answered the same questions."""
+    if len(models) == 1:
+        return _of_model(models[0], name, read)
     first, *others = (read(one, name) for one in models)
     means = [
         math.fsum([value, *(one.values[item] for one in others)]) / len(models) for item, value in first.values.items()
@@ -49,11 +59,11 @@ def _error(values: Sequence[float], told: items.Items) -> float:
 
 
 def over_models(models: Sequence[Record], benchmarks: Sequence[str]) -> float | None:
-    """Of the mean over benchmarks, s / sqrt(number of models); None for one model."""
+    """Of the mean over benchmarks, s / sqrt(number of models), shuffles of one seed as `items.over` has them; None for
+    one model."""
     if len(models) < 2:
         return None
-    scores = [math.fsum(one.results[name].headline.score for name in benchmarks) / len(benchmarks) for one in models]
-    return mean(scores).stderr
+    return items.over(models, lambda one: stats.macro([one.results[name].headline for name in benchmarks])).stderr
 
 
 def repeated(models: Sequence[Record]) -> str:

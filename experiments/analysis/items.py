@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from evaluation.record import Metric
+from experiments.analysis.ranks import replicates
 from experiments.run.record import Record
 from experiments.statistics import stats
 
@@ -63,10 +64,15 @@ def interval(metric: Metric, independent: Metric) -> tuple[float, float] | None:
 
 
 def scored(models: Sequence[Record], benchmark: str) -> Metric:
-    """Of a row's different models: one with its error over items or clusters of them, several as `stats.over_seeds`."""
+    """Of a row's different models: one with its error over items or clusters of them, several as `over`."""
     if len(models) == 1:
         return headline(models[0], benchmark)
-    return stats.over_seeds([model.results[benchmark].headline for model in models])
+    return over(models, lambda model: model.results[benchmark].headline)
+
+
+def over(models: Sequence[Record], score: Callable[[Record], Metric]) -> Metric:
+    """`stats.over_seeds` of a row's models; shuffles of one seed are one of them, by their mean (ranks.replicates)."""
+    return stats.over_seeds([stats.over_seeds([score(one) for one in draws]) for draws in replicates(models)])
 
 
 def share_interval(models: Sequence[Record], benchmark: str) -> tuple[float, float] | None:

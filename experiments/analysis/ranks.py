@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from experiments.analysis.families import family
 from experiments.analysis.records import is_seed, shuffled
 from experiments.run.record import Record
 
@@ -60,3 +61,13 @@ def replicate(record: Record) -> str:
     """Equal for the draws of one random control at one seed: they are no replicates of the models that were merged."""
     seeds = {path: value for path, value in record.parameters.items() if is_seed(path) and path != "scaling.draw"}
     return repr(sorted(seeds.items()))
+
+
+def replicates(models: Sequence[Record]) -> list[list[Record]]:
+    """A row's models in groups that are independent of each other: draws of one random control share their experts and
+    items, and so are one where there are several families or seeds. All of one seed: each for itself, as its spread is
+    that of draws."""
+    found: dict[tuple[str, str], list[Record]] = {}
+    for one in models:
+        found.setdefault((family(one), replicate(one)), []).append(one)
+    return list(found.values()) if len(found) > 1 else [[one] for one in models]

@@ -171,6 +171,16 @@ def rule(shown: str) -> str:
     return _named(shown, RULES)
 
 
+def comparison(rule_shown: str, against: str, against_merger: str | None = None) -> str:
+    """Of a registered comparison: what is taken from what.
+
+    >>> comparison("task_specific", "uniform"), comparison("sens", "shuffles"), comparison("a", "uniform", "dare_ties")
+    ('task-specific only − uniform', 'Sens-Merging − shuffled', 'a − uniform (DARE-TIES)')
+    """
+    other = rule("random" if against == "shuffles" else against)
+    return f"{rule(rule_shown)} − {other}" + (f" ({merger(against_merger)})" if against_merger else "")
+
+
 def benchmark(name: str) -> str:
     """
     >>> benchmark("gsm8k"), benchmark("bpb_math"), benchmark("mmlu_instruct"), benchmark("mine")

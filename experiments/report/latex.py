@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 from evaluation.record import Metric
+from experiments.analysis import conclusions
 from experiments.analysis.comparisons import Difference
 from experiments.report import display_names, markdown, notes, published
 from experiments.report.markdown import DASH, Layout, difference, number
@@ -39,6 +40,38 @@ def document(study: str, found: Sequence[Table], commands: Sequence[str]) -> str
 def compact(study: str, found: Sequence[Table], commands: Sequence[str]) -> str:
     """The same in markdown.MOST_COLUMNS columns at most, under display names."""
     return "\n".join(part for table in found for part in _parts(study, table, commands, small=True))
+
+
+def registered(study: str, found: Sequence[Table]) -> str:
+    """The answers to what the study registered, a table for each model and suite; "" where it registered nothing."""
+    return "\n".join(_answers(study, table) for table in found if table.answers)
+
+
+def _answers(study: str, table: Table) -> str:
+    header = ["", "merger", "difference", "Δ [95 %]", "p", "verdict", "detectable", "rank", "headroom"]
+    lines, named = [], ""
+    for one in table.answers:
+        shown, asked = conclusions.cells(one), one.asked
+        what = display_names.comparison(asked.rule, asked.against, asked.against_merger)
+        score = escape(shown.difference.replace("-", "−"))
+        span = f" {{\\tiny{escape(shown.interval.replace('-', '−'))}}}" if shown.interval else ""
+        name = asked.name if asked.name != named else ""
+        rest = [shown.p, shown.verdict, shown.detectable, shown.rank, shown.headroom.replace("-", "−")]
+        cells = [escape(name), escape(display_names.merger(one.merger)), escape(what), score + span, *map(escape, rest)]
+        lines += [r"\midrule"] if name and named else []
+        lines.append(" & ".join(cells) + r" \\")
+        named = asked.name
+    first = table.answers[0]
+    counted = sum(one.difference is not None for one in table.answers)
+    said = escape(
+        f"{table.model} on {table.suite} ({study}): the comparisons that were registered before the runs, of the mean "
+        f"{display_names.measure(first.mean)}{'' if first.higher_is_better else ', less is better'}. p: two-sided, "
+        f"after Holm's correction over these {counted}; detectable: the smallest difference found with 80 % power; rank: of "
+        "the rule among itself and its shuffles; headroom: the share of what the oracle gains over uniform."
+    )
+    label = re.sub(r"[^\w:.-]+", "-", f"tab:{study}-{table.model}-{table.suite}-registered")
+    heading = " & ".join(map(escape, header))
+    return _float(heading, "lll" + "r" * 6, lines, said, label, wide=_width([heading, *lines]) > _WIDE)
 
 
 def _parts(study: str, table: Table, commands: Sequence[str], *, small: bool) -> Iterator[str]:

@@ -63,7 +63,7 @@ def layout(table: Table) -> Layout:
 def caption(table: Table, second: str, plan: Layout | None) -> str:
     """What a table of one mean (None: with all columns) cannot be read without. second: how those are set off."""
     items = ", ".join(f"{display_names.benchmark(b.name)} {'..'.join(map(str, b.items))}" for b in table.benchmarks)
-    many = sorted({row.models for row in table.rows if row.models > 1})
+    many = sorted({row.samples for row in table.rows if row.samples > 1})
     over = f"the models of a row ({', '.join(map(str, many))}), where there is one over items" if many else "items"
     (mean,) = table.means
     unit = "percent" if mean.higher_is_better else f"{mean.name}, lower is better"

@@ -64,7 +64,9 @@ def _means(table: Table) -> str:
 def _errors(table: Table) -> str:
     if not any(row.models > 1 for row in table.rows):
         return "±: one standard error over items, s / √n. Each row is one model, so ± does not cover other seeds."
-    return "±: one standard error; over models (s / √models) where a row has several, else over items (s / √n)."
+    drawn = any(row.samples < row.models for row in table.rows)
+    once = " Shuffles of one seed count as one model." if drawn else ""
+    return f"±: one standard error; over models (s / √models) where a row has several, else over items (s / √n).{once}"
 
 
 def _comparisons(table: Table) -> Iterator[str]:

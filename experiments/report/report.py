@@ -40,7 +40,8 @@ def main(arguments: list[str]) -> int:
 
 
 def report(study: str, runs: Path, out: Path, *, by: Sequence[str] = (), figures: bool = True) -> str:
-    """Write table (.md, .tex, .csv), table_compact (.md, .tex) and figures/ below `out`/`study`; the terminal's text.
+    """Write table (.md, .tex, .csv), table_compact (.md, .tex), registered.tex where the study registered comparisons,
+    and figures/ below `out`/`study`; the terminal's text.
 
     by: paths of the identity whose values get rows of their own, besides the settings that vary within a method.
     FileNotFoundError if `runs` does not exist, ValueError if the study has no complete run or its runs do not belong in
@@ -54,6 +55,8 @@ def report(study: str, runs: Path, out: Path, *, by: Sequence[str] = (), figures
     (directory / "table.md").write_text(text, encoding="utf-8")
     (directory / "table.tex").write_text(latex.document(study, found, commands), encoding="utf-8")
     (directory / "table_compact.tex").write_text(latex.compact(study, found, commands), encoding="utf-8")
+    if answers := latex.registered(study, found):
+        (directory / "registered.tex").write_text(answers, encoding="utf-8")
     (directory / "table_compact.md").write_text(markdown.compact(study, found, commands), encoding="utf-8")
     (directory / "table.csv").write_text(as_csv(found), encoding="utf-8")
     written, left_out = figure_list.write(found, directory / "figures") if figures else ([], [])
@@ -63,9 +66,10 @@ def report(study: str, runs: Path, out: Path, *, by: Sequence[str] = (), figures
 def as_csv(found: Sequence[tables.Table]) -> str:
     """A line per row of every table, in raw units: accuracies in 0..1. An empty field: no such number.
 
-    *_n: what its standard error is over, items or, where models > 1, models. Limits of intervals and p values are
-    random in their last digits: limits are rounded to six decimals, p values to six digits. *_low, *_high of a
-    benchmark: Wilson's interval. kept_*: `Row.kept`. distance: `Row.distance`, where any row has one.
+    *_n: what its standard error is over, items or, where models > 1, models, of which shuffles of one seed count once.
+    Limits of intervals and p values are random in their last digits: limits are rounded to six decimals, p values to
+    six digits. *_low, *_high of a benchmark: Wilson's interval. kept_*: `Row.kept`. distance: `Row.distance`, where any
+    row has one.
     """
     names = list(dict.fromkeys(benchmark.name for table in found for benchmark in table.benchmarks))
     means = list(dict.fromkeys(mean.name for table in found for mean in table.means))

@@ -12,9 +12,9 @@ from evaluation.record import Metric
 from experiments.analysis.comparisons import Difference, Pairing, differences, distinct
 from experiments.analysis.conclusions import Answer, answers
 from experiments.analysis.gains import Kept, kept_by_mean, references
-from experiments.analysis.items import scored, share_interval
+from experiments.analysis.items import over, scored, share_interval
 from experiments.analysis.one_table import check_settings, check_versions, check_weights
-from experiments.analysis.ranks import Rank, drawn, rank
+from experiments.analysis.ranks import Rank, drawn, rank, replicates
 from experiments.analysis.records import control, controls, load, of_study
 from experiments.analysis.registered import Registered, find
 from experiments.report import row_names
@@ -51,8 +51,9 @@ class Row:
     """One method, or one member of the family where `scaling` is None, over its seeds; raw units (accuracy in 0..1).
 
     records: one per seed. models: how many different models they evaluated; the rest are repetitions that say nothing
-    new. scores: by benchmark, and means: by Mean.name, over the different models. differences: by Mean.name, to the
-    uniform control of the same merger and seed, paired by item; nothing without a control for every seed.
+    new. samples: what errors over models are over, shuffles of one seed counting once. scores: by benchmark, and means:
+    by Mean.name, over the different models. differences: by Mean.name, to the uniform control of the same merger and
+    seed, paired by item; nothing without a control for every seed.
     weights: smallest and largest K * sigma. ranks: by Mean.name, of a rule among its shuffles, where there are enough.
     lengths: by benchmark that generates, mean tokens of an answer. distance: ||theta - theta_0||, the mean over the
     different models; of an expert as any merge of the table tells it. None where no record does, as older ones do not.
@@ -63,6 +64,7 @@ class Row:
     scaling: str | None
     records: tuple[Record, ...] = ()
     models: int = 0
+    samples: int = 0
     scores: Mapping[str, Metric] = field(default_factory=dict)
     means: Mapping[str, Metric] = field(default_factory=dict)
     differences: Mapping[str, Difference] = field(default_factory=dict)
@@ -214,11 +216,12 @@ def _row(
         *name,
         records=tuple(records),
         models=len(models),
+        samples=len(replicates(models)),
         scores={b.name: scored(models, b.name) for b in benchmarks if evaluated([b.name])},
         intervals={b.name: s for b in benchmarks if evaluated([b.name]) and (s := share_interval(models, b.name))},
         kept=kept_by_mean(models, known, [m for m in means if name[1] is not None and evaluated(m.benchmarks)]),
         means={
-            mean.name: stats.over_seeds([stats.macro([scored([one], b) for b in mean.benchmarks]) for one in models])
+            mean.name: over(models, lambda one, names=mean.benchmarks: stats.macro([scored([one], b) for b in names]))
             for mean in means
             if evaluated(mean.benchmarks)
         },

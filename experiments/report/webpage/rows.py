@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from evaluation.record import Outcome
@@ -58,13 +58,25 @@ def as_json(shown: Content, commands: Sequence[str], outcomes: Outcomes, asked: 
         ],
         "repeated": errors.repeated(max(models.values(), key=len)),
         "notes": notes.notes(table, commands),
-        "registered": list(conclusions.lines(table.answers)),
+        "registered": [_registered(one) for one in table.answers],
+        "registration": next(conclusions.lines(table.answers), ""),
         "answers": [answers.as_json(one, table) for one in shown.answers],
         "rows": [
             _row(row, models[row], parts, table, outcomes, asked)
             for row, parts in zip(table.rows, shown.parts, strict=True)
         ],
         "curves": _curves(table),
+    }
+
+
+def _registered(one: conclusions.Answer) -> dict[str, Any]:
+    asked, shown = one.asked, conclusions.cells(one)
+    return {
+        "name": asked.name,
+        "merger": display_names.merger(one.merger),
+        "what": display_names.comparison(asked.rule, asked.against, asked.against_merger),
+        **asdict(shown),
+        "said": conclusions.line(one),
     }
 
 
@@ -90,7 +102,7 @@ def _row(
         "merger": row.merger,
         "scaling": row.scaling,
         "names": [display_names.merger(row.merger), row.scaling and display_names.rule(row.scaling)],
-        "models": row.models,
+        "models": row.samples,
         "scores": {
             one.name: scored(row.scores[one.name].score, [one.name])
             for one in table.benchmarks

@@ -41,7 +41,7 @@ function verdictOf(study, table) {
   return [...found.map((one) => make("p", { class: "answer" }, where, "Best ", one.mean.shown, ": ", make("b", {}, `${one.row.names[0]}, ${one.row.names[1]}`), " with ",
     scored(one.row.means[one.mean.name], one.mean.higher), ` ${unit(one.mean)}. Δ to its uniform control: `, overUniform(one), ". Δ to Task Arithmetic, uniform: ", overArithmetic(one), ".")),
   study.entry === null ? null : make("p", { class: "answer" }, "Lab book: ", cited(study, table)),
-  table.registered.length ? make("ul", { class: "answer" }, table.registered.map((line) => make("li", {}, line))) : null].filter(Boolean);
+  registered(table)].filter(Boolean);
 }
 
 async function download(study) {
@@ -99,4 +99,20 @@ function methodColumns(study, table, merges) {
 function links(study, { runs }) {
   const found = runs.map((run) => [make("a", { href: `#/run/${run.id}?study=${study.name}`, title: run.title }, `s${run.seed}`), " "]);
   return runs.length > 8 ? [make("details", {}, make("summary", {}, `${runs.length} runs`), found)] : found;
+}
+
+/** What the study registered before its runs, an answer a row; the whole sentence at the pointer. */
+function registered(table) {
+  if (!table.registered.length) return null;
+  const heads = ["", "merger", "difference", "Δ [95 %]", "p", "verdict", "detectable", "rank", "headroom"];
+  const texts = new Set([0, 1, 2, 5]);
+  const tone = (one) => (one.verdict === "better" || one.verdict === "worse" ? one.verdict : "undecided");
+  const cells = (one) => [make("b", {}, one.name), one.merger, one.what,
+    [make("span", { class: `difference ${tone(one)}` }, one.difference), make("span", { class: "interval" }, ` ${one.interval}`)],
+    one.p, make("span", { class: `verdict ${tone(one)}` }, one.verdict), one.detectable, one.rank, one.headroom];
+  return make("details", { class: "registered", open: innerWidth > 640 },
+    make("summary", {}, "What was registered before the runs, and its answers"), make("p", { class: "said" }, table.registration,
+      " Detectable: the smallest difference found with 80 % power. Rank: of the rule among its shuffles. Headroom: the share of what the oracle gains."),
+    boxed(make("table", {}, make("caption", { class: "unseen" }, "Registered comparisons"), make("thead", {}, make("tr", {}, heads.map((head, i) => make("th", { scope: "col", class: texts.has(i) ? "text" : null }, head)))),
+      make("tbody", {}, table.registered.map((one) => make("tr", { title: one.said }, cells(one).map((cell, i) => make("td", { class: texts.has(i) ? "text" : null }, cell)))))), "Registered comparisons"));
 }

@@ -9,6 +9,7 @@ import pytest
 from report_fixtures import write_run
 
 from experiments.analysis import errors, records
+from experiments.report import tables
 from experiments.run.record import Record
 
 
@@ -52,3 +53,34 @@ def test_families_are_told_by_base_and_experts(tmp_path: Path) -> None:
         digests = {"base": str(seed), "experts": {"math": "m"}}
         write_run(tmp_path, "ties", "sens", {"math": [1.0, 0.0]}, seed=seed, digests=digests)
     assert errors.repeated(records.load(tmp_path)) == "families"
+
+
+def test_shuffles_of_one_family_are_no_replicates(tmp_path: Path) -> None:
+    """Two families of two draws. Family means 0.75 and 0.25: s = sqrt(0.125), over two families, not over four models.
+
+    Over items: the draws' means by item are 1, 0.5 and 0.5, 0 of a family's own items; each has variance 0.125, so
+    sqrt(0.0625) for a family's mean, and sqrt(2 * 0.0625) / 2 for that of both.
+    """
+    columns = {(0, 0): [1, 1], (0, 1): [1, 0], (1, 0): [1, 0], (1, 1): [0, 0]}
+    for (seed, draw), values in columns.items():
+        digests = {"base": f"{seed}" * 64, "experts": {}, "data": {"math.jsonl": f"{seed}"}}
+        identity = {"model": {"seed": seed}, "suite": {}, "evaluation": {}, "seed": seed, "merger": {"class": "ties"}}
+        identity |= {"scaling": {"class": "Shuffled", "of": {"class": "Sens"}, "draw": draw}}
+        write_run(tmp_path, "ties", "random", {"math": values}, seed=seed, digests=digests, identity=identity)
+    found = records.load(tmp_path)
+    assert errors.over_models(found, ["math"]) == pytest.approx(0.25)
+    assert errors.over_items(found, ["math"]) == pytest.approx(math.sqrt(2 * 0.0625) / 2)
+    (row,) = tables.build(found).merges[1:]
+    assert (row.models, row.samples) == (4, 2)
+    for metric in (row.scores["math"], row.means["acc"]):
+        assert (metric.score, metric.n) == (0.5, 2)
+        assert metric.stderr == pytest.approx(0.25)
+
+
+def test_shuffles_of_one_seed_are_told_apart(tmp_path: Path) -> None:
+    """One family: what is left is the spread of draws, as of any models. 1 and 0.5: s = sqrt(0.125)."""
+    for draw, values in enumerate(([1, 1], [1, 0])):
+        identity = {"model": {}, "suite": {}, "evaluation": {}, "seed": 0, "merger": {"class": "ties"}}
+        identity |= {"scaling": {"class": "Shuffled", "of": {"class": "Sens"}, "draw": draw}}
+        write_run(tmp_path, "ties", "random", {"math": values}, identity=identity)
+    assert errors.over_models(records.load(tmp_path), ["math"]) == pytest.approx(0.25)

@@ -108,6 +108,27 @@ def test_the_report_has_a_line_for_each(runs: Path) -> None:
     assert "- H3, ties: task_specific − the mean of its shuffles: " in text
 
 
+def test_the_paper_s_table_has_the_answers(runs: Path, tmp_path: Path) -> None:
+    """A row each, by display names; a less than or a minus is no text in LaTeX."""
+    register(runs, FILE)
+    report.report("demo", runs, tmp_path, figures=False)
+    text = (tmp_path / "demo/registered.tex").read_text()
+    body = [line for line in text.splitlines() if line.endswith(r" \\") and "&" in line]
+    assert body[0].startswith(r" & merger & difference & $\Delta$ [95 \%] & p & verdict & detectable & rank & headroom")
+    first, second, third = ([cell.strip() for cell in line.removesuffix(r" \\").split(" & ")] for line in body[1:])
+    assert first[:3] == ["H1", "TIES", "task-specific only $-$ uniform"]
+    assert first[3].startswith(r"+21.9 {\tiny[")
+    assert first[-1] == r"44\%"
+    assert second[3].startswith("$-$3.1 ")
+    assert second[-1] == r"$-$6\%"
+    assert third[2] == "task-specific only $-$ shuffled"
+    assert r"\label{tab:demo-tiny-small-registered}" in text
+    assert "over these 3;" in text
+    (runs.parent / "demo/registered.yaml").unlink()
+    report.report("demo", runs, tmp_path / "other", figures=False)
+    assert not (tmp_path / "other/demo/registered.tex").exists()
+
+
 def test_a_pack_holds_what_was_registered(runs: Path, tmp_path: Path) -> None:
     register(runs, FILE)
     archive.write("demo", runs, tmp_path / "packed/demo/records.tar.xz")
