@@ -66,8 +66,8 @@ def _answers(study: str, table: Table) -> str:
     said = escape(
         f"{table.model} on {table.suite} ({study}): the comparisons that were registered before the runs, of the mean "
         f"{display_names.measure(first.mean)}{'' if first.higher_is_better else ', less is better'}. p: two-sided, "
-        f"after Holm's correction over these {counted}; detectable: the smallest difference found with 80 % power; rank: of "
-        "the rule among itself and its shuffles; headroom: the share of what the oracle gains over uniform."
+        f"after Holm's correction over these {counted}; detectable: the smallest difference found with 80 % power; "
+        "rank: of the rule among itself and its shuffles; headroom: the share of what the oracle gains over uniform."
     )
     label = re.sub(r"[^\w:.-]+", "-", f"tab:{study}-{table.model}-{table.suite}-registered")
     heading = " & ".join(map(escape, header))

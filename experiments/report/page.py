@@ -21,7 +21,7 @@ from typing import Any
 
 from experiments import command_line
 from experiments.report import display_names, report, tables
-from experiments.report.webpage import ASSETS, details, lab_book, rows
+from experiments.report.webpage import ASSETS, answers, details, lab_book, rows
 
 _SCRIPTS = ("data.js", "tables.js", "charts.js", "landing.js", "study.js", "runs.js", "app.js")
 
@@ -57,10 +57,16 @@ def write(studies: Sequence[Study], out: Path, log: str = "") -> Path:
         "diverging": display_names.DIVERGING,
     }
     packed, held = [], set[str]()
+    tuned = [
+        tuning
+        for one in studies
+        for shown in one.shown
+        for tuning in answers.tunings(one.name, shown.table, shown.answers)
+    ]
     for one in studies:
         records = {record.id: record for table in one.tables for record in table.records}
         outcomes = {(i, name): record.outcomes(name) for i, record in records.items() for name in record.results}
-        payload["studies"].append(_study(one, outcomes, entries))
+        payload["studies"].append(_study(one, outcomes, entries, tuned))
         # A run that several studies have is kept with the first of them.
         own = [record for i, record in records.items() if i not in held]
         chunk = {**details.details(own, outcomes), "csv": report.as_csv(one.tables)}
@@ -111,13 +117,15 @@ def _packed(value: Any) -> str:
     return base64.b64encode(gzip.compress(_json(value).encode(), mtime=0)).decode()
 
 
-def _study(one: Study, outcomes: rows.Outcomes, entries: Sequence[lab_book.Entry]) -> dict[str, Any]:
+def _study(
+    one: Study, outcomes: rows.Outcomes, entries: Sequence[lab_book.Entry], tuned: Sequence[answers.Tuning]
+) -> dict[str, Any]:
     asked: list[dict[str, str]] = []
     newest = lab_book.newest(entries, one.name)
     found = []
     for shown in one.shown:
         sentence = "" if newest is None else entries[newest].sentence(shown.table.model)
-        found.append({**rows.as_json(shown, one.commands, outcomes, asked), "said": sentence})
+        found.append({**rows.as_json(shown, one.commands, outcomes, asked, tuned), "said": sentence})
     return {"name": one.name, "commands": one.commands, "tables": found, "asked": asked, "entry": newest}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from experiments.analysis.comparisons import Difference
 from experiments.report.tables import Mean, Row, Table
 
 _REFERENCE = "task_arithmetic"
+_UNTOLD = "tuning not on record"
 _BOUND = conclusions.ORACLE  # first word of the rules that look at what they are scored on
 
 
@@ -32,6 +34,30 @@ class Answer:
     against: Difference | None
 
 
+@dataclass(frozen=True)
+class Tuning:
+    """A study in which `scale` was the best of several of uniform Task Arithmetic. world: which embedded family."""
+
+    study: str
+    model: str
+    suite: str
+    world: Any
+    scale: Any
+    of: int
+
+
+def tunings(study: str, table: Table, found: Sequence[Answer]) -> list[Tuning]:
+    """What the table's answers say of the best scale."""
+    made = []
+    for one in found:
+        plain = _plain(table, one.mean)
+        if one.reference is not None and len(plain) > 1:
+            record = one.reference.records[0]
+            world, scale = record.parameters.get("model.world"), record.parameters.get("merger.scale")
+            made.append(Tuning(study, table.model, table.suite, world, scale, len(plain)))
+    return made
+
+
 def answers(table: Table) -> list[Answer]:
     """One for each mean that some merge has. Raises what comparisons raise."""
     return [found for mean in table.means if (found := _answer(table, mean)) is not None]
@@ -42,7 +68,7 @@ def _answer(table: Table, mean: Mean) -> Answer | None:
     if not merges:
         return None
     best = _best(merges, mean)
-    plain = [row for row in merges if row.merger.split()[0] == _REFERENCE and _is_uniform(row)]
+    plain = _plain(table, mean)
     reference = _best(plain, mean) if plain else None
     against = None
     if reference is not None and reference is not best:
@@ -50,8 +76,8 @@ def _answer(table: Table, mean: Mean) -> Answer | None:
     return Answer(mean, best, len(merges), best.differences.get(mean.name), reference, _how(plain, reference), against)
 
 
-def as_json(found: Answer, table: Table) -> dict[str, Any]:
-    """Rows by their place in the table."""
+def as_json(found: Answer, table: Table, elsewhere: Sequence[Tuning] = ()) -> dict[str, Any]:
+    """Rows by their place in the table. elsewhere: tunings of other studies, for a scale whose command tells nothing."""
     higher = found.mean.higher_is_better
     return {
         "mean": found.mean.name,
@@ -60,7 +86,7 @@ def as_json(found: Answer, table: Table) -> dict[str, Any]:
         "control": _is_uniform(found.best),
         "uniform": found.uniform and difference(found.uniform, higher=higher),
         "reference": None if found.reference is None else table.rows.index(found.reference),
-        "how": found.how,
+        "how": _found_in(found, table, elsewhere) or found.how,
         "against": found.against and difference(found.against, higher=higher),
     }
 
@@ -74,6 +100,25 @@ def difference(found: Difference, *, higher: bool) -> dict[str, Any]:
         "word": verdicts.verdict(found, higher=higher),
         "from": None if math.isnan(found.detectable) else verdicts.amount(found.detectable, percent=higher),
     }
+
+
+def _plain(table: Table, mean: Mean) -> list[Row]:
+    """Task Arithmetic with uniform coefficients, at each scale."""
+    rows = [row for row in table.merges if mean.name in row.means and _may_win(row)]
+    return [row for row in rows if row.merger.split()[0] == _REFERENCE and _is_uniform(row)]
+
+
+def _found_in(found: Answer, table: Table, elsewhere: Sequence[Tuning]) -> str:
+    """In which study the reference's scale was the best of several, if its command does not tell."""
+    if found.reference is None or not found.how.endswith(_UNTOLD):
+        return ""
+    told = found.reference.records[0].parameters
+    mine = (table.model, told.get("model.world"), told.get("merger.scale"))
+    for one in elsewhere:
+        if (one.model, one.world, one.scale) == mine:
+            same = ", on this suite too" if one.suite == table.suite else ""
+            return f"λ = {one.scale}, the best of {one.of} in {one.study}{same}"
+    return ""
 
 
 def _best(rows: list[Row], mean: Mean) -> Row:
@@ -101,4 +146,4 @@ def _how(plain: list[Row], reference: Row | None) -> str:
     words = [word.partition("=") for one in reference.records for word in one.overrides]
     tuned = any(key.lstrip("+") in ("merger", "recommended") and f"/{_REFERENCE}" in value for key, _, value in words)
     tuned = tuned and not any(key.lstrip("+") == "merger.scale" for key, _, _ in words)
-    return f"{scale}, tuned on validation items" if tuned else f"{scale}, tuning not on record"
+    return f"{scale}, tuned on validation items" if tuned else f"{scale}, {_UNTOLD}"

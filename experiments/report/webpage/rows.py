@@ -36,8 +36,14 @@ def content(table: Table) -> Content:
     return Content(table, parts, answers.answers(table))
 
 
-def as_json(shown: Content, commands: Sequence[str], outcomes: Outcomes, asked: list[dict[str, str]]) -> dict[str, Any]:
-    """asked: filled with the data that runs of the study read, file -> digest; a run's `asked` is its place there."""
+def as_json(
+    shown: Content,
+    commands: Sequence[str],
+    outcomes: Outcomes,
+    asked: list[dict[str, str]],
+    elsewhere: Sequence[answers.Tuning] = (),
+) -> dict[str, Any]:
+    """elsewhere: of `answers.as_json`. asked: filled with the data that runs of the study read, file -> digest; a run's `asked` is its place there."""
     table = shown.table
     models = {row: [one for (one,) in distinct([(record,) for record in row.records])] for row in table.rows}
     return {
@@ -60,7 +66,7 @@ def as_json(shown: Content, commands: Sequence[str], outcomes: Outcomes, asked: 
         "notes": notes.notes(table, commands),
         "registered": [_registered(one) for one in table.answers],
         "registration": next(conclusions.lines(table.answers), ""),
-        "answers": [answers.as_json(one, table) for one in shown.answers],
+        "answers": [answers.as_json(one, table, elsewhere) for one in shown.answers],
         "rows": [
             _row(row, models[row], parts, table, outcomes, asked)
             for row, parts in zip(table.rows, shown.parts, strict=True)

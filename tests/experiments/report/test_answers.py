@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,24 @@ def test_how_lambda_came_about(tmp_path: Path) -> None:
     run(tmp_path / "b", "task_arithmetic", "uniform", WORSE, scale=0.3)
     run(tmp_path / "b", "task_arithmetic", "uniform", BETTER, scale=0.7)
     assert answer(tmp_path / "b").how == "λ = 0.7, the best of 2 on these items"
+
+
+def test_lambda_was_the_best_of_several_in_another_study(tmp_path: Path) -> None:
+    """Of the same model, at the same scale; a command that tells is believed before."""
+    run(tmp_path / "a", "task_arithmetic", "uniform", WORSE, scale=0.7)
+    run(tmp_path / "b", "task_arithmetic", "uniform", WORSE, scale=0.3)
+    run(tmp_path / "b", "task_arithmetic", "uniform", BETTER, scale=0.7)
+    (table,), (tune,) = (tables.read("demo", tmp_path / place) for place in "ab")
+    elsewhere = answers.tunings("tune", tune, answers.answers(tune))
+    assert [(one.study, one.scale, one.of) for one in elsewhere] == [("tune", 0.7, 2)]
+    (found,) = answers.answers(table)
+    assert found.how == "λ = 0.7, tuning not on record"
+    assert answers.as_json(found, table, elsewhere)["how"] == "λ = 0.7, the best of 2 in tune, on this suite too"
+    assert answers.as_json(found, table, [replace(elsewhere[0], suite="validation")])["how"].endswith("2 in tune")
+    for other in ({"scale": 0.3}, {"model": "large"}, {"world": 2}):
+        assert answers.as_json(found, table, [replace(elsewhere[0], **other)])["how"] == found.how
+    told = replace(found, how="λ = 0.7, tuned on validation items")
+    assert answers.as_json(told, table, elsewhere)["how"] == told.how
 
 
 def test_lower_is_better(tmp_path: Path) -> None:
