@@ -77,7 +77,7 @@ def _answer(table: Table, mean: Mean) -> Answer | None:
 
 
 def as_json(found: Answer, table: Table, elsewhere: Sequence[Tuning] = ()) -> dict[str, Any]:
-    """Rows by their place in the table. elsewhere: tunings of other studies, for a scale whose command tells nothing."""
+    """Rows by their place in the table. elsewhere: of other studies, for a scale whose command tells nothing."""
     higher = found.mean.higher_is_better
     return {
         "mean": found.mean.name,

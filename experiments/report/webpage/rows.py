@@ -43,7 +43,8 @@ def as_json(
     asked: list[dict[str, str]],
     elsewhere: Sequence[answers.Tuning] = (),
 ) -> dict[str, Any]:
-    """elsewhere: of `answers.as_json`. asked: filled with the data that runs of the study read, file -> digest; a run's `asked` is its place there."""
+    """elsewhere: of `answers.as_json`. asked: filled with the data that runs of the study read, file -> digest; a run's
+    `asked` is its place there."""
     table = shown.table
     models = {row: [one for (one,) in distinct([(record,) for record in row.records])] for row in table.rows}
     return {
