@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _APART = 1.06  # factor between the rules' places at one value, where the axis is one of factors
 _MOST_ACROSS = 3
+_ROWS, _ROW = 3, 0.14  # of the legend, that the height has room for; inches that a further one takes
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")  # of lines that share a colour
 _DASHES = {"solid": ("-", (0, (5, 1, 1, 1))), "dashed": ("--", ":")}  # first of a look, then of others of its rule
 
@@ -47,9 +48,10 @@ def curves(
 
     across = min(_MOST_ACROSS, len(panels))
     down = -(-len(panels) // across)
-    figure = style.figure(0.7 + 1.4 * down, style.WIDTH if across == 1 else style.TWO_COLUMNS)
+    looks, width = _looks(panels), style.WIDTH if across == 1 else style.TWO_COLUMNS
+    rows = -(-(len(looks) + zero) // style.legend_columns(looks, width))
+    figure = style.figure(0.7 + 1.4 * down + _ROW * max(0, rows - _ROWS), width)
     grid = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True).ravel()
-    looks = _looks(panels)
     values = sorted({value for found in panels.values() for curve in found for value, _ in curve.points})
     for axes, (title, found) in zip(grid, panels.items(), strict=False):
         axes.set_title(title, loc="left")

@@ -5,7 +5,7 @@ Matplotlib loads when a figure is asked for, not before, and without pyplot: no 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,9 +55,14 @@ def figure(height: float, width: float = WIDTH, layout: Any = "constrained") -> 
 def legend(figure: Figure, axes: Axes) -> None:
     """Of what is drawn in `axes`, above the figure, in as many columns as its width has room for."""
     handles, labels = axes.get_legend_handles_labels()
-    room = figure.get_figwidth() / (max(map(extent, labels), default=0) + 0.35)  # 0.35 in: the line before a label
-    across = max(1, min(len(labels), int(room)))
+    across = legend_columns(labels, figure.get_figwidth())
     figure.legend(handles, labels, loc="outside upper center", ncols=across, columnspacing=1)
+
+
+def legend_columns(labels: Collection[str], width: float) -> int:
+    """As many as a figure of that width in inches has room for."""
+    room = width / (max(map(extent, labels), default=0) + 0.35)  # 0.35 in: the line before a label
+    return max(1, min(len(labels), int(room)))
 
 
 def extent(text: str, *, bold: bool = False) -> float:

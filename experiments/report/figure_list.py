@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from experiments.figures.style import Figure
 
 _MOST_PANELS = 8  # heat maps or profiles one below the other
+_MOST_LINES = 8  # of which some may be single points
+_FAR = 3  # losses whose largest is so many times the smallest are drawn on a logarithmic scale
 
 Lines = Mapping[str, Mapping[str, Sequence[tuple[float, Row]]]]  # merger -> rule -> (value of a setting, its row)
 
@@ -88,7 +90,7 @@ def plan(table: Table) -> tuple[Drawings, list[str]]:
     for mean in table.means:
         suffix = f"_{mean.name}" if len(table.means) > 1 else ""
         swept: Drawings = {
-            f"{name}{suffix}": partial(_curves, sweep, lines, mean)
+            f"{name}{suffix}": partial(_curves, sweep, _without_points(name, lines, left_out), mean)
             for name, sweep in SWEEPS.items()
             if (lines := sweep.lines(table, mean))
         }
@@ -109,6 +111,19 @@ def plan(table: Table) -> tuple[Drawings, list[str]]:
 # ---- curves
 
 
+def _without_points(name: str, lines: Lines, left_out: list[str]) -> Lines:
+    """All lines; of many only those with several values: the others would fill the legend, and each is one point."""
+    rules = {rule for of_merger in lines.values() for rule in of_merger}
+    if len(rules) <= _MOST_LINES:
+        return lines
+    several = {
+        rule for found in lines.values() for rule, line in found.items() if len({value for value, _ in line}) > 1
+    }
+    if rules - several:
+        left_out.append(f"{name}: {len(rules - several)} rules and settings with one value")
+    return {merger: {rule: found[rule] for rule in found if rule in several} for merger, found in lines.items()}
+
+
 def _curves(sweep: Sweep, lines: Lines, mean: Mean) -> Figure:
     panels = {}
     for merger, found in lines.items():
@@ -122,13 +137,14 @@ def _curves(sweep: Sweep, lines: Lines, mean: Mean) -> Figure:
             )
             for rule in ordered
         ]
+    scores = [one.score for found in panels.values() for curve in found for _, one in curve.points]
     measure = display_names.measure(mean.name)
     unit = "points" if mean.higher_is_better else measure
     axis = f"Δ uniform ({unit})" if sweep.differences else f"mean {measure}" + " (%)" * mean.higher_is_better
     axis += "" if mean.higher_is_better else ", lower is better"
     return curves.curves(
         panels, sweep.label, axis, factors=sweep.differences, zero=sweep.differences,
-        logarithmic=not sweep.differences and not mean.higher_is_better,
+        logarithmic=not sweep.differences and not mean.higher_is_better and max(scores) > _FAR * min(scores) > 0,
     )  # fmt: skip
 
 

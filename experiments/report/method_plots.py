@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import TYPE_CHECKING
 
+from experiments.analysis import errors
+from experiments.analysis.comparisons import distinct
 from experiments.analysis.references import by_benchmark
 from experiments.figures import forest
 from experiments.figures.forest import Group, Line, Point, Reference
@@ -66,14 +68,18 @@ def _forest(grouped: Callable[[], list[Group]], panels: Sequence[str], mean: Mea
 
 
 def scores(table: Table, mean: Mean) -> Drawings:
-    """Means of all merges ± one standard error, with base and best expert; as `forests` names them."""
+    """Means of all merges ± one standard error, with base and best expert; as `forests` names them.
+
+    Errors are over models; all over items where some row is one model, so that no two kinds stand side by side.
+    """
     rows = [row for row in table.merges if mean.name in row.means]
+    mixed = len({row.samples > 1 for row in rows}) > 1
     if len(rows) < 2:
         return {}
     flat = len({row.merger for row in rows}) == len(rows)
     groups = []
     for merger, found in itertools.groupby(rows, _merger):
-        lines = [_line(row, [spread(row, mean)]) for row in found]
+        lines = [_line(row, [spread(row, mean, of_items=mixed)]) for row in found]
         if flat:
             alone = {row.scaling for row in rows} == {"uniform"}
             names = [display_names.merger(merger)] + ([] if alone else [line.label for line in lines])
@@ -86,7 +92,8 @@ def scores(table: Table, mean: Mean) -> Drawings:
         if found := [spread(row, mean).score for row in members if mean.name in row.means]:
             references.append(Reference(label, (best(found),)))
     unit = "%, " if mean.higher_is_better else ""
-    axis = f"mean {display_names.measure(mean.name)} ({unit}{'right' if mean.higher_is_better else 'left'} is better)"
+    better = f"{'right' if mean.higher_is_better else 'left'} is better" + "; ± over items" * mixed
+    axis = f"mean {display_names.measure(mean.name)} ({unit}{better})"
     pages = _pages(groups, 1)
     limits = forest.spread(groups, 1, references)
     return {
@@ -134,10 +141,12 @@ def interval(row: Row, mean: Mean) -> Point:
     return _point(found.score, found.low, found.high, mean)
 
 
-def spread(row: Row, mean: Mean) -> Point:
-    """The mean, and one standard error down and up."""
+def spread(row: Row, mean: Mean, *, of_items: bool = False) -> Point:
+    """The mean, and one standard error down and up: the table's, or that over items."""
     found = row.means[mean.name]
-    return _point(found.score, found.score - found.stderr, found.score + found.stderr, mean)
+    models = [one for (one,) in distinct([(record,) for record in row.records])]
+    error = errors.over_items(models, mean.benchmarks) if of_items else found.stderr
+    return _point(found.score, found.score - error, found.score + error, mean)
 
 
 def _point(score: float, low: float, high: float, mean: Mean) -> Point:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from report_fixtures import COEFFICIENTS, write_run
-from table_fixtures import GAIN, NOTHING, rule, screen, shuffled, table_of
+from table_fixtures import DIGESTS, GAIN, NOTHING, rule, screen, shuffled, table_of
 
 from experiments.figures import style
 from experiments.report import display_names, figure_list, method_plots
@@ -202,3 +202,50 @@ def test_coefficients_of_all_rules_are_on_one_scale(tmp_path: Path) -> None:
     assert min(red, green, blue) > 0.95
     assert images[0].to_rgba(0.6)[2] > images[0].to_rgba(0.6)[0]  # below 1 purple, as on the page
     assert images[0].to_rgba(1.4)[0] > images[0].to_rgba(1.4)[2]
+
+
+def test_many_lines_leave_the_panels_their_height(tmp_path: Path) -> None:
+    """Nine settings of a rule at two scales, and one at a single scale, which is left out; the legend has room of its own."""
+    for scale in (0.5, 0.7):
+        shared = {"model": {}, "suite": {}, "evaluation": {}, "merger": {"class": "ties", "scale": scale}, "seed": 0}
+        write_run(tmp_path, "ties", "uniform", NOTHING, identity={**shared, "scaling": {"class": "Uniform"}})
+        for at in range(9 if scale == 0.5 else 8):
+            chosen = {"scaling": rule(0.1, depth=f"a long word for a setting {at}")}
+            write_run(tmp_path, "ties", "sens", GAIN, identity={**shared, **chosen})
+    found, left_out = figure_list.plan(table_of(tmp_path))
+    assert "lambda: 1 rules and settings with one value" in left_out
+    with style.style():
+        drawing = found["lambda"]()
+        drawing.draw_without_rendering()
+    (panel,) = drawing.axes
+    assert len(drawing.legends[0].get_texts()) == 9
+    assert panel.get_window_extent().height / drawing.dpi > 0.9
+
+
+def test_losses_close_to_each_other_have_more_than_one_number_on_their_axis(tmp_path: Path) -> None:
+    for scale, loss in ((0.5, 0.91), (0.7, 0.96)):
+        shared = {"model": {}, "suite": {}, "evaluation": {}, "merger": {"class": "ties", "scale": scale}, "seed": 0}
+        values = {"a": [loss - 0.1, loss + 0.1]}
+        write_run(
+            tmp_path, "ties", "uniform", values, lower=["a"], identity={**shared, "scaling": {"class": "Uniform"}}
+        )
+    with style.style():
+        drawing = planned(table_of(tmp_path))["lambda"]()
+        drawing.draw_without_rendering()
+    (panel,) = drawing.axes
+    low, high = panel.get_ylim()
+    assert len([tick for tick in panel.get_yticks() if low <= tick <= high]) > 2
+
+
+def test_errors_side_by_side_are_over_the_same(tmp_path: Path) -> None:
+    """One model has 8 items, half right: 0.189. Two models of 8 the same have no spread, and that over items too."""
+    write_run(tmp_path, "ties", "uniform", NOTHING)
+    for seed in (0, 1):
+        write_run(tmp_path, "ties", "sens", NOTHING, seed=seed, digests={**DIGESTS, "subject": f"{seed}"})
+    table = table_of(tmp_path)
+    one, two = (method_plots.spread(row, table.means[0], of_items=True) for row in table.merges)
+    assert one.high - one.score == pytest.approx(two.high - two.score) == pytest.approx(18.898, abs=0.001)
+    assert method_plots.spread(table.merges[1], table.means[0]).high == 50.0
+    with style.style():
+        drawing = planned(table)["scores"]()
+    assert any("± over items" in text.get_text() for text in drawing.texts)
