@@ -205,7 +205,7 @@ def test_coefficients_of_all_rules_are_on_one_scale(tmp_path: Path) -> None:
 
 
 def test_many_lines_leave_the_panels_their_height(tmp_path: Path) -> None:
-    """Nine settings of a rule at two scales, and one at a single scale, which is left out; the legend has room of its own."""
+    """Eight settings at two scales, and one at a single scale, which is left out; the legend has room of its own."""
     for scale in (0.5, 0.7):
         shared = {"model": {}, "suite": {}, "evaluation": {}, "merger": {"class": "ties", "scale": scale}, "seed": 0}
         write_run(tmp_path, "ties", "uniform", NOTHING, identity={**shared, "scaling": {"class": "Uniform"}})
@@ -219,7 +219,7 @@ def test_many_lines_leave_the_panels_their_height(tmp_path: Path) -> None:
         drawing.draw_without_rendering()
     (panel,) = drawing.axes
     assert len(drawing.legends[0].get_texts()) == 9
-    assert panel.get_window_extent().height / drawing.dpi > 0.9
+    assert panel.get_window_extent().height / drawing.dpi > 0.8
 
 
 def test_losses_close_to_each_other_have_more_than_one_number_on_their_axis(tmp_path: Path) -> None:
