@@ -239,7 +239,7 @@ def test_losses_close_to_each_other_have_more_than_one_number_on_their_axis(tmp_
 
 def test_errors_side_by_side_are_over_the_same(tmp_path: Path) -> None:
     """One model has 8 items, half right: 0.189. Two models of 8 the same have no spread, and that over items too."""
-    write_run(tmp_path, "ties", "uniform", NOTHING)
+    write_run(tmp_path, "ties", "uniform", NOTHING, digests=DIGESTS)
     for seed in (0, 1):
         write_run(tmp_path, "ties", "sens", NOTHING, seed=seed, digests={**DIGESTS, "subject": f"{seed}"})
     table = table_of(tmp_path)
