@@ -21,6 +21,15 @@ assert abs(add(2, 3) - 5) < 1e-6
 assert isinstance(add(1, 1), int) and add(1, 1) in (2,)
 assert 5 in add([5], [])
 assert math.isclose(add(1, 2), 3)
+assert all(map(lambda a: add(a, 1) == a + 1, [2, 3]))
+"""
+# No case is reached in these, if what maps, unpacks or walks them ends before the first.
+WALKS = """
+assert all(map(lambda a: add(a, 1) == a + 1, [2, 3]))
+assert list(map(add, [], [])) == [] and not any(map(lambda a: add(a, a) != 2 * a, range(9)))
+assert [a for a in filter(lambda a: add(a, 0) != a, range(9))] == []
+for got, right in zip(map(lambda a: add(a, 2), [5, 6]), [7, 8]):
+    assert got == right
 """
 _WRONG = "def add(a, b):\n    return None\n"
 _FORGE = """
@@ -145,6 +154,14 @@ FALSE_PASSES = {
     "        try: os.kill(pid, 9)\n        except OSError: pass\n    return 5\n",
     "stopped for ever": "import os\ndef add(a, b):\n    os.kill(os.getpid(), 19)\n",
     "an answer that is asserted": "def add(a, b):\n    raise AssertionError\n",
+}  # fmt: skip
+ENDS_EARLY = {  # under WALKS
+    "StopIteration": "def add(a, b):\n    raise StopIteration\n",
+    "StopIteration of its own": "class Stop(StopIteration): pass\ndef add(a, b):\n    raise Stop\n",
+    "StopIteration from an attribute": "class Add:\n    @property\n    def __call__(self): raise StopIteration\nadd = Add()\n",
+    "a forged StopIteration": _FORGE + "def add(a, b):\n    say({'error': ['StopIteration', '', 1], 'nodes': []})\n",
+    "StopAsyncIteration": "def add(a, b):\n    raise StopAsyncIteration\n",
+    "IndexError": "def add(a, b):\n    raise IndexError\n",
 }  # fmt: skip
 BUILTIN_NAMES = {  # the same under TOLERANT: a right program defines `add` only, so tests take nothing else from it
     "its own abs": _WRONG.replace("None", "9") + "def abs(x): return 0\n",
