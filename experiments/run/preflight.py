@@ -14,6 +14,7 @@ from typing import Any
 from evaluation.benchmarks.bits_per_byte import BitsPerByte
 from experiments.run.spec import NAME, Member, RunSpec
 from sensmerge import models
+from sensmerge.family.members import check_tasks
 from sensmerge.mergers import Merger
 from sensmerge.oracle.through import steps
 from sensmerge.store import nearest
@@ -43,7 +44,8 @@ def check_data(spec: RunSpec, data: Path | None) -> None:
 
 def _refuse(spec: RunSpec, found: list[str]) -> None:
     if found:
-        raise ValueError(f"{spec.title} cannot run:\n" + "\n".join(f"  - {problem}" for problem in found))
+        listed = f" {found[0]}" if len(found) == 1 else "".join(f"\n  - {problem}" for problem in found)
+        raise ValueError(f"{spec.title} cannot run:{listed}")
 
 
 def choices(spec: RunSpec) -> list[str]:
@@ -54,6 +56,10 @@ def choices(spec: RunSpec) -> list[str]:
         for setting, name in (("model.name", spec.model.name), ("suite.name", spec.suite.name))
         if not re.match(NAME, name)
     ]
+    try:
+        check_tasks(spec.model.calibration)
+    except ValueError as error:
+        found.append(f"model.experts: {error}")
     for setting, part in (("merger", spec.merger), ("scaling", spec.scaling)):
         found += [f"{name}={value}: it has to be a finite number" for name, value in _infinite(setting, part)]
     return found or _unfit(spec, tasks)
