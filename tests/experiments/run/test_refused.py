@@ -104,6 +104,9 @@ def refused(line: str) -> None:
     text = answer(line.split())
     assert REFUSED[line].casefold() in text.casefold()
     assert "Traceback" not in text
+    head, *rest = text.splitlines()
+    assert all(line.startswith("  - ") for line in rest), "a line, or one for each of several problems"
+    assert head.endswith("cannot run:") == bool(rest)
 
 
 @pytest.mark.parametrize("line", FEW)
