@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from hostile_machine import BREAKOUTS, GOT_THROUGH, HEAD, HEAD_MARK, RESOURCES
 from hostile_machine import NEIGHBOUR as REACHES
-from hostile_verdicts import BUILTIN_NAMES, ENDS_EARLY, FALSE_PASSES, NEIGHBOUR, TESTS, TOLERANT, WALKS
+from hostile_verdicts import BUILTIN_NAMES, ENDS_EARLY, FALSE_PASSES, NEIGHBOUR, TESTS, WALKS
 
 from evaluation.sandbox import execution, layers, trial
 from evaluation.sandbox.execution import Limits, Program, Verdict, run
@@ -167,8 +167,9 @@ def test_nothing_passes_that_does_not_add(name: str, hook: bool) -> None:
     assert passing(verdicts) == []
     verdicts = among_neighbours(ENDS_EARLY, BY_NAME[name], tests=WALKS, names=("add",), good=NEIGHBOUR, hook=hook)
     assert passing(verdicts) == []
-    programs = [Program(n, source, TOLERANT, ("add",), "import math") for n, source in BUILTIN_NAMES.items()]
-    right = Program("right", NEIGHBOUR, TOLERANT, ("add",), "import math")
+    programs = [Program(n, source, test, ("add",), "import math") for n, (source, test) in BUILTIN_NAMES.items()]
+    every = "\n".join(dict.fromkeys(test for _, test in BUILTIN_NAMES.values()))
+    right = Program("right", NEIGHBOUR, every, ("add",), "import math")
     *others, last = run([*programs, right], BY_NAME[name], workers=2, limits=LIMITS, hook=hook)
     assert [p.id for p, v in zip(programs, others, strict=True) if v.passed] == []
     assert last.passed, last
