@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, StrictUndefined, Template
+from jinja2 import Environment, StrictUndefined, Template, TemplateSyntaxError
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
@@ -23,8 +23,11 @@ _JINJA = Environment(undefined=StrictUndefined, keep_trailing_newline=True, auto
 
 
 def template(source: str) -> Template:
-    """A Jinja2 template in which an unknown field is an error and a final newline stays."""
-    return _JINJA.from_string(source)
+    """A Jinja2 template; an unknown field is an error, a final newline stays. ValueError for what is none."""
+    try:
+        return _JINJA.from_string(source)
+    except TemplateSyntaxError as error:
+        raise ValueError(f"{source[:80]!r} is no template of Jinja2 ({error})") from error
 
 
 def evenly(available: int, limit: int | None) -> list[int]:

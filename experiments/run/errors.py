@@ -25,6 +25,8 @@ def message(error: BaseException, arguments: Sequence[str]) -> str:
         return _unreadable(arguments) or _in_a_line(str(error))
     if kind in ("ConfigCompositionException", "ConfigAttributeError", "ConfigKeyError", "MissingConfigException"):
         return _composition(error, arguments)
+    if type(error).__module__.startswith("omegaconf."):  # a value that is missing, or made of another that is not there
+        return _in_a_line(str(error))
     if kind == "InstantiationException":
         return "\n".join(_invalid(error)) or _in_a_line(str(error))
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
@@ -72,7 +74,7 @@ def _in_a_line(text: str) -> str:
     >>> _in_a_line("In 'config': Could not find 'merger/tie'\\n\\nAvailable options in 'merger':\\n\\tdare\\n\\tties")
     "In 'config': Could not find 'merger/tie'; there are dare, ties"
     """
-    said, _, options = text.partition("Available options in ")
+    said, _, options = text.partition("Config search path:")[0].partition("Available options in ")
     known = options.split()[1:]
     return " ".join(said.split()) + (f"; there are {', '.join(known)}" if known else "")
 
