@@ -1,7 +1,7 @@
 # make run: environment, then the main job on the embedded family.   make test: environment, then all tests.
 PYTHON ?= python3
 BIN := .venv/bin
-PARALLEL ?= -n 2 --dist loadfile
+PARALLEL ?= -n 3 --dist loadfile
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
@@ -20,7 +20,7 @@ run: setup
 	$(BIN)/python -m experiments report --study quickstart
 
 test: setup
-	$(BIN)/python -m pytest $(PARALLEL) -rs -m "not gpu and not network"
+	$(BIN)/python -m pytest $(PARALLEL) -rs --durations=30 -m "not gpu and not network"
 
 # CPU against GPU, memory, sweeps and resuming there: a line for each comparison. Skipped, with the reason, without one.
 gpu: setup

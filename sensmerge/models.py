@@ -45,7 +45,7 @@ def device_kind(name: str) -> str:
 
 def places(path: Path) -> int | None:
     """How many tokens of context the checkpoint at `path` has places for; None where its config.json does not say."""
-    config = _config(path)
+    config = configuration(path)
     return getattr(config, "max_position_embeddings", None)
 
 
@@ -82,7 +82,7 @@ def shell(path: Path, *, dtype: str = "auto", device: torch.device | str = "cpu"
     import transformers
 
     _quiet()
-    config = _config(path)
+    config = configuration(path)
     if dtype == "auto" and config.dtype is None:
         raise ValueError(f"{path}/config.json names no dtype: ask for float32 or bfloat16 instead of auto")
     with torch.device("meta"):
@@ -202,7 +202,7 @@ def load_vocabulary(path: Path) -> dict[str, int] | None:
     if not any((path / name).is_file() for name in files):
         return None
     if (path / "config.json").is_file():
-        _config(path)  # the tokenizer's loading reads it, too, and would be blamed
+        configuration(path)  # the tokenizer's loading reads it, too, and would be blamed
     return load_tokenizer(path).get_vocab()
 
 
@@ -248,7 +248,7 @@ def parameter_shapes(path: Path, most: int = 1_000_000) -> dict[tuple[str, ...],
         if count > most:
             raise ValueError(f"it has more than {most:,} modules, which these weights cannot fill")
 
-    config = _config(path, most)
+    config = configuration(path, most)
     hook = register_module_module_registration_hook(counted)
     try:
         with torch.device("meta"):
@@ -260,7 +260,7 @@ def parameter_shapes(path: Path, most: int = 1_000_000) -> dict[tuple[str, ...],
     return {tuple(places): tuple(empty.shape) for empty, places in slots.shared(model)}
 
 
-def _config(path: Path, most: int = 1_000_000) -> Any:
+def configuration(path: Path, most: int = 1_000_000) -> Any:
     """transformers' configuration of config.json at `path`. most: of a number that counts layers or experts."""
     import transformers
 
@@ -282,7 +282,7 @@ def ties_embeddings(path: Path) -> bool:
     configuration is. Reads config.json only."""
     if not (path / "config.json").is_file():
         return False
-    return bool(_config(path).get_text_config(decoder=True).tie_word_embeddings)
+    return bool(configuration(path).get_text_config(decoder=True).tie_word_embeddings)
 
 
 def context_length(path: Path) -> int | None:

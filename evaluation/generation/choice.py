@@ -21,13 +21,19 @@ def window(model: Any) -> int | None:
     return None if kinds and "sliding_attention" not in kinds else getattr(config, "sliding_window", None)
 
 
-def refusal(model: Any) -> str | None:
-    """Why the slots cannot serve `model`; None where they can."""
-    config = model.config.get_text_config()
+def refuse(config: Any, way: Way) -> None:
+    """ValueError where slots are asked for and cannot serve a model of this config, which need not be loaded."""
+    if resolved(way) == "slots" and (why := _unfit(config.get_text_config())):
+        raise ValueError(
+            f"evaluation.generation=slots cannot serve a model of type {config.model_type}: {why}; use library"
+        )
+
+
+def _unfit(config: Any) -> str | None:
     rope = getattr(config, "rope_parameters", None) or {}
     if config.model_type not in _LIKE_LLAMA:
-        return f"models of the type {config.model_type} were not tested, only {', '.join(_LIKE_LLAMA)}"
-    if config._attn_implementation != "sdpa":
+        return f"such models were not tested, only {', '.join(_LIKE_LLAMA)}"
+    if config._attn_implementation not in (None, "sdpa"):  # None: transformers chooses when it loads, and takes sdpa
         return f"its attention is {config._attn_implementation}, and the masks are those of sdpa"
     if len(set(getattr(config, "layer_types", None) or [])) > 1:
         return "some of its layers see a window and others everything"

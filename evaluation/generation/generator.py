@@ -28,8 +28,7 @@ class Generator:
     def __init__(self, model: Any, tokenizer: Any, batches: Batches, way: Way) -> None:
         self._model, self._tokenizer, self._batches = model, tokenizer, batches
         self.way = choice.resolved(way)
-        if self.way == "slots" and (why := choice.refusal(model)):
-            raise ValueError(f"evaluation.generation=slots cannot serve {type(model).__name__}: {why}; use library")
+        choice.refuse(model.config, way)
 
     def each(
         self,

@@ -125,7 +125,7 @@ def _drain(jobs: queue.SimpleQueue[_Job]) -> None:
 
 
 def _serve(jobs: queue.SimpleQueue[_Job], verdicts: dict[_Job, Verdict], start: Callable[[], _Worker]) -> None:
-    """Feed one worker process until the queue is empty; a worker that dies is replaced."""
+    """Feed one worker process until the queue is empty; one that dies is replaced, and its program judged again."""
     worker: _Worker | None = None
     try:
         while True:
@@ -133,9 +133,14 @@ def _serve(jobs: queue.SimpleQueue[_Job], verdicts: dict[_Job, Verdict], start: 
                 job = jobs.get_nowait()
             except queue.Empty:
                 return
-            if worker is None:
-                worker = start()
+            fresh = worker is None
+            worker = worker or start()
             verdict = worker.judge(job)
+            if verdict is None and not fresh:  # what ran there before may have done it: not this program's loss
+                worker.close()
+                worker = None
+                worker = start()
+                verdict = worker.judge(job)
             if verdict is None:
                 worker.close()
                 worker = None

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from evaluation.benchmarks.bits_per_byte import BitsPerByte
+from evaluation.generation import choice
 from evaluation.rehearsal import rehearse
 from experiments.run import preflight
 from experiments.run.spec import Member, RunSpec
@@ -68,6 +69,7 @@ def prepare(spec: RunSpec) -> Prepared:
 
 def verify(spec: RunSpec, family: Prepared) -> None:
     """What only the family itself can tell, before anything long: experts that fit their base, usable samples."""
+    choice.refuse(models.configuration(family.shells["base"]), spec.evaluation.generation)
     if isinstance(spec.merger, Member):
         with ExitStack() as stack:
             only = spec.merger.member

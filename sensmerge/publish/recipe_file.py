@@ -99,6 +99,8 @@ def read(path: Path) -> Recipe:
         return _recipe(content, path.parent)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    except OSError as error:  # a word that no file system takes for a path
+        raise ValueError(f"{path}: {error.strerror}: {str(error.filename)[:80]}") from error
 
 
 def _file(path: Path) -> Path:

@@ -104,9 +104,9 @@ WRITES = {
     "chmod": _attempt("os.chmod(FILE, 0)", "return 'done'"),
     "utime": _attempt("os.utime(FILE, (0, 0))", "return 'done'"),
     "xattr": _attempt("os.setxattr(FILE, 'user.a', b'1')", "return 'done'"),
-    "/tmp": _attempt("open('/tmp/sandbox-hostile', 'w').close()", "return 'done'"),
-    "/dev/shm": _attempt("open('/dev/shm/sandbox-hostile', 'w').close()", "return 'done'"),
-    "posix shared memory": _attempt("import _posixshmem", "_posixshmem.shm_open('/sandbox-hostile', os.O_CREAT | os.O_RDWR)",
+    "/tmp": _attempt("open(f'/tmp/sandbox-hostile-{PID}', 'w').close()", "return 'done'"),
+    "/dev/shm": _attempt("open(f'/dev/shm/sandbox-hostile-{PID}', 'w').close()", "return 'done'"),
+    "posix shared memory": _attempt("import _posixshmem", "_posixshmem.shm_open(f'/sandbox-hostile-{PID}', os.O_CREAT | os.O_RDWR)",
                                     "return 'done'"),
     "readline's history file": _attempt(
         "import readline", "readline.add_history('a')",

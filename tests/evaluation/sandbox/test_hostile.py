@@ -27,6 +27,7 @@ LIMITS = Limits(seconds=10, cpu_seconds=1, memory=256 << 20)
 BY_NAME = {layer.name: layer for layer in LAYERS}
 PAGE = Path(__file__).resolve().parents[3] / "SECURITY.md"
 OTHER_PYTHON = Path("/usr/bin/python3")  # readable for every user, as the one of this environment may not be
+SHARED = [Path(folder, f"sandbox-hostile-{os.getpid()}") for folder in ("/tmp", "/dev/shm")]  # of this process alone
 each_hook = pytest.mark.parametrize("hook", [True, False], ids=["hook", "no-hook"])
 
 
@@ -45,7 +46,7 @@ class Bait:
     def seen(self) -> list[str]:
         found = [] if (self.place / "secret").read_text() == "sesame" else ["secret has changed"]
         found += sorted({"secret", "victim", "empty"} ^ {one.name for one in self.place.iterdir()})
-        found += [path for path in ("/tmp/sandbox-hostile", "/dev/shm/sandbox-hostile") if os.path.exists(path)]
+        found += [str(path) for path in SHARED if path.exists()]
         for listening in (self.inet, self.unix):
             with contextlib.suppress(BlockingIOError):
                 listening.accept()[0].close()
@@ -71,8 +72,8 @@ def bait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bait]:
             one.listen(64)
             one.setblocking(False)
         yield Bait(place, inet, unix)
-    for path in ("/tmp/sandbox-hostile", "/dev/shm/sandbox-hostile"):
-        Path(path).unlink(missing_ok=True)
+    for path in SHARED:
+        path.unlink(missing_ok=True)
 
 
 @pytest.fixture(params=["bubblewrap", "namespaces"])

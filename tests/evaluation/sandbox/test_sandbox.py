@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
-from evaluation.sandbox import trial
+from evaluation.sandbox import execution, trial
 from evaluation.sandbox.sandbox import Limits, Program, Verdict, execute
 
 LIMITS = Limits(seconds=120, cpu_seconds=1, memory=256 << 20)  # wall time: other tests may take the cores
@@ -129,20 +130,34 @@ def test_identical_sources_run_once() -> None:
 
 
 def test_a_dead_worker_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    from evaluation.sandbox import execution
-
     judge = execution._Worker.judge
 
     def sabotage(self: execution._Worker, job: execution._Job) -> Verdict | None:
-        if "victim" in job.source:
-            self._process.kill()
-        return judge(self, job)
+        if "victim" not in job.source:
+            return judge(self, job)
+        self._process.kill()
+        self._process.wait()
+        return None
 
     monkeypatch.setattr(execution._Worker, "judge", sabotage)
     before, victim, after = judged("x = 1", "victim = 1", "x = 3", workers=1)
     assert before.passed
     assert after.passed
     assert victim.status == "crashed"
+
+
+def test_who_comes_after_a_program_that_ends_its_worker_later_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    judge = execution._Worker.judge
+
+    def late(self: execution._Worker, job: execution._Job) -> Verdict | None:
+        verdict = judge(self, job)
+        if "hostile" in job.source:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        return verdict
+
+    monkeypatch.setattr(execution._Worker, "judge", late)
+    assert [v.passed for v in judged("x = 1", "hostile = 1", "x = 3", "x = 4", workers=1)] == [True] * 4
 
 
 def test_a_worker_that_cannot_start_is_an_error_not_a_score(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

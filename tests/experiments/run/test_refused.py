@@ -11,6 +11,7 @@ from pipeline_fixtures import root, spec  # noqa: F401
 from evaluation.suites import Suite
 from experiments.run import command, errors, pipeline, preflight
 from experiments.run.spec import RunSpec
+from sensmerge.coefficients import Sens
 
 # What is typed, and what the answer has to hold. Several settings in a line are separated by spaces.
 REFUSED = {
@@ -172,3 +173,13 @@ def _nothing_is_done(spec: RunSpec, message: str) -> None:
         pipeline.run(spec, {})
     stages = spec.output.cache / "stages"
     assert not [path for path in stages.rglob("*.json") if path.parent.name != "digest"], sorted(stages.rglob("*"))
+
+
+def test_slots_that_cannot_serve_the_family_are_refused_before_it_is_calibrated(
+    spec: RunSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("evaluation.generation.choice._LIKE_LLAMA", ("mistral",))
+    evaluation = dataclasses.replace(spec.evaluation, generation="slots")
+    with pytest.raises(ValueError, match=r"generation=slots cannot serve a model of type llama: .*; use library"):
+        pipeline.run(dataclasses.replace(spec, evaluation=evaluation, scaling=Sens()))
+    assert not list((spec.output.cache / "stages").glob("sensitivity/*"))
