@@ -10,11 +10,12 @@ import dataclasses
 import gzip
 import hashlib
 import json
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from jinja2 import Environment, StrictUndefined, Template
+from jinja2 import Environment, StrictUndefined, Template, TemplateSyntaxError
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
@@ -22,8 +23,11 @@ _JINJA = Environment(undefined=StrictUndefined, keep_trailing_newline=True, auto
 
 
 def template(source: str) -> Template:
-    """A Jinja2 template in which an unknown field is an error and a final newline stays."""
-    return _JINJA.from_string(source)
+    """A Jinja2 template; an unknown field is an error, a final newline stays. ValueError for what is none."""
+    try:
+        return _JINJA.from_string(source)
+    except TemplateSyntaxError as error:
+        raise ValueError(f"{source[:80]!r} is no template of Jinja2 ({error})") from error
 
 
 def evenly(available: int, limit: int | None) -> list[int]:
@@ -110,8 +114,7 @@ class Rows:
         """How many rows the local file holds; None without one: the hub is not asked."""
         if data_dir is None or self.missing(data_dir):
             return None
-        with _opened(data_dir / self.file) as lines:
-            return sum(1 for _ in lines)
+        return sum(1 for _ in _lines(data_dir / self.file))
 
     def load(self, data_dir: Path | None) -> list[dict[str, Any]]:
         """All rows, in file order. FileNotFoundError says where it looked; ValueError names a broken line."""
@@ -131,12 +134,14 @@ class Rows:
             return [dict(row) for row in loaded]
         path = data_dir / self.file
         rows = []
-        with _opened(path) as lines:
-            for number, line in enumerate(lines, 1):
-                try:
-                    rows.append(json.loads(line))
-                except json.JSONDecodeError as error:
-                    raise ValueError(f"{path}:{number}: not a JSON object ({error})") from error
+        for number, line in enumerate(_lines(path), 1):
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{path}:{number}: not a JSON object ({error})") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"{path}:{number}: not a JSON object ({line.strip()[:80]})")
+            rows.append(row)
         if not rows:
             raise ValueError(f"{path} holds no rows")
         return rows
@@ -205,5 +210,13 @@ def needed(value: Any) -> Iterator[Rows]:
             yield from needed(inner)
 
 
-def _opened(path: Path) -> IO[str]:
-    return gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
+def _lines(path: Path) -> Iterator[str]:
+    """Of a file that may be compressed. ValueError names one that is no text, or not whole."""
+    number = 0
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
+            for line in lines:
+                yield line
+                number += 1
+    except (gzip.BadGzipFile, EOFError, zlib.error, UnicodeError) as error:
+        raise ValueError(f"{path} cannot be read behind line {number} ({error}): fetch it again") from error

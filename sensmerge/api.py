@@ -57,7 +57,7 @@ def open_family(
         raise ValueError(f"experts are one at least, by task, and none is called base; got {sorted(experts)}")
     problems = {member: hub.problem_of(place) for member, place in {"base": base, **experts}.items()}
     if found := [f"{member}: {why}" for member, why in problems.items() if why]:
-        raise FileNotFoundError("these models are not there:\n  " + "\n  ".join(found))
+        raise FileNotFoundError("these models are not there: " + "; ".join(found))
     places = {task: hub.locate(place) for task, place in sorted(experts.items())}
     family = ready(Models(hub.locate(base), places, vocabulary), Path(cache))
     with ExitStack() as stack:
@@ -92,6 +92,7 @@ def compute_coefficients(
         for task, given in calibration.items()
     }
     rule, settings = rule or Sens(), settings or Calibration()
+    rule.check(family.tasks)
     samples = {}
     if rule.needs:
         if missing := [task for task in family.tasks if task not in pairs]:

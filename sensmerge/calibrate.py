@@ -21,6 +21,7 @@ from sensmerge import activations, alignment, calibration, coefficients, memory,
 from sensmerge.alignment import Predictions
 from sensmerge.blockwise import passes as blockwise
 from sensmerge.calibration import Calibration, Sample
+from sensmerge.checkpoints.json_file import check_regular
 from sensmerge.checkpoints.reader import Source
 from sensmerge.coefficients import Evidence, Rule, Table
 from sensmerge.device.resident import release, relieved
@@ -76,18 +77,21 @@ def read_pairs(path: Path) -> list[tuple[str, str]]:
 
     Raises ValueError naming the line that is not so.
     """
+    check_regular(path)
     pairs = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            row = json.loads(line)
-            prompt, answer = row["prompt"], row["answer"]
-        except (ValueError, KeyError, TypeError):
-            prompt = answer = None
-        if not (isinstance(prompt, str) and isinstance(answer, str)):
-            raise ValueError(
-                f'{path}:{number} is no {{"prompt": "...", "answer": "..."}}, a line of JSON each: {line[:80]}'
-            )
-        pairs.append((prompt, answer))
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                row = json.loads(line.decode("utf-8"))
+                prompt, answer = row["prompt"], row["answer"]
+            except (ValueError, KeyError, TypeError, RecursionError):
+                prompt = answer = None
+            if not (isinstance(prompt, str) and isinstance(answer, str)):
+                shown = line.strip().decode(errors="replace")[:80]
+                raise ValueError(
+                    f'{path}:{number} is no {{"prompt": "...", "answer": "..."}}, a line of JSON each: {shown}'
+                )
+            pairs.append((prompt, answer))
     return pairs
 
 

@@ -11,18 +11,20 @@ from typing import Any, TypeVar, cast
 
 from tqdm import tqdm
 
-from sensmerge import api
+from sensmerge import api, models, seeds
+from sensmerge.calibrate import read_pairs
 from sensmerge.calibration import Calibration
 from sensmerge.checkpoints import hub
 from sensmerge.checkpoints.staging import check_output
 from sensmerge.checkpoints.vocabulary import Policy
 from sensmerge.coefficients import Rule, Table, Uniform
 from sensmerge.distances import geometry as task_vectors
+from sensmerge.engine.engine import check_threads
 from sensmerge.family.family import Family
 from sensmerge.family.members import Models
 from sensmerge.mergers import Merger
 from sensmerge.onebit import OneBitMerge
-from sensmerge.publish import recipe_file, recipes
+from sensmerge.publish import recipe_file, recipes, strict
 from sensmerge.publish.classes import build, named, options, replaced
 from sensmerge.publish.recipes import Recipe
 from sensmerge.publish.versions import LIBRARIES, versions
@@ -37,17 +39,23 @@ def coefficients(given: Namespace) -> str:
     files = {task: Path(file) for task, file in _named(given.calibration, "--calibration").items()}
     if lost := [str(file) for file in files.values() if not file.is_file()]:
         raise FileNotFoundError(f"--calibration: no such file: {', '.join(lost)}")
+    models.resolve_device(given.device)
+    seeds.check(given.seed)
     rule = _with(named(given.rule, Rule), given.fields, Rule)
-    settings = Calibration(
-        samples=given.samples, max_length=given.max_length, loss=given.loss, overlong=given.overlong,
-        seed=given.sample_seed, dtype=given.dtype,
-    )  # fmt: skip
+    if given.expert:
+        rule.check(sorted(_named(given.expert, "--expert")))
+    told = {
+        "samples": given.samples, "max_length": given.max_length, "loss": given.loss, "overlong": given.overlong,
+        "seed": given.sample_seed, "dtype": given.dtype,
+    }  # fmt: skip
+    settings = strict.parse(Calibration, told, "calibration")
+    pairs = {task: read_pairs(file) for task, file in files.items()}
     family = _family(given, Recipe())
     if odd := sorted(files.keys() - set(family.tasks)):
         raise ValueError(f"--calibration names {odd}, the experts are {family.tasks}")
     stream = {"auto": None, "on": True, "off": False}[given.stream]
     found = api.compute_coefficients(
-        family, files, rule=rule, settings=settings, seed=given.seed, device=given.device, stream=stream, progress=_bar
+        family, pairs, rule=rule, settings=settings, seed=given.seed, device=given.device, stream=stream, progress=_bar
     )
     told = found.to_json()
     write_json(
@@ -72,6 +80,11 @@ def coefficients(given: Namespace) -> str:
 def merge(given: Namespace) -> str:
     """Write a checkpoint."""
     check_output(given.out)
+    models.resolve_device(given.device)
+    check_threads(given.threads)
+    seeds.check(given.seed or 0)
+    if given.title is not None and not given.title.isprintable():
+        raise ValueError(f"--title {given.title!r}: it is one line of text")
     recipe = _recipe(given)
     merger = _chosen(given, recipe)
     if recipe.differences and not given.approximate:
@@ -103,7 +116,6 @@ def _computed(family: Family, recipe: Recipe, seed: int, device: str) -> Table:
         with ExitStack() as stack:
             return recipe.conditions.table(family.tasks, family.opened(stack)["base"].names)
     rule = recipe.rule or Uniform()
-    rule.check(family.tasks)
     return api.compute_coefficients(
         family, recipe.calibration, rule=rule, settings=recipe.settings, seed=seed, device=device, progress=_bar
     ).table
@@ -256,6 +268,8 @@ def _with(made: T, fields: Sequence[str], kind: type[T]) -> T:
             raise ValueError(
                 f"--set {word!r}: {type(made).__name__} takes FIELD=VALUE with {', '.join(allowed) or 'none'}"
             )
+        if (*outer, last) in told:
+            raise ValueError(f"--set names {path} twice")
         place |= {other: None for other in replaced(place, [last], kind) if (*outer, other) not in told}
         place[last] = yaml.safe_load(value)
         told.add((*outer, last))

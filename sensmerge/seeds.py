@@ -10,6 +10,12 @@ from torch import Tensor
 _WORD = 0xFFFFFFFF
 
 
+def check(seed: int) -> None:
+    """ValueError unless the seed is one that a run takes, too."""
+    if not 0 <= seed < 1 << 63:
+        raise ValueError(f"seed={seed}: it is a whole number from 0 to 2^63 - 1")
+
+
 def key(seed: int, *names: str) -> int:
     """64 bits of sha256 of (seed, names): for a mask, names = (task, tensor name)."""
     text = "\0".join([str(seed), *names])

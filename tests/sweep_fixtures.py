@@ -8,9 +8,12 @@ import subprocess
 import sys
 import time
 import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from pydantic.dataclasses import dataclass
 
@@ -103,6 +106,27 @@ class Project:
         places = [f"--runs={self.runs}", f"--out={self.folder}"]
         self.call("-m", "experiments", "report", "--study=demo", *places, "--no-figures")
         return "".join((self.folder / "demo" / f"table.{kind}").read_text() for kind in ("csv", "md"))
+
+
+@contextmanager
+def small_disk(place: Path) -> Iterator[Callable[[], Path]]:
+    """A disk of its own at `place`, with the 200 MB that a run asks for and little more. Yields what fills it, by a
+    file that can be removed again. Skips the test where there is no right to mount."""
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=230m", "none", place], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"a small disk takes the right to mount: {mounted.stderr.decode().strip()}")
+
+    def fill() -> Path:
+        with (place / "filler").open("wb", buffering=0) as filler, suppress(OSError):
+            while True:
+                filler.write(bytes(4096))
+        return place / "filler"
+
+    try:
+        yield fill
+    finally:
+        subprocess.run(["umount", "--lazy", place], check=True)
 
 
 def until(what: Any, seconds: float = 600, every: float = 0.1) -> None:

@@ -35,7 +35,7 @@ class Attempts:
     until: tuple[str, ...]
     max_new_tokens: int = Field(gt=0)
     limits: Limits = Field(default_factory=Limits)
-    workers: int = Field(default=2, gt=0)
+    workers: int = Field(default=2, gt=0, le=1024)
     samples: int = Field(default=1, gt=0)
     sampling: Sampling | None = None
     k: tuple[int, ...] = (1,)

@@ -59,7 +59,7 @@ class Limits:
     open_files: descriptors.
     """
 
-    seconds: float = Field(default=15.0, gt=0)
+    seconds: float = Field(default=15.0, gt=0, le=86_400)
     cpu_seconds: int = Field(default=5, gt=0)
     memory: int = Field(default=1 << 30, ge=64 << 20)
     open_files: int = Field(default=32, ge=8)

@@ -71,7 +71,7 @@ class Tiny:
     experts: dict[str, Recipe]
     base_shares: dict[str, float]
     name: str = "tiny"
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**63)
     muon: float = Field(default=0.01, gt=0)
     rehearsal: float = Field(default=0.0, ge=0, lt=1)
     trained: Literal["blocks", "all"] = "blocks"

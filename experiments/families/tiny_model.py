@@ -42,6 +42,13 @@ class Architecture:
     embedding_std: float = Field(default=1.0, gt=0)
     matrix_std: float = Field(default=0.125, gt=0)  # hidden^-0.5
 
+    def __post_init__(self) -> None:
+        if self.hidden % (2 * self.heads) or self.heads % self.kv_heads:
+            raise ValueError(
+                f"hidden={self.hidden}, heads={self.heads}, kv_heads={self.kv_heads}: hidden is a multiple of twice "
+                "the heads (positions turn pairs of numbers), heads a multiple of kv_heads"
+            )
+
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Any:
     """A byte-level BPE in which digits and newlines stand alone.

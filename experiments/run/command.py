@@ -34,7 +34,9 @@ def freeze(config: DictConfig, hydra_config: Any) -> Frozen:
     from omegaconf import OmegaConf
 
     for override in hydra_config.overrides.task:
-        name, _, value = str(override).partition("=")
+        name, equals, value = str(override).partition("=")
+        if equals and name.startswith("output.") and not value.strip(" '\""):
+            raise ValueError(f"{override}: no directory is named; where you are is called .")
         if value.strip() == "{}":
             raise ValueError(f"{override}: an empty dictionary changes nothing; ~{name}.KEY takes a key away")
     # A yaml in a folder, such as merger=smollm2_135m/ties, goes by its own name.
@@ -57,7 +59,10 @@ def build(frozen: Frozen) -> RunSpec:
     """The run that a frozen configuration describes. Hydra's InstantiationException for what cannot be one."""
     from hydra.utils import instantiate
 
-    return instantiate(frozen.config, labels=frozen.labels, overrides=frozen.overrides, _convert_="all")
+    made = instantiate(frozen.config, labels=frozen.labels, overrides=frozen.overrides, _convert_="all")
+    if not hasattr(getattr(made, "model", None), "calibration"):  # of which nothing but its protocol is asked
+        raise ValueError(f"model: it is no family of models, as the yaml files of conf/model are: {made!r:.200}")
+    return made
 
 
 def perform(spec: RunSpec, frozen: Frozen) -> float:

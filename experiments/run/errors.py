@@ -22,11 +22,13 @@ def message(error: BaseException, arguments: Sequence[str]) -> str:
     """
     kind = type(error).__name__
     if kind == "OverrideParseException":
-        return _unreadable(arguments) or str(error)
+        return _unreadable(arguments) or _in_a_line(str(error))
     if kind in ("ConfigCompositionException", "ConfigAttributeError", "ConfigKeyError", "MissingConfigException"):
         return _composition(error, arguments)
+    if type(error).__module__.startswith("omegaconf."):  # a value that is missing, or made of another that is not there
+        return _in_a_line(str(error))
     if kind == "InstantiationException":
-        return "\n".join(_invalid(error)) or str(error)
+        return "\n".join(_invalid(error)) or _in_a_line(str(error))
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     notes = getattr(error, "__notes__", [])
     refused = isinstance(error, _REFUSALS) or kind == "SweepFailed"
@@ -63,8 +65,18 @@ def _composition(error: BaseException, arguments: Sequence[str]) -> str:
         if key.startswith("launcher."):
             return f"{argument}: settings of a launcher are hydra's: hydra.{argument}"
         if equals and not key.startswith("+") and f"'{key}'" in str(error):
-            return _misspelt(key, arguments) or str(error)
-    return _unreadable(arguments) or str(error)
+            return _misspelt(key, arguments) or _in_a_line(str(error))
+    return _unreadable(arguments) or _in_a_line(str(error))
+
+
+def _in_a_line(text: str) -> str:
+    """
+    >>> _in_a_line("In 'config': Could not find 'merger/tie'\\n\\nAvailable options in 'merger':\\n\\tdare\\n\\tties")
+    "In 'config': Could not find 'merger/tie'; there are dare, ties"
+    """
+    said, _, options = text.partition("Config search path:")[0].partition("Available options in ")
+    known = options.split()[1:]
+    return " ".join(said.split()) + (f"; there are {', '.join(known)}" if known else "")
 
 
 def _misspelt(key: str, arguments: Sequence[str]) -> str | None:
@@ -110,7 +122,7 @@ def _invalid(error: BaseException) -> Iterator[str]:
     _, _, key = str(error).rpartition("full_key: ")
     group = key.strip() if "full_key: " in str(error) else ""
     if details is None:
-        yield f"{group}: {cause}" if group and cause else str(cause or error)
+        yield _in_a_line(f"{group}: {cause}" if group and cause else str(cause or error))
         return
     for place, faults in itertools.groupby(details(include_url=False), key=lambda fault: _place(group, fault["loc"])):
         fault, *others = faults

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from evaluation.benchmarks.bits_per_byte import BitsPerByte
+from evaluation.data import template
 from experiments.run.spec import NAME, Member, RunSpec
 from sensmerge import models
+from sensmerge.family.members import check_tasks
 from sensmerge.mergers import Merger
 from sensmerge.oracle.through import steps
 from sensmerge.store import nearest
 
+_LARGEST = 3.4028234663852886e38  # of fp32
+_TEMPLATES = ("prompt", "choice", "target", "answer")
 _SPARE = 200_000_000  # bytes a run may want for stage results and logs
 
 
@@ -43,7 +46,8 @@ def check_data(spec: RunSpec, data: Path | None) -> None:
 
 def _refuse(spec: RunSpec, found: list[str]) -> None:
     if found:
-        raise ValueError(f"{spec.title} cannot run:\n" + "\n".join(f"  - {problem}" for problem in found))
+        listed = f" {found[0]}" if len(found) == 1 else "".join(f"\n  - {problem}" for problem in found)
+        raise ValueError(f"{spec.title} cannot run:{listed}")
 
 
 def choices(spec: RunSpec) -> list[str]:
@@ -54,18 +58,43 @@ def choices(spec: RunSpec) -> list[str]:
         for setting, name in (("model.name", spec.model.name), ("suite.name", spec.suite.name))
         if not re.match(NAME, name)
     ]
+    try:
+        check_tasks(spec.model.calibration)
+    except ValueError as error:
+        found.append(f"model.experts: {error}")
     for setting, part in (("merger", spec.merger), ("scaling", spec.scaling)):
         found += [f"{name}={value}: it has to be a finite number" for name, value in _infinite(setting, part)]
+    for setting, part in (("suite.benchmarks", spec.suite.benchmarks), ("model.calibration", spec.model.calibration)):
+        found += _unreadable(setting, part)
     return found or _unfit(spec, tasks)
 
 
 def _infinite(name: str, value: Any) -> Iterator[tuple[str, float]]:
-    """Settings that are numbers, and are none."""
-    if isinstance(value, float) and not math.isfinite(value):
+    """Settings that are numbers, and are none in fp32, in which merges compute."""
+    if isinstance(value, float) and not abs(value) <= _LARGEST:
         yield name, value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _infinite(f"{name}.{key}", inner)
     elif dataclasses.is_dataclass(value):
         for field in dataclasses.fields(value):
             yield from _infinite(f"{name}.{field.name}", getattr(value, field.name))
+
+
+def _unreadable(name: str, value: Any) -> Iterator[str]:
+    """Templates that are none."""
+    if isinstance(value, str) and "{" in value:
+        try:
+            template(value)
+        except ValueError as error:
+            yield f"{name}: {error}"
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _unreadable(f"{name}.{key}", inner)
+    elif dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            if field.name in _TEMPLATES or not isinstance(getattr(value, field.name), str):
+                yield from _unreadable(f"{name}.{field.name}", getattr(value, field.name))
 
 
 def _unfit(spec: RunSpec, tasks: list[str]) -> list[str]:

@@ -12,11 +12,15 @@ CONF = ("conf",)
 
 
 def files(parts: tuple[str, ...] = CODE, root: Path = ROOT) -> dict[str, str]:
-    """Every file of the named folders and files below `root` -> sha256 of its content; caches of Python left out."""
+    """Every file of the named folders and files below `root` -> sha256 of its content.
+
+    Caches of Python, and of loops that the first job compiles, are left out: they come while jobs run.
+    """
     paths = (
         path for part in parts for path in ([root / part] if (root / part).is_file() else (root / part).rglob("*"))
     )
-    kept = (path for path in paths if path.is_file() and path.suffix != ".pyc" and not path.name.startswith("."))
+    own = (path for path in paths if "__pycache__" not in path.parts and not path.name.startswith("."))
+    kept = (path for path in own if path.is_file() and path.suffix != ".pyc")
     return {path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(kept)}
 
 

@@ -51,15 +51,22 @@ class SweepLauncher(Launcher):
         """Run these jobs of self.sweep, or have them run; each one's score, or the exception it ended with, by index.
         One that is not in the answer has neither, yet."""
 
+    def problem(self, last: int) -> str | None:
+        """What is wrong with the launcher's settings, for jobs 0 to `last`."""
+        if self.only is not None and not self.only:
+            return "hydra.launcher.only=[]: it names no job; give numbers of jobs, or leave it out for all"
+        unknown = sorted(index for index in self.only or () if not 0 <= index <= last)
+        return f"hydra.launcher.only={unknown}: the sweep's jobs are 0 to {last}" if unknown else None
+
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from experiments import locks
 
+        numbered = list(enumerate(job_overrides, initial_job_idx))
+        if problem := self.problem(numbered[-1][0]):
+            raise ValueError(problem)
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         Path(str(self.config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
-        numbered = list(enumerate(job_overrides, initial_job_idx))
-        if unknown := sorted((self.only or set()) - {index for index, _ in numbered}):
-            raise ValueError(f"hydra.launcher.only={unknown}: the sweep's jobs are 0 to {numbered[-1][0]}")
         configs = {i: self._composed(i, given) for i, given in numbered if self.only is None or i in self.only}
         if any(config.get("plan") for config in configs.values()):  # only asks: there is nothing to submit or to resume
             return [_return(config, self._here(config)._return_value) for config in configs.values()]

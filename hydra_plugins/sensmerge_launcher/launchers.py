@@ -74,6 +74,11 @@ class ParallelLauncher(SweepLauncher):
         super().__init__(**shared)
         self.n_jobs = n_jobs
 
+    def problem(self, last: int) -> str | None:
+        if self.n_jobs is not None and self.n_jobs < 1:
+            return f"hydra.launcher.n_jobs={self.n_jobs}: at a time it is 1 or more; null chooses"
+        return super().problem(last)
+
     def start(self, jobs: Sequence[Job], configs: dict[int, DictConfig], specs: dict[int, RunSpec]) -> dict[int, Any]:
         from experiments.sweeps import processes
         from experiments.sweeps.job import stoppable

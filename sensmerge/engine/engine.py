@@ -37,6 +37,12 @@ STEP = 1 << 20  # numbers a piece: long enough that Python between two pieces do
 _SHARED_STEP = 1 << 18  # where several merges take turns at a piece: what they all read stays in the cache
 
 
+def check_threads(threads: int | None) -> None:
+    """ValueError for a number of threads that are none, or more than any machine has."""
+    if threads is not None and not 1 <= threads <= 1024:
+        raise ValueError(f"threads={threads}: from 1 to 1024; without, as many as torch uses")
+
+
 @dataclass
 class Engine:
     """Merges tensors one after the other.
@@ -52,6 +58,7 @@ class Engine:
     _pool: ThreadPoolExecutor | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
+        check_threads(self.threads)
         if self.step < 4 or self.step % 4:
             raise ValueError(f"pieces of {self.step} numbers: a positive multiple of 4 it must be (see random_words)")
 

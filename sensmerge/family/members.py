@@ -6,7 +6,8 @@ Nothing is copied: .bin shards, adapters and rows in another order are read as w
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from sensmerge.family.tied import Once, once
 from sensmerge.store import Store, digest
 
 _LISTED = 5
+_TASK = re.compile(r"\w[\w.+@ -]{0,99}")
 _MODEL = ("config.json", "generation_config.json")
 _WHENCE = ("is_local", "local_files_only", "name_or_path")  # in tokenizer_config.json, left there by save_pretrained
 
@@ -41,8 +43,19 @@ class Models:
     vocabulary: Policy | None = None
 
     def __post_init__(self) -> None:
+        check_tasks(self.experts)
         if self.vocabulary is not None:
             vocabulary.check_policy(self.vocabulary)
+
+
+def check_tasks(tasks: Iterable[str]) -> None:
+    """ValueError for a task that could not be called so: names of tasks become names of directories and columns."""
+    for task in tasks:
+        if not _TASK.fullmatch(task):
+            raise ValueError(
+                f"a task is called {task[:100]!r}: a name is of at most 100 letters, digits, spaces and _.+@-, and "
+                "begins with a letter, a digit or _"
+            )
 
 
 @dataclass(frozen=True)

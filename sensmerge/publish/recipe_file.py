@@ -28,9 +28,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, FiniteFloat
+from pydantic import ConfigDict, Field, FiniteFloat
 from pydantic.dataclasses import dataclass
 
 from sensmerge.calibration import Calibration
@@ -72,7 +72,7 @@ class _File:
     scaling: Any = None
     vocabulary: str | None = None
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
-    seed: int | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     sources: dict[str, str] = field(default_factory=dict)
     version: int = VERSION
     rule: Any = None

@@ -14,8 +14,11 @@ from typing import Any, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
+from sensmerge.checkpoints.json_file import MOST_BYTES, check_regular
+
 T = TypeVar("T")
 _DEEPEST = 100  # brackets in brackets
+_MOST_PARTS = 10_000_000
 
 
 def load(path: Path) -> Any:
@@ -29,6 +32,7 @@ def load(path: Path) -> Any:
 
 
 def _content(path: Path) -> Any:
+    check_regular(path, MOST_BYTES)
     text = path.read_text(encoding="utf-8")
     if path.suffix in (".yaml", ".yml"):
         return _yaml(path, text)
@@ -52,11 +56,25 @@ def _yaml(path: Path, text: str) -> Any:
             return super().construct_mapping(node, deep)
 
     try:
-        return yaml.load(text, Loader)
+        content = yaml.load(text, Loader)
     except (yaml.YAMLError, TypeError) as error:  # TypeError: a key that is a list
         raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    if (size := _spelled_out(content, {})) > _MOST_PARTS:
+        raise ValueError(f"{path} has {size:.0e} parts when its aliases are spelled out: no such file has so many")
+    return content
+
+
+def _spelled_out(content: Any, known: dict[int, float]) -> float:
+    """Parts of what YAML made, each alias counted as what it stands for; infinite for one inside itself."""
+    if not isinstance(content, dict | list):
+        return 1
+    if id(content) not in known:
+        known[id(content)] = float("inf")  # until it is counted: what holds itself has no end
+        inner = content.values() if isinstance(content, dict) else content
+        known[id(content)] = 1 + sum(_spelled_out(one, known) for one in inner)
+    return known[id(content)]
 
 
 def _depth(text: str) -> int:

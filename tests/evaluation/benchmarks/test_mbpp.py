@@ -16,6 +16,7 @@ from evaluation.benchmarks.mbpp import Mbpp
 from evaluation.benchmarks.programs import Attempts
 from evaluation.data import Rows
 from evaluation.harness import Harness
+from evaluation.sandbox import trial
 
 F = "def f():\n    return 1"
 ROWS = [
@@ -100,6 +101,17 @@ def test_gold_passes_and_empty_and_another_tasks_program_do_not(data: Path) -> N
     empty = mbpp().run(Answering(), data)
     assert (empty.headline.score, empty.settings["verdicts"], empty.settings["empty"]) == (0.0, {"no program": 4}, 4)
     assert mbpp().run(Answering(lambda _: ROWS[0]["code"]), data).headline.score == 0.0
+
+
+def test_a_result_says_which_layer_held_its_programs(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "LAYERS", trial.LAYERS[-1:])
+    trial.best.cache_clear()
+    try:
+        result = mbpp(limit=1).run(Answering(gold), data)
+    finally:
+        trial.best.cache_clear()
+    assert result.headline.score == 1.0
+    assert result.settings["sandbox"].partition(",")[0] in ("limits", "limits with landlock")
 
 
 def test_mbpp_in_a_chat_and_by_name(data: Path) -> None:

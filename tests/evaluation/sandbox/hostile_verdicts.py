@@ -1,26 +1,28 @@
 # ruff: noqa: E501 - one program a line, as it will be read
 """Programs that want to pass without adding: each stands where `add` was asked for, and none of them adds.
 
-TESTS asks for sums in the form of HumanEval. NEIGHBOUR is right. A name says what is tried.
+TESTS asks for sums in the form of HumanEval, of which most begin with `def check`. NEIGHBOUR is right. A name says what
+is tried. In a sandbox that runs program and tests as one text, and keeps the verdict in a frame below them, those on
+equality, frames, traces and built-in names pass.
 """
 
-TESTS = """
-METADATA = {}
-
-def check(candidate):
+TESTS = """def check(candidate):
     assert candidate(2, 3) == 5
     assert candidate(-7, 7) == 0
     assert candidate(10**20, 1) == 10**20 + 1
     assert candidate([1, 2], [3]) == [1, 2, 3]
 
+METADATA = {}
 check(add)
 """
 NEIGHBOUR = "def add(a, b):\n    return a + b\n"
-TOLERANT = """
-assert abs(add(2, 3) - 5) < 1e-6
-assert isinstance(add(1, 1), int) and add(1, 1) in (2,)
-assert 5 in add([5], [])
-assert math.isclose(add(1, 2), 3)
+# No case is reached in these, if what maps, unpacks or walks them ends before the first.
+WALKS = """
+assert all(map(lambda a: add(a, 1) == a + 1, [2, 3]))
+assert list(map(add, [], [])) == [] and not any(map(lambda a: add(a, a) != 2 * a, range(9)))
+assert [a for a in filter(lambda a: add(a, 0) != a, range(9))] == []
+for got, right in zip(map(lambda a: add(a, 2), [5, 6]), [7, 8]):
+    assert got == right
 """
 _WRONG = "def add(a, b):\n    return None\n"
 _FORGE = """
@@ -121,6 +123,16 @@ FALSE_PASSES = {
     "globals of all frames": _FRAMES
     + "def add(a, b):\n    for frame in frames():\n        for name in ('told', '_exception', 'check', 'judge', 'GoneError'):\n"
     "            frame.f_globals[name] = lambda *a: 'passed'\n",
+    "token and writer in a frame": _WRONG + _FRAMES
+    + "import os\nfor frame in frames():\n    if 'token' in frame.f_locals:\n"
+    "        known = frame.f_locals\n        os.write(known['writer'], f\"{known['token']}\\npassed\\n\".encode())\n        os._exit(0)\n",
+    "a trace of the frames below": _WRONG + _FRAMES
+    + "def trace(frame, event, arg):\n    frame.f_locals.update(status='passed', verdict='passed', detail='')\n    return trace\n"
+    "sys.settrace(trace)\nfor frame in list(frames())[1:]:\n    frame.f_trace = trace\n",
+    "a replaced describe": _WRONG + _FRAMES
+    + "import os\ndef say(error):\n    known = sys._getframe(1).f_locals\n"
+    "    os.write(known['writer'], f\"{known['token']}\\npassed\\n\".encode())\n    os._exit(0)\n"
+    "for frame in frames():\n    for name in ('describe', 'told', '_ended'):\n        frame.f_globals[name] = say\n",
     "a trace that jumps": _WRONG
     + "import sys\ndef trace(frame, event, arg):\n    frame.f_trace_lines = False\n    return trace\nsys.settrace(trace)\n",
     "a profile that replaces": _WRONG + "import sys\nsys.setprofile(lambda f, e, a: f.f_locals.update(status='passed'))\n",
@@ -146,15 +158,33 @@ FALSE_PASSES = {
     "stopped for ever": "import os\ndef add(a, b):\n    os.kill(os.getpid(), 19)\n",
     "an answer that is asserted": "def add(a, b):\n    raise AssertionError\n",
 }  # fmt: skip
-BUILTIN_NAMES = {  # the same under TOLERANT: a right program defines `add` only, so tests take nothing else from it
-    "its own abs": _WRONG.replace("None", "9") + "def abs(x): return 0\n",
-    "its own isinstance": _WRONG.replace("None", "9") + "abs = round = lambda *a: 0\ndef isinstance(*a): return True\n",
-    "its own math": _WRONG.replace("None", "5") + "class math:\n    isclose = staticmethod(lambda *a: True)\n",
-    "math patched": _WRONG.replace("None", "5") + "import math\nmath.isclose = lambda *a: True\n",
-    "an operator": f"class A:\n{_EQUAL}    def __sub__(s, o): return 0\n    def __abs__(s): return 0\n"
-    "    def __lt__(s, o): return True\ndef add(a, b): return A()\n",
-    "a container of everything": "class A(float):\n    def __contains__(s, o): return True\n"
-    "def add(a, b): return A(5) if a == 2 else 2 if a == 1 else A()\n",
-    "a forged abs": _FORGE + "say({'value': [0], 'nodes': [['d', 'add', ['T', 'max'], 'abs', ['T', 'bool'], "
-    "'isinstance', ['T', 'max'], 'math', ['T', 'max']]]})\ndef add(a, b): return 0\n",
+ENDS_EARLY = {  # under WALKS
+    "StopIteration": "def add(a, b):\n    raise StopIteration\n",
+    "StopIteration of its own": "class Stop(StopIteration): pass\ndef add(a, b):\n    raise Stop\n",
+    "StopIteration from an attribute": "class Add:\n    @property\n    def __call__(self): raise StopIteration\nadd = Add()\n",
+    "a forged StopIteration": _FORGE + "def add(a, b):\n    say({'error': ['StopIteration', '', 1], 'nodes': []})\n",
+    "StopAsyncIteration": "def add(a, b):\n    raise StopAsyncIteration\n",
+    "IndexError": "def add(a, b):\n    raise IndexError\n",
+}  # fmt: skip
+_NEAR, _KIND, _IN = "assert abs(add(2, 3) - 5) < 1e-6", "assert isinstance(add(1, 1), int)", "assert 5 in add([5], [])"
+_CLOSE, _CHECKED = "assert math.isclose(add(1, 2), 3)", "def check(f):\n    assert abs(f(2, 3) - 5) < 1e-6\ncheck(add)"
+_NINE = _WRONG.replace("None", "9")
+_OWN = "import builtins\n__builtins__ = {**vars(builtins), 'abs': lambda x: 0}\n"
+BUILTIN_NAMES = {  # and the test of each: a right program defines `add` only, so tests take nothing else from it
+    "its own abs": (_NINE + "def abs(x): return 0\n", _NEAR),
+    "its own isinstance": (_WRONG + "def isinstance(*a): return True\n", _KIND),
+    "its own math": (_NINE + "class math:\n    isclose = staticmethod(lambda *a: True)\n", _CLOSE),
+    "math patched": (_NINE + "import math\nmath.isclose = lambda *a: True\n", _CLOSE),
+    "builtins patched": (_NINE + "import builtins\nbuiltins.abs = lambda x: 0\n", _NEAR),
+    "its own __builtins__": (_NINE + _OWN, _CHECKED),
+    "an operator": ("class A:\n    def __sub__(s, o): return 0\ndef add(a, b): return A()\n", _NEAR),
+    "a magnitude": ("class A:\n    def __sub__(s, o): return s\n    def __abs__(s): return 0\ndef add(a, b): return A()\n", _NEAR),
+    "an order": ("class A:\n    def __sub__(s, o): return s\n    def __abs__(s): return s\n    def __lt__(s, o): return True\n"
+                 "def add(a, b): return A()\n", _NEAR),
+    "a float whose operators lie": ("class A(float):\n    def __sub__(s, o): return 0.0\ndef add(a, b): return A(9)\n", _NEAR),
+    "a container of everything": ("class A:\n    def __contains__(s, o): return True\ndef add(a, b): return A()\n", _IN),
+    "a list of everything": ("class A(list):\n    def __contains__(s, o): return True\ndef add(a, b): return A()\n", _IN),
+    "a class that claims to be int": ("class A:\n    __class__ = int\ndef add(a, b): return A()\n", _KIND),
+    "a forged abs": (_FORGE + "say({'value': [0], 'nodes': [['d', 'add', ['T', 'max'], 'abs', ['T', 'bool']]]})\n"
+                     "def add(a, b): return 9\n", _NEAR),
 }  # fmt: skip

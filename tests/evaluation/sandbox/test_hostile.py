@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from hostile_machine import BREAKOUTS, GOT_THROUGH, HEAD, HEAD_MARK, RESOURCES
 from hostile_machine import NEIGHBOUR as REACHES
-from hostile_verdicts import BUILTIN_NAMES, FALSE_PASSES, NEIGHBOUR, TESTS, TOLERANT
+from hostile_verdicts import BUILTIN_NAMES, ENDS_EARLY, FALSE_PASSES, NEIGHBOUR, TESTS, WALKS
 
 from evaluation.sandbox import execution, layers, trial
 from evaluation.sandbox.execution import Limits, Program, Verdict, run
@@ -143,7 +143,7 @@ def page_lists(heading: str) -> set[str]:
 
 
 def test_there_are_as_many_as_were_asked_for() -> None:
-    assert len(FALSE_PASSES) + len(BUILTIN_NAMES) >= 80
+    assert len(FALSE_PASSES) + len(ENDS_EARLY) + len(BUILTIN_NAMES) >= 80
     assert len(BREAKOUTS) + len(RESOURCES) >= 120
 
 
@@ -151,6 +151,8 @@ def test_some_of_each_kind_in_the_layer_that_is_used(bait: Bait, adopting: None)
     layer = best()
     chosen = dict(list(FALSE_PASSES.items())[::6])
     verdicts = among_neighbours(chosen, layer, tests=TESTS, names=("add",), good=NEIGHBOUR, hook=True)
+    assert passing(verdicts) == []
+    verdicts = among_neighbours(ENDS_EARLY, layer, tests=WALKS, names=("add",), good=NEIGHBOUR, hook=True)
     assert passing(verdicts) == []
     assert reaching(dict(list(BREAKOUTS.items())[::9]), layer, bait, hook=True) == []
     assert bait.seen() == []
@@ -164,8 +166,11 @@ def test_nothing_passes_that_does_not_add(name: str, hook: bool) -> None:
         pytest.skip(f"no layer {name} here: {fault}")
     verdicts = among_neighbours(FALSE_PASSES, BY_NAME[name], tests=TESTS, names=("add",), good=NEIGHBOUR, hook=hook)
     assert passing(verdicts) == []
-    programs = [Program(n, source, TOLERANT, ("add",), "import math") for n, source in BUILTIN_NAMES.items()]
-    right = Program("right", NEIGHBOUR, TOLERANT, ("add",), "import math")
+    verdicts = among_neighbours(ENDS_EARLY, BY_NAME[name], tests=WALKS, names=("add",), good=NEIGHBOUR, hook=hook)
+    assert passing(verdicts) == []
+    programs = [Program(n, source, test, ("add",), "import math") for n, (source, test) in BUILTIN_NAMES.items()]
+    every = "\n".join(dict.fromkeys(test for _, test in BUILTIN_NAMES.values()))
+    right = Program("right", NEIGHBOUR, every, ("add",), "import math")
     *others, last = run([*programs, right], BY_NAME[name], workers=2, limits=LIMITS, hook=hook)
     assert [p.id for p, v in zip(programs, others, strict=True) if v.passed] == []
     assert last.passed, last

@@ -36,6 +36,26 @@ REFUSED = {
     "merger.scale=inf": "merger.scale=inf: it has to be a finite number",
     "merger=ties merger.scale=inf": "merger.scale=inf: it has to be a finite number",
     "merger=dare merger.inner.scale=inf": "merger.inner.scale=inf: it has to be a finite number",
+    "merger.scale=1e39": "merger.scale=1e+39: it has to be a finite number",
+    "merger.scale=???": "Missing mandatory value: merger.scale",
+    "merger.scale=${nope:1}": "Unsupported interpolation type nope",
+    "seed=${seed}": "Recursive interpolation",
+    "output=nope": "Could not find 'output/nope'; there are checkpoint, default",
+    "output.runs=": "output.runs=: no directory is named",
+    "output.cache=''": "output.cache='': no directory is named",
+    "output.runs=/proc/x": "output.runs=/proc/x: 0 MB free",
+    "model.name=???": "Missing mandatory value: model.name",
+    "model.seed=-1": "model.seed: input should be greater than or equal to 0",
+    "model.architecture.hidden=12": "model.architecture: hidden=12, heads=4, kv_heads=2: hidden is a multiple of",
+    "+model._partial_=true": "model: it is no family of models",
+    "+merger._args_=[1]": "merger.scale: got multiple values for argument",
+    "_target_=os.system": "blocklisted",
+    "+suite.benchmarks.x=3": "x is a int, not a benchmark",
+    "suite.benchmarks.tiny_math.prompt='{{'": "tiny_math.prompt: '{{' is no template of Jinja2",
+    "suite.benchmarks.tiny_code.attempts.limits.seconds=inf": "seconds: input should be less than or equal to 86400",
+    "suite.benchmarks.tiny_code.attempts.workers=100000": "attempts.workers: input should be less than or equal to",
+    "scaling=fixed scaling.weights={math:1,code:1,general:1e39}": "scaling.weights.general=1e+39: it has to be",
+    "scaling=sens_l2s": "sens_l2s is defined for two experts",
     "merger.scale=nan": "merger.scale: input should be greater than 0",
     "merger=ties merger.density=0": "merger.density: input should be greater than 0",
     "merger=ties merger.density=1.5": "merger.density: input should be less than or equal to 1",
@@ -105,6 +125,9 @@ def refused(line: str) -> None:
     text = answer(line.split())
     assert REFUSED[line].casefold() in text.casefold()
     assert "Traceback" not in text
+    head, *rest = text.splitlines()
+    assert all(line.startswith("  - ") for line in rest), "a line, or one for each of several problems"
+    assert head.endswith("cannot run:") == bool(rest)
 
 
 @pytest.mark.parametrize("line", FEW)

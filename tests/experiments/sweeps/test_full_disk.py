@@ -6,14 +6,12 @@ import errno
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pipeline_fixtures import root  # noqa: F401
-from sweep_fixtures import Project, until
+from sweep_fixtures import Project, small_disk, until
 
 from experiments.sweeps import job, manifest, processes
 from experiments.sweeps.manifest import Sweep
@@ -64,37 +62,27 @@ def test_a_log_without_room_stops_no_job(
     assert "jobs/001/log cannot be written (No space left on device)" in caplog.text
 
 
-@pytest.fixture
-def small(root: Path, tmp_path: Path) -> Iterator[Project]:
-    """A project whose runs lie on a disk of their own, with the 200 MB that a run asks for and little more."""
-    project = Project(root, tmp_path)
-    project.runs.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=230m", "none", project.runs], capture_output=True)
-    if mounted.returncode:
-        pytest.skip(f"a small disk takes the right to mount: {mounted.stderr.decode().strip()}")
-    yield project
-    subprocess.run(["umount", project.runs], check=True)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["local", "local_parallel"])
-def test_a_disk_that_fills_up_during_a_sweep(launcher: str, small: Project) -> None:
+def test_a_disk_that_fills_up_during_a_sweep(launcher: str, root: Path, tmp_path: Path) -> None:
     """Every job is tried and status says why each failed; with room again all are done."""
+    project = Project(root, tmp_path)
     words = [f"launcher={launcher}", "merger=average", "scaling=uniform", "seed=0,1,2", "references=false"]
-    (small.hold / "0").touch()
-    command = [sys.executable, *small.words(*words)]
-    with subprocess.Popen(command, cwd=small.root, env=small.environment, stdout=subprocess.PIPE, text=True) as running:
-        until((small.hold / "0.reached").exists, seconds=600)
-        with (small.runs / "filler").open("wb", buffering=0) as filler, suppress(OSError):
-            while True:
-                filler.write(bytes(4096))
-        (small.hold / "0").unlink()
-        out, _ = running.communicate(timeout=900)
-    assert running.returncode == 1, out
-    assert small.states() == ["failed"] * 3
-    said = small.status(code=1)
-    assert said.count("No space left on device") + said.count("MB free, ") == 3, said
-    assert "3 jobs: 3 failed" in said
-    (small.runs / "filler").unlink()
-    small.sweep(*words)
-    assert small.states() == ["done"] * 3
+    (project.hold / "0").touch()
+    command = [sys.executable, *project.words(*words)]
+    with small_disk(project.runs) as fill:
+        with subprocess.Popen(
+            command, cwd=project.root, env=project.environment, stdout=subprocess.PIPE, text=True
+        ) as running:
+            until((project.hold / "0.reached").exists, seconds=600)
+            filler = fill()
+            (project.hold / "0").unlink()
+            out, _ = running.communicate(timeout=900)
+        assert running.returncode == 1, out
+        assert project.states() == ["failed"] * 3
+        said = project.status(code=1)
+        assert said.count("No space left on device") + said.count("MB free, ") == 3, said
+        assert "3 jobs: 3 failed" in said
+        filler.unlink()
+        project.sweep(*words)
+        assert project.states() == ["done"] * 3

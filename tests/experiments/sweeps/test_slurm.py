@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from pipeline_fixtures import root  # noqa: F401
-from sweep_fixtures import ROOT, Project, until
+from sweep_fixtures import ROOT, Project, small_disk, until
 
 from experiments.sweeps import manifest, slurm
 
@@ -156,6 +156,29 @@ def test_a_requeued_job_goes_on_behind_its_last_finished_stage(undisturbed: Proj
     record = project.records()[str(sweep.jobs[0].directory)]
     assert record["measured"]["stages"]["sensitivity"] == {"computed": 0, "kept": 3}
     assert "Restarts=1" in control("show", "job", number(project, 0))
+
+
+def test_a_disk_that_fills_up_during_a_sweep(root: Path, tmp_path: Path) -> None:
+    """SLURM's logs and submitit's files lie on it too. Every job is tried, status says why each failed, and issued
+    again with room all are done."""
+    project = Project(root, tmp_path / "project")
+    words = ["merger=average", "scaling=uniform", "seed=0,1,2", "references=false", *SLURM]
+    words += ["hydra.launcher.array_parallelism=1", "hydra.launcher.max_num_timeout=0"]
+    (project.hold / "0").touch()
+    with small_disk(project.runs) as fill:
+        project.sweep(*words)
+        until((project.hold / "0.reached").exists)
+        filler = fill()
+        (project.hold / "0").unlink()
+        said = project.status("--watch", "1", code=1)
+        assert project.states() == ["failed"] * 3
+        assert said.count("No space left on device") + said.count("MB free, ") >= 3, said
+        assert "3 jobs: 3 failed" in said
+        numbers = [number(project, index) for index in range(3)]
+        until(lambda: slurm.states(numbers) == dict.fromkeys(numbers, "FAILED"))
+        filler.unlink()
+        project.sweep(*words, "hydra.launcher.wait=true")
+        assert project.states() == ["done"] * 3
 
 
 def test_changed_code_is_refused_and_may_be_allowed(undisturbed: Project, copy: Path, tmp_path: Path) -> None:

@@ -227,7 +227,7 @@ def test_slurm_is_asked_by_array_and_accounting_fills_in(tmp_path: Path, monkeyp
 
 
 def test_a_change_of_code_is_named_file_by_file(tmp_path: Path) -> None:
-    for name in ("a.py", "sub/b.py", "sub/__pycache__/b.pyc"):
+    for name in ("a.py", "sub/b.py", "sub/__pycache__/b.pyc", "sub/__pycache__/b.loop-9.py311.1.nbc"):
         (tmp_path / "code" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "code" / name).write_text(name)
     (tmp_path / "run.py").write_text("")

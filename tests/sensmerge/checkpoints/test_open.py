@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -61,6 +63,16 @@ def test_nothing_understood_is_there(tmp_path: Path) -> None:
         open_source(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"model\.gguf is no directory"):
         open_source(tmp_path / "model.gguf")
+
+
+def test_a_file_that_changes_behind_its_opening_is_named(tmp_path: Path) -> None:
+    """SafetensorError, which the library raises then, names no file."""
+    file = tmp_path / "model.safetensors"
+    save_file({"a": torch.zeros(9)}, file)
+    with Reader(tmp_path) as reader:
+        os.truncate(file, file.stat().st_size - 4)
+        with pytest.raises(ValueError, match=rf"^{re.escape(str(file))} is no whole safetensors file any more"):
+            reader.tensor("a")
 
 
 def test_dtypes_may_differ(tmp_path: Path) -> None:
