@@ -16,7 +16,7 @@ from sensmerge import __version__
 _MERGERS = (
     "average, task_arithmetic, ties, dare, dare_ties, breadcrumbs, della, pcb, slerp, model_stock, consensus, iso_c, "
     "tsv_m, wudi, wudi_closed, prism, onebit, of LoRA experts robustmerge, lora_average, lora_ties, lora_dare, or a "
-    "class of yours (covariance and regmean want data: run.py)"
+    "class of yours (aim, covariance and regmean want data: run.py)"
 )
 _RULES = (
     "sens, task_specific, cross_task, uniform, random, sens_farther, cross_task_farther, sens_words, sens_rcp, "

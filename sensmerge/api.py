@@ -20,13 +20,13 @@ import torch
 from sensmerge import merge, models
 from sensmerge.adapters import joined, peft_format
 from sensmerge.adapters.factors import FactorMerger
-from sensmerge.blockwise import grams
 from sensmerge.calibrate import Bar, Calibrated, Pairs, calibrate, draw_samples, no_bar, read_pairs
 from sensmerge.calibration import Calibration
 from sensmerge.checkpoints import hub, onebit, staging
 from sensmerge.checkpoints.open import is_adapter, on_base
 from sensmerge.checkpoints.vocabulary import Policy
 from sensmerge.coefficients import Evidence, Rule, Sens, Table, Uniform
+from sensmerge.covariances import family as seen
 from sensmerge.distances.survey import survey
 from sensmerge.engine.engine import Engine
 from sensmerge.family import fit
@@ -130,14 +130,14 @@ def write_merged(
     `out` appears when all of it is complete; what a killed call left is taken up by the same call. seed: of a merger
     that draws. rule: what made the table, for the card. dtype: "float32", "float16" or "bfloat16", of what is written;
     None is the base's. covariances: task -> what `sensmerge.covariances.family` made, for mergers that look at
-    inputs of layers (`covariance`, `regmean`).
+    inputs of layers (`covariance`, `regmean`); "base" -> the base's `activity`, for `aim`.
 
     Raises FileExistsError where `out` holds something, OSError where there is no room, ValueError for coefficients of
     other tasks and for results that are not finite.
     """
     out = Path(out)
     recipe = recipes.made_of(family, merger, table, seed, dtype=dtype)
-    if covariances and "grams" in merger.told:
+    if covariances and {"grams", "activity"} & merger.told:
         recipe["covariances"] = {task: Path(place).name for task, place in sorted(covariances.items())}
     stored = getattr(torch, dtype) if dtype else None
     kept = recipes.published(family, recipe)
@@ -282,9 +282,7 @@ def _merge(
 ) -> merge.Merge:
     place = models.resolve_device(device)
     base, own = family.readers(stack)
-    if covariances and sorted(covariances) != family.tasks:
-        raise ValueError(f"covariances are of {sorted(covariances)}, the experts are {family.tasks}: give each its own")
-    tell: dict[str, Callable[[str], Any]] = {"grams": grams.reader(covariances)} if covariances else {}
+    tell: dict[str, Callable[[str], Any]] = seen.readers(covariances or {}, family.tasks)
     if "interference" in merger.told:
         found = survey(base, own)
         tell["interference"] = lambda name: found.of(base.entries[name])

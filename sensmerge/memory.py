@@ -180,7 +180,8 @@ def fit(weights: Weights, peaks: Peaks, itemsize: int, *, cpu: bool, space: int,
 
     On an accelerator, weights come by way of the CPU, and hidden states between blocks stay there.
     """
-    mode = choose(peaks.resident, space)
+    # Where memory is not known, `space` is without end, too, and what is streamed whatever fits is still streamed.
+    mode = "streamed" if peaks.resident == sys.maxsize else choose(peaks.resident, space)
     peak = peaks.resident if mode == "resident" else peaks.streamed
     through = itemsize * (weights.parameters if mode == "resident" else 2 * weights.block)
     host, device = (peak, 0) if cpu else (through, peak)

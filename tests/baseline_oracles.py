@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from sensmerge.mergers import Merger
+from sensmerge.mergers import Merger, TaskArithmetic
+from sensmerge.mergers.aim import Aim
 from sensmerge.mergers.consensus import Consensus
 from sensmerge.mergers.covariance import Covariance, Wudi
 from sensmerge.mergers.model_stock import ModelStock
@@ -25,6 +26,7 @@ BASELINES: list[Merger] = [
     Covariance(source="task_vectors", diagonal=0.2),
     Wudi(iterations=30, rate=1e-3),
     Prism(scale=0.9, kappa=0.3, keep=0.02, gate=0.05),
+    Aim(inner=TaskArithmetic(scale=0.7)),
 ]
 
 
@@ -69,6 +71,8 @@ def _delta(merger: Any, raw: list[Any], moved: list[Any], weights: list[float]) 
             return merger.scale * least_squares(moved, grams, merger.diagonal)
         case Wudi() if matrix:
             return _adam(raw, moved, merger.iterations, merger.rate)
+        case Aim(inner=TaskArithmetic(scale=scale)):  # without inputs; with them: tests/sensmerge/test_aim.py
+            return scale * sum(moved)
         case Prism():
             return _prism(merger, raw, weights)
     return getattr(merger, "scale", 1.0) * mean

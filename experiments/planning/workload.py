@@ -69,8 +69,7 @@ class Workload:
                 stages.append(self._sensitivity())
             if {"alignment", "information"} & self.spec.scaling.needs:  # of activations less: a bound
                 stages.append(self._alignment())
-            if "grams" in merger.told:
-                stages.append(self._covariances())
+            stages += [self._inputs(word) for word in ("grams", "activity") if word in merger.told]
             if (rule := self.spec.scaling.fitted) is not None and self.spec.validation is not None:
                 stages.append(self._oracle(rule))
             stages.append(self._survey())
@@ -191,13 +190,16 @@ class Workload:
         flops = len(self.lengths) * costs.forward_flops(self.weights, lengths)
         return self._pass("alignment", self._fit(peaks, size), peaks, flops)
 
-    def _covariances(self) -> Stage:
-        size = self._size(self.spec.calibration.dtype)
+    def _inputs(self, word: str) -> Stage:
+        """Of each expert's own samples X^T X, or of all of them the base's sums of |x|, which are small."""
+        size, lengths, name = self._size(self.spec.calibration.dtype), self.lengths, "covariances"
         block, every = memory.gram_numbers(self._entries)
-        worst = memory.gram_peaks(self.weights, block, max(self.lengths.values(), key=sum), size)
-        flops = sum(costs.gram_flops(self.weights, every, lengths) for lengths in self.lengths.values())
-        made = self._pass("covariances", self._fit(worst, size), worst, flops)
-        return dataclasses.replace(made, kept=4 * every * len(self.lengths), note="a block at a time, kept in files")
+        if word == "activity":
+            lengths, name, block, every = {"base": [n for one in lengths.values() for n in one]}, "activity", 0, 0
+        worst = memory.gram_peaks(self.weights, block, max(lengths.values(), key=sum), size)
+        flops = sum(costs.gram_flops(self.weights, every, one) for one in lengths.values())
+        made = self._pass(name, self._fit(worst, size), worst, flops)
+        return dataclasses.replace(made, kept=4 * every * len(lengths), note="a block at a time, kept in files")
 
     def _oracle(self, rule: Rule) -> Stage:
         """The model, the base and every expert's change in fp32; as many gradients as there may be iterations."""

@@ -17,6 +17,7 @@ MERGERS: Mapping[str, str] = {
     "dare": "DARE",
     "dare_ties": "DARE-TIES",
     "breadcrumbs": "Breadcrumbs",
+    "aim": "AIM",
     "consensus": "Consensus TA",
     "covariance": "LOT",
     "della": "DELLA",
@@ -124,6 +125,7 @@ _HUES = (BLUE, SKY, GREEN, PURPLE, ORANGE, VERMILLION, WINE)  # for a rule of on
 
 Marker = str | tuple[int, int, int]  # as matplotlib takes it: a letter, or (points, 0 polygon or 1 star, degrees)
 MARKERS: Mapping[str, Marker] = {
+    "aim": (4, 0, 0),
     "average": "o",
     "task_arithmetic": "s",
     "ties": "^",

@@ -158,8 +158,9 @@ def _execute(spec: RunSpec, config: Mapping[str, Any] | None, family: Prepared, 
         calibrated, found, subject = None, None, stages.member(family, spec.merger)
     else:
         calibrated = clock("calibrate", lambda: stages.calibrate(spec, family, progress))
-        if "grams" in spec.merger.told:
-            clock("covariances", lambda: stages.covariances(spec, family, progress))
+        for word, stage in {"grams": stages.covariances, "activity": stages.activity}.items():
+            if word in spec.merger.told:
+                clock(stage.__name__, lambda stage=stage: stage(spec, family, progress))
         subject = stages.merge_recipe(spec, family, calibrated)
         progress.event("coefficients", **calibrated.to_json())
         found = clock("survey", lambda: stages.survey(family, progress))

@@ -165,7 +165,7 @@ class RunSpec:
     def draws(self) -> bool:
         """Whether anything looks at calibration samples."""
         return isinstance(self.merger, Merger) and (
-            bool(self.scaling.needs) or self.routed or "grams" in self.merger.told
+            bool(self.scaling.needs) or self.routed or bool({"grams", "activity"} & self.merger.told)
         )
 
     @property

@@ -29,7 +29,7 @@ from sensmerge.adapters import joined
 from sensmerge.blockwise import grams
 from sensmerge.calibrate import Calibrated
 from sensmerge.coefficients import Oracle
-from sensmerge.covariances.family import covariances as family_covariances
+from sensmerge.covariances import family as seen
 from sensmerge.device import resident
 from sensmerge.distances import survey as distances
 from sensmerge.distances.survey import Survey, root, squared_distance
@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 # Part of what results are kept under. Raise one when a change to this project's code changes what the stage computes.
 _VERSIONS = {
     "sensitivity": 1, "fisher": 1, "alignment": 2, "information": 1, "magnitudes": 1, "merge": 1, "evaluation": 3,
-    "survey": 1, "covariances": 1, "oracle": 1,
+    "survey": 1, "covariances": 1, "activity": 1, "oracle": 1,
 }  # fmt: skip
 
 
@@ -101,11 +101,22 @@ def member(family: Prepared, which: Member) -> Subject:
 def covariances(spec: RunSpec, family: Prepared, progress: Progress | None = None) -> dict[str, Path]:
     """Task -> directory of X^T X of its expert's linear layers, kept below output.cache."""
     start = time.perf_counter()
-    made = family_covariances(
+    made = seen.covariances(
         family, family.samples(spec), spec.calibration, device=spec.device,
         circumstances=_circumstances(spec, "covariances"), progress=progress.bar if progress else lambda label: iter,
     )  # fmt: skip
     say(f"covariances of {len(made)} experts", start, next(iter(made.values())).parent)
+    return made
+
+
+def activity(spec: RunSpec, family: Prepared, progress: Progress | None = None) -> Path:
+    """Directory of sums of |x| of the base's linear layers over all experts' samples, kept below output.cache."""
+    start = time.perf_counter()
+    made = seen.activity(
+        family, family.samples(spec), spec.calibration, device=spec.device,
+        circumstances=_circumstances(spec, "activity"), progress=progress.bar if progress else lambda label: iter,
+    )  # fmt: skip
+    say("activity of the base's inputs", start, made)
     return made
 
 
@@ -114,9 +125,10 @@ def merge_recipe(spec: RunSpec, family: Prepared, calibrated: Calibrated) -> Sub
     merger = spec.merger
     assert isinstance(merger, Merger)
     recipe = recipes.made_of(family, merger, calibrated.table, spec.seed, version=_VERSIONS["merge"])
-    if "grams" in merger.told:
-        drawn = {task: calibration.digest(samples) for task, samples in family.samples(spec).items()}
-        recipe["covariances"] = {**drawn, "of": digest([spec.calibration.dtype, _circumstances(spec, "covariances")])}
+    for word, kind in {"grams": "covariances", "activity": "activity"}.items():
+        if word in merger.told:
+            drawn = {task: calibration.digest(samples) for task, samples in family.samples(spec).items()}
+            recipe[kind] = {**drawn, "of": digest([spec.calibration.dtype, _circumstances(spec, kind)])}
     if spec.routed:
         recipe["router"] = routed.identity(spec, family)
 
@@ -130,6 +142,8 @@ def merge_recipe(spec: RunSpec, family: Prepared, calibrated: Calibrated) -> Sub
             tell["interference"] = lambda name: found.of(base.entries[name])
         if "grams" in merger.told:
             tell["grams"] = grams.reader(covariances(spec, family))
+        if "activity" in merger.told:
+            tell["activity"] = seen.reader(activity(spec, family))
         if experts is own:
             base, experts = family.staying(base, own, device)
         engine = stack.enter_context(Engine(device, spec.threads))

@@ -1,8 +1,8 @@
-"""X^T X of the inputs of every linear layer over calibration samples, one decoder block at a time, kept in files.
+"""X^T X or sums of |x| of the inputs of every linear layer over calibration samples, a block at a time, kept in files.
 
-What RegMean and LOT look at (arXiv 2212.09849, 2505.23859): a forward pass without gradients. A directory holds a file
-for each block, block-N.safetensors in fp32, and names.json; layers that are given one and the same input (queries,
-keys, values) share one matrix.
+What RegMean and LOT (arXiv 2212.09849, 2505.23859), and AIM (2502.02421) look at: a forward pass without gradients. A
+directory holds a file for each block, block-N.safetensors in fp32, and names.json; layers that are given one and the
+same input (queries, keys, values) share one matrix or vector.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors import safe_open
@@ -24,6 +25,7 @@ from sensmerge.calibration import Sample
 from sensmerge.checkpoints.reader import Source
 
 NAMES = "names.json"
+Statistic = Literal["products", "magnitudes"]
 
 
 @torch.no_grad()
@@ -37,8 +39,10 @@ def collect(
     device: torch.device | str = "cpu",
     spill: Path | None = None,
     progress: Bar = iter,
+    of: Statistic = "products",
 ) -> None:
-    """Fill `directory`, which exists and is empty, with the matrices [n, n] of all linear layers in the blocks.
+    """Fill `directory`, which exists and is empty, with X^T X [n, n] of all linear layers in the blocks, or with sums
+    of |x| [n] where `of` is "magnitudes".
 
     Every position of every sample counts once, prompt and answer. Products are taken in fp32, whatever the model's
     dtype, and added up over samples in fp64. Parameters and errors are those of `passes.sensitivities`;
@@ -49,7 +53,7 @@ def collect(
     names: dict[str, tuple[int, str]] = {}
     with opened(model) as source, held_states(spill, device) as states:
         parts = Shell(source, shell, dtype=dtype, device=device)
-        forward(parts, samples, states, progress, keep=False, watch=partial(_block, parts, directory, names))
+        forward(parts, samples, states, progress, keep=False, watch=partial(_block, parts, directory, names, of))
     if not names:
         raise ValueError(f"{source.path} has no linear layer in its blocks: there is no input to take covariances of")
     (directory / NAMES).write_text(json.dumps(names))
@@ -60,6 +64,7 @@ def _block(
     shell: Shell,
     directory: Path,
     names: dict[str, tuple[int, str]],
+    of: Statistic,
     block: int,
     held: Mapping[str, nn.Parameter],
 ) -> Iterator[None]:
@@ -77,7 +82,7 @@ def _block(
             last.append((name, given[0]))
         if first == name:
             rows = given[0].detach().reshape(-1, given[0].shape[-1]).float()
-            product = (rows.T @ rows).double()
+            product = rows.abs().double().sum(0) if of == "magnitudes" else (rows.T @ rows).double()
             sums[name] = sums[name].add_(product) if name in sums else product
 
     handles = [
@@ -101,8 +106,8 @@ def _file(block: int) -> str:
 
 
 def reader(directories: Mapping[str, Path]) -> Callable[[str], list[Tensor] | None]:
-    """Tensor name -> X^T X [n, n] fp32 of each expert in the order of tasks, read when asked for; None where a tensor
-    is no linear layer's in all of them. directories: by task, as `collect` left them."""
+    """Tensor name -> what was collected, fp32, of each expert in the order of tasks, read when asked for; None where a
+    tensor is no linear layer's in all of them. directories: by task, as `collect` left them."""
     places = {task: json.loads((path / NAMES).read_text()) for task, path in sorted(directories.items())}
 
     def of(name: str) -> list[Tensor] | None:

@@ -1,1 +1,1 @@
-"""X^T X of linear layers' inputs for a family, kept by what it depends on: what RegMean looks at."""
+"""What linear layers of a family see, kept by what it depends on: X^T X for RegMean, sums of |x| for AIM."""

@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from sensmerge import calibration, memory, models
 from sensmerge.blockwise import grams
 from sensmerge.calibration import Calibration, Sample
@@ -46,9 +48,52 @@ def covariances(
     return made
 
 
+def activity(
+    family: Family,
+    samples: Mapping[str, Sequence[Sample]],
+    settings: Calibration,
+    *,
+    device: str = "auto",
+    circumstances: Mapping[str, Any] | None = None,
+    progress: Bar = lambda label: iter,
+) -> Path:
+    """Directory of sums of |x| of the base's linear layers over all experts' samples, for AIM; a few MB. Otherwise as
+    `covariances`."""
+    every = [sample for task in family.tasks for sample in samples[task]]
+    key = {
+        "base": family.base_digest,
+        "samples": calibration.digest(every),
+        "dtype": settings.dtype,
+        **(circumstances or {}),
+    }
+    place = family.cache / "activity" / digest(key)[:32]
+    return build_whole(place, partial(_fill, family, "base", every, settings, device, progress))
+
+
+def readers(places: Mapping[str, Path], tasks: Sequence[str]) -> dict[str, Callable[[str], Any]]:
+    """What a merge tells (`Merger.told`) by what was made: of each expert by task, and of the base under "base".
+    Raises ValueError where they are of other experts."""
+    given = {task: place for task, place in places.items() if task != "base"}
+    if given and sorted(given) != tasks:
+        raise ValueError(f"covariances are of {sorted(given)}, the experts are {tasks}: give each its own")
+    found: dict[str, Callable[[str], Any]] = {"grams": grams.reader(given)} if given else {}
+    return found | ({"activity": reader(places["base"])} if "base" in places else {})
+
+
+def reader(place: Path) -> Callable[[str], Tensor | None]:
+    """Tensor name -> what `activity` left of it, [n] fp32; None where a tensor is no linear layer's."""
+    of = grams.reader({"base": place})
+
+    def first(name: str) -> Tensor | None:
+        found = of(name)
+        return None if found is None else found[0]
+
+    return first
+
+
 def _fill(
     family: Family,
-    task: str,
+    member: str,
     samples: Sequence[Sample],
     settings: Calibration,
     device: str,
@@ -56,18 +101,20 @@ def _fill(
     directory: Path,
 ) -> None:
     place, lengths = models.resolve_device(device), [len(sample.ids) for sample in samples]
+    of: grams.Statistic = "magnitudes" if member == "base" else "products"
+    label = "activity" if member == "base" else f"covariances {member}"
     with ExitStack() as stack:
-        source = family.opened(stack)[task]
-        block, every = memory.gram_numbers(source.entries)
+        source = family.opened(stack)[member]
+        block, every = (0, 0) if member == "base" else memory.gram_numbers(source.entries)
         if (free := shutil.disk_usage(directory).free) < 4 * every:
             raise OSError(
-                f"covariances of {task} may take {4 * every / 1e9:.1f} GB below {directory.parent}, {free / 1e9:.1f} "
+                f"covariances of {member} may take {4 * every / 1e9:.1f} GB below {directory.parent}, {free / 1e9:.1f} "
                 "GB are free; free some, or choose another output.cache"
             )
         weights, size = memory.Weights.of(source.entries), memory.resolve_dtype(settings.dtype, source.entries).itemsize
         peaks, host = memory.gram_peaks(weights, block, lengths, size), memory.available()[0] - memory.own()
         found = memory.fit(weights, peaks, size, cpu=place.type == "cpu", space=0, memory=host)
         grams.collect(
-            source, samples, directory, shell=family.shells[task], dtype=settings.dtype, device=place,
-            spill=family.cache / "spill" if found.spilled else None, progress=progress(f"covariances {task}"),
+            source, samples, directory, shell=family.shells[member], dtype=settings.dtype, device=place,
+            spill=family.cache / "spill" if found.spilled else None, progress=progress(label), of=of,
         )  # fmt: skip

@@ -54,6 +54,7 @@ class Merger(ABC):
 
         "linear": whether it may be the matrix of a linear layer; False for token embeddings and heads.
         "grams": X^T X of that layer's inputs for each expert, or None (sensmerge/covariances).
+        "activity": sum of |x| over positions at each of that layer's inputs in the base, [n], or None.
         "interference": what PRISM has to know of the whole model (mergers/prism.py), or None outside the MLPs.
         """
         return frozenset()

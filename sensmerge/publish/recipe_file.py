@@ -19,7 +19,7 @@ scaling          a rule: its name, or {rule, calibration: {task: file}, samples,
 Places and files are relative to the recipe's own file. A file with `merge_method` is mergekit's (mergekit_file.py).
 
 `rule`, `rule_seed`, `calibration`, `samples`, `range`, `alpha`, `distances` and `versions` are what a table's file
-tells beside it; `covariances` and `router` say of which samples those of a run were.
+tells beside it; `covariances`, `activity` and `router` say of which samples those of a run were.
 """
 
 from __future__ import annotations
@@ -85,6 +85,7 @@ class _File:
     evidence: dict[str, Any] | None = None
     versions: dict[str, str | None] | None = None
     covariances: dict[str, str] | None = None
+    activity: dict[str, str] | None = None
     router: Any = None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from plan_fixtures import BLOCK, PARAMETERS, TINY
@@ -37,6 +38,14 @@ def test_the_mode_changes_where_the_model_no_longer_fits() -> None:
     assert smaller == Fit("streamed", peaks.streamed, 0, states)
     accelerated = memory.fit(weights, peaks, 4, cpu=False, space=need - 1, memory=10**9)
     assert accelerated == Fit("streamed", 2 * BLOCK * 4 + states, peaks.streamed, 0)
+
+
+def test_what_is_streamed_whatever_fits_is_so_where_memory_is_not_known() -> None:
+    """A plan for a GPU that is not there asked for 9.22 EB: the resident peak, which stands for never."""
+    weights = Weights.of({entry.name: entry for entry in TINY.entries()})
+    peaks = memory.gram_peaks(weights, 0, [3, 5], 4)
+    found = memory.fit(weights, peaks, 4, cpu=False, space=sys.maxsize, memory=10**9)
+    assert (found.mode, found.device) == ("streamed", peaks.streamed)
 
 
 def pretend(root: Path, *, free_kib: int, groups: str = "", limits: dict[str, str] | None = None) -> Path:

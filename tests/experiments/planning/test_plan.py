@@ -26,6 +26,7 @@ from sensmerge.checkpoints.reader import Reader
 from sensmerge.coefficients import Sens, Uniform
 from sensmerge.memory import Weights
 from sensmerge.mergers import Average, Ties
+from sensmerge.mergers.aim import Aim
 from sensmerge.mergers.covariance import Covariance
 
 
@@ -76,6 +77,10 @@ def test_a_plan_by_hand_opens_no_tensor(family: dict[str, Path], tmp_path: Path,
     assert seen.stages[0].host >= 16 * squares
     held = 16 * 24 * (4 * 11 + 8 * 6) + 8 * 5 * 24**2 + 4 * 3 * 24**2  # of the MLP's [16, 24]
     assert seen.stages[2].host == 4 * PARAMETERS + 2 * 640 + held, "matrices of inputs, and what is made of them"
+    base = plan.of(dataclasses.replace(asked, scaling=Uniform(), merger=Aim()), machine=here())
+    assert [stage.name for stage in base.stages] == ["activity", "survey", "merge", "evaluation", "checkpoint"]
+    assert base.stages[0].kept == 0, "a vector a layer counts for nothing"
+    assert base.stages[0].flops == costs.forward_flops(weights, [64] * 9) - 2 * weights.head * 9 * 64
     assert not list(tmp_path.glob("runs")) + list(tmp_path.glob("cache"))
 
 

@@ -18,6 +18,7 @@ from sensmerge import memory, merge, models
 from sensmerge.blockwise import grams
 from sensmerge.coefficients import Evidence, Fixed, Sens, Uniform
 from sensmerge.engine.engine import Engine
+from sensmerge.mergers.aim import Aim
 from sensmerge.mergers.covariance import Covariance
 from sensmerge.publish.versions import versions
 from sensmerge.store import digest
@@ -92,3 +93,18 @@ def test_a_merger_that_looks_at_inputs_runs_whole_and_collects_them_once(
     assert pipeline.run(other).digests.subject != first.digests.subject
     longer = dataclasses.replace(spec, calibration=dataclasses.replace(spec.calibration, seed=1))
     assert longer.run_id != spec.run_id
+
+
+def test_aim_looks_at_the_base_once_and_moves_less_than_its_inner_merger(
+    spec: RunSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = dataclasses.replace(spec, merger=Aim(omega=1.0), scaling=Uniform(), references=False)
+    plain = pipeline.run(spec)
+    assert set(plain.measured.seconds) == {"calibrate", "activity", "survey", "evaluate"}
+    told = json.loads((spec.directory / "recipe.json").read_text())
+    assert sorted(told["activity"]) == ["code", "general", "math", "of"]
+    monkeypatch.setattr(grams, "collect", lambda *_, **__: pytest.fail("collected again"))
+    relaxed = pipeline.run(dataclasses.replace(spec, merger=Aim(omega=0.2)))
+    assert plain.distances is not None
+    assert relaxed.distances is not None
+    assert 0 < relaxed.distances.merged < plain.distances.merged

@@ -14,14 +14,14 @@ from sensmerge import models
 from sensmerge.blockwise import grams
 
 
-def resident(path: Path) -> dict[str, torch.Tensor]:
-    """Parameter name -> X^T X in fp64, over one pass of the whole model."""
+def resident(path: Path, of: grams.Statistic = "products") -> dict[str, torch.Tensor]:
+    """Parameter name -> X^T X, or the sum of |x|, in fp64, over one pass of the whole model."""
     model = models.load(path, dtype="float32", device=torch.device("cpu"))
     found: dict[str, torch.Tensor] = {}
 
     def add(name: str, given: torch.Tensor) -> None:
         rows = given.reshape(-1, given.shape[-1]).double()
-        found[name] = found.get(name, 0) + rows.T @ rows
+        found[name] = found.get(name, 0) + (rows.T @ rows if of == "products" else rows.abs().sum(0))
 
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear) and ".layers." in name:
@@ -47,6 +47,20 @@ def test_streamed_covariances_are_the_resident_model_s(family: str, tmp_path: Pa
         torch.testing.assert_close(both[0].double(), gram, rtol=1e-5, atol=1e-6)
     assert of("lm_head.weight") is None
     assert of("model.embed_tokens.weight") is None
+
+
+@pytest.mark.parametrize("family", ["llama-tied", "gpt_neox"])
+def test_streamed_sums_of_magnitudes_are_the_resident_model_s(family: str, tmp_path: Path) -> None:
+    path = make(tmp_path / "model", *MODELS[family])
+    made = tmp_path / "activity"
+    made.mkdir()
+    grams.collect(path, samples(), made, dtype="float32", of="magnitudes")
+    want, of = resident(path, "magnitudes"), grams.reader({"base": made})
+    assert json.loads((made / grams.NAMES).read_text()).keys() == want.keys()
+    for name, sums in want.items():
+        found = of(name)
+        assert found is not None
+        torch.testing.assert_close(found[0].double(), sums, rtol=1e-5, atol=1e-6)
 
 
 def test_layers_with_one_input_share_one_matrix(tmp_path: Path) -> None:
