@@ -37,9 +37,10 @@ class Aim(Merger):
     silent channels all of it; omega = 1 is `inner` itself. omega: 0.2 and 0.4 are the authors' code's two defaults;
     linear in a_j, as its default is. All that is no linear layer of a decoder block stays as `inner` merges it.
 
-    Equations: the authors' code (RobotSail/ActivationInformedMerging, relax_on_merged). Not recovered: whether that
-    relaxes norms and heads, too (embeddings it does not). Ours: positions are those of the experts' calibration
-    samples, all together, where they take a corpus of no task, the Pile's validation texts.
+    Equations: the paper, and the authors' code (ahnobari/ActivationInformedMerging, relax_on_merged) as a patch that
+    others publish for it quotes it; that file itself could not be had. Not recovered: whether it relaxes
+    norms and heads, too (embeddings it does not). Ours: positions are those of the experts' calibration samples, all
+    together, where they take a corpus of no task, the Pile's validation texts.
 
     m = 1, n = 2, theta_0 = (0, 0), theta_m = (1, 1), a = (4, 2), omega = 0.5: r = (0.5, 0.75), and so is the result.
     """
@@ -77,8 +78,8 @@ class Aim(Merger):
         merged = self.inner(base, taus, weights, keys=keys, **passed_on(known), **told)
         if activity is None or base.dim() != 2 or not base.numel():
             return merged
-        kept = relaxation(activity.to(base.device, base.dtype), self.omega)
-        return base + merged.sub_(base).mul_(kept)
+        lost = 1 - relaxation(activity.to(base.device, base.dtype), self.omega)
+        return merged - (merged - base) * lost  # where nothing is lost, the inner merge to the bit
 
     def survey(self, experts: int) -> Survey | None:
         """The inner merger's: it is given the task vectors as they are."""
