@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
 import json
 import re
@@ -130,8 +131,8 @@ def test_commands_of_documents_and_yamls_exist(program: str, there: Container[st
 
 
 def test_the_table_of_the_readme_is_the_committed_one() -> None:
-    committed = rows((ROOT / "results/tiny_trial/table.md").read_text(encoding="utf-8"))
-    means = {(row[0], row[1]): row[6].strip("*").split(" ")[0] for row in committed if len(row) == 14}
+    committed = csv.DictReader((ROOT / "results/tiny_trial/table.csv").read_text(encoding="utf-8").splitlines())
+    means = {(row["merger"], row["scaling"]): f"{float(row['mean_bpb']):.4f}" for row in committed}
     for merger, *shown in rows(README)[2:4]:
         name = {"task arithmetic": "task_arithmetic", "TIES": "ties"}[merger]
         assert shown == [means.get((name, one), "") for one in ("uniform", "task_specific", "sens", "random", "oracle")]
@@ -139,9 +140,6 @@ def test_the_table_of_the_readme_is_the_committed_one() -> None:
 
 def rows(text: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
-
-
-# ---- docs/method.md
 
 
 def methods() -> dict[str, tuple[set[str], str]]:
@@ -162,9 +160,10 @@ def looked_at(group: str, name: str) -> set[str]:
     """The same by what the merger or rule of that name says of itself; `member` is neither."""
     made: Any = None if name == "member" else named(name, {"merger": Merger, "scaling": Rule}[group])
     needs = made.needs if isinstance(made, Rule) else getattr(made, "told", frozenset())
+    forward = {"alignment", "information", "grams", "activity"}
     kinds = {
         "gradients": bool(needs & {"sensitivity", "fisher"}),
-        "calibration forward": bool(needs & {"alignment", "information", "grams"}) or getattr(made, "routed", False),
+        "calibration forward": bool(needs & forward) or getattr(made, "routed", False),
         "adapters": isinstance(made, FactorMerger),
         "validation answers": getattr(made, "fitted", None) is not None,
     }
