@@ -212,7 +212,8 @@ def _few(table: Table, row: Row, marks: dict[tuple[int, str], str], plan: Layout
 
 
 def _origin(table: Table, commands: Sequence[str]) -> str:
-    made = "; ".join(" ".join(f"\\texttt{{{escape(word)}}}" for word in command.split()) for command in commands)
+    words = [[escape(word).replace(",", ",\\allowbreak ") for word in command.split()] for command in commands]
+    made = "; ".join(" ".join(f"\\texttt{{{word}}}" for word in command) for command in words)
     return f"Made by {made}; code: {escape(notes.code(table))}."
 
 

@@ -80,7 +80,8 @@ class _Follower:
         with suppress(OSError):  # it is gone, and has said why
             process.stdin.close()
         reader.join(self._timeout)
-        if reader.is_alive():
+        if reader.is_alive() and not self._failed:
+            self._failed = True  # whatever comes of it, it is one line
             log.warning(
                 "W&B is slow: after %g s it has not taken everything; process %d goes on with it, and "
                 "`python -m experiments track` sends what it does not get done",

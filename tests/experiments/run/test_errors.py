@@ -28,7 +28,7 @@ def said(*words: str) -> str:
         (["model.experts.math.stepps=3"], ["in model.experts.math", "did you mean model.experts.math.steps?"]),
         (["suite.benchmarks.nope.limit=3"], ["no setting 'nope' in suite.benchmarks, which has tiny_code"]),
         (["~scaling"], ["no scaling: every run has one", "scaling=uniform"]),
-        (["merger={_target_:"], ["chosen by the name of a yaml (average, ", "merger=NAME merger.SETTING=VALUE"]),
+        (["merger={_target_:"], ["chosen by the name of a yaml (aim, average, ", "merger=NAME merger.SETTING=VALUE"]),
         (["merger=tiess"], ["Could not find 'merger/tiess'", "task_arithmetic"]),
         (["seed=abc"], ["seed: input should be a valid integer", "(got 'abc')"]),
         (["merger.scale=abc"], ["merger.scale: input should be a valid number", "(got 'abc')"]),

@@ -105,6 +105,9 @@ def test_a_plan_has_the_fit(asked: RunSpec) -> None:
 def test_the_command_line(tmp_path: Path) -> None:
     """On the embedded family: on the items it was fitted on the oracle is better than uniform coefficients."""
     words = ["-m", "model=tiny", "scaling=uniform,oracle", "suite=tiny_bpb_validation", "references=false", "study=o"]
+    words += [
+        f"model.{member}.steps=40" for member in ("base", *(f"experts.{task}" for task in ("code", "general", "math")))
+    ]
     subprocess.run(command(*words, *places(tmp_path)), cwd=ROOT, check=True)
     done = [Record.read(path) for path in (tmp_path / "runs").glob("*/record.json")]
     bits = {one.labels["scaling"]: -one.score for one in done}
