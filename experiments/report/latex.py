@@ -22,6 +22,7 @@ _LONG = 42  # rows: more do not fit a page
 _WIDE, _WIDEST = 104, 126  # `_width` that fits a page of 6.5 in as _SMALL and as _TINY: measured with pdflatex
 _SMALL = r"\scriptsize\setlength{\tabcolsep}{3pt}"
 _TINY = r"\tiny\setlength{\tabcolsep}{2pt}"
+_LEAST = r"\fontsize{4}{5}\selectfont\setlength{\tabcolsep}{1.5pt}"  # many rows, which cannot be scaled
 _SPECIAL = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},
@@ -71,7 +72,7 @@ def _answers(study: str, table: Table) -> str:
     )
     label = re.sub(r"[^\w:.-]+", "-", f"tab:{study}-{table.model}-{table.suite}-registered")
     heading = " & ".join(map(escape, header))
-    return _float(heading, "lll" + "r" * 6, lines, said, label, wide=_width([heading, *lines]) > _WIDE)
+    return _float(heading, "lll" + "r" * 6, lines, said, label, _width([heading, *lines]))
 
 
 def _parts(study: str, table: Table, commands: Sequence[str], *, small: bool) -> Iterator[str]:
@@ -111,7 +112,7 @@ def _table(study: str, table: Table, commands: Sequence[str], suffix: str, plan:
     said = escape(markdown.caption(table, "underlined", plan))
     caption = f"{label} ({escape(study)}). {said} {_origin(table, commands)}"
     name = re.sub(r"[^\w:.-]+", "-", f"tab:{study}-{table.model}-{table.suite}{suffix}")
-    return _float(header, aligned, lines, caption, name, wide=width > _WIDE)
+    return _float(header, aligned, lines, caption, name, width)
 
 
 def _width(lines: Sequence[str]) -> int:
@@ -121,18 +122,18 @@ def _width(lines: Sequence[str]) -> int:
     return sum(2 + max(len(row[at]) for row in cells) for at in range(len(rows[0])))
 
 
-def _float(header: str, aligned: str, lines: Sequence[str], caption: str, name: str, *, wide: bool) -> str:
+def _float(header: str, aligned: str, lines: Sequence[str], caption: str, name: str, width: int) -> str:
     body = "\n".join(lines)
     caption = f"\\caption{{{caption}}}\\label{{{name}}}"
     head = f"\\toprule\n{header} \\\\\n\\midrule"
     if len(lines) > _LONG:
-        size = _TINY if wide else _SMALL
+        size = _SMALL if width <= _WIDE else _TINY if width <= _WIDEST else _LEAST
         return (
             f"{{{size}\n\\begin{{longtable}}{{{aligned}}}\n{caption}\\\\\n{head}\n\\endfirsthead\n{head}\n\\endhead\n"
             f"\\bottomrule\n\\endfoot\n{body}\n\\end{{longtable}}}}\n"
         )
     tabular = f"\\begin{{tabular}}{{{aligned}}}\n{head}\n{body}\n\\bottomrule\n\\end{{tabular}}"
-    if wide:
+    if width > _WIDE:
         tabular = f"\\resizebox{{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}}{{!}}{{%\n{tabular}}}"
     return f"\\begin{{table*}}[t]\n\\centering{_SMALL}\n{caption}\n{tabular}\n\\end{{table*}}\n"
 
