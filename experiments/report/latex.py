@@ -22,7 +22,7 @@ _LONG = 42  # rows: more do not fit a page
 _WIDE, _WIDEST = 104, 126  # `_width` that fits a page of 6.5 in as _SMALL and as _TINY: measured with pdflatex
 _SMALL = r"\scriptsize\setlength{\tabcolsep}{3pt}"
 _TINY = r"\tiny\setlength{\tabcolsep}{2pt}"
-_LEAST = r"\fontsize{4}{5}\selectfont\setlength{\tabcolsep}{1.5pt}"  # many rows, which cannot be scaled
+_LEAST = r"\tiny\setlength{\tabcolsep}{1.5pt}"  # many rows, which cannot be scaled, with a second column that wraps
 _SPECIAL = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},
@@ -128,6 +128,7 @@ def _float(header: str, aligned: str, lines: Sequence[str], caption: str, name: 
     head = f"\\toprule\n{header} \\\\\n\\midrule"
     if len(lines) > _LONG:
         size = _SMALL if width <= _WIDE else _TINY if width <= _WIDEST else _LEAST
+        aligned = aligned.replace("ll", "lp{19mm}", 1) if size is _LEAST else aligned
         return (
             f"{{{size}\n\\begin{{longtable}}{{{aligned}}}\n{caption}\\\\\n{head}\n\\endfirsthead\n{head}\n\\endhead\n"
             f"\\bottomrule\n\\endfoot\n{body}\n\\end{{longtable}}}}\n"
