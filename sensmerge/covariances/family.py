@@ -44,7 +44,9 @@ def covariances(
             **(circumstances or {}),
         }
         place = family.cache / "covariances" / digest(key)[:32]
-        made[task] = build_whole(place, partial(_fill, family, task, samples[task], settings, device, progress))
+        made[task] = build_whole(
+            place, partial(_fill, family, task, samples[task], settings, device, progress, "products")
+        )
     return made
 
 
@@ -67,7 +69,7 @@ def activity(
         **(circumstances or {}),
     }
     place = family.cache / "activity" / digest(key)[:32]
-    return build_whole(place, partial(_fill, family, "base", every, settings, device, progress))
+    return build_whole(place, partial(_fill, family, "base", every, settings, device, progress, "magnitudes"))
 
 
 def readers(places: Mapping[str, Path], tasks: Sequence[str]) -> dict[str, Callable[[str], Any]]:
@@ -98,17 +100,17 @@ def _fill(
     settings: Calibration,
     device: str,
     progress: Bar,
+    of: grams.Statistic,
     directory: Path,
 ) -> None:
     place, lengths = models.resolve_device(device), [len(sample.ids) for sample in samples]
-    of: grams.Statistic = "magnitudes" if member == "base" else "products"
-    label = "activity" if member == "base" else f"covariances {member}"
+    what = "covariances" if of == "products" else "activity"
     with ExitStack() as stack:
         source = family.opened(stack)[member]
-        block, every = (0, 0) if member == "base" else memory.gram_numbers(source.entries)
+        block, every = memory.gram_numbers(source.entries) if of == "products" else (0, 0)  # a vector a layer is little
         if (free := shutil.disk_usage(directory).free) < 4 * every:
             raise OSError(
-                f"covariances of {member} may take {4 * every / 1e9:.1f} GB below {directory.parent}, {free / 1e9:.1f} "
+                f"{what} of {member} may take {4 * every / 1e9:.1f} GB below {directory.parent}, {free / 1e9:.1f} "
                 "GB are free; free some, or choose another output.cache"
             )
         weights, size = memory.Weights.of(source.entries), memory.resolve_dtype(settings.dtype, source.entries).itemsize
@@ -116,5 +118,5 @@ def _fill(
         found = memory.fit(weights, peaks, size, cpu=place.type == "cpu", space=0, memory=host)
         grams.collect(
             source, samples, directory, shell=family.shells[member], dtype=settings.dtype, device=place,
-            spill=family.cache / "spill" if found.spilled else None, progress=progress(label), of=of,
+            spill=family.cache / "spill" if found.spilled else None, progress=progress(f"{what} {member}"), of=of,
         )  # fmt: skip
