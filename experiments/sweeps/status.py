@@ -196,7 +196,8 @@ def counts(found: Sequence[Row]) -> str:
     '0 jobs'
     """
     number = Counter(row.state for row in found)
-    return ": ".join(filter(None, [f"{len(found)} jobs", ", ".join(f"{number[s]} {s}" for s in STATES if number[s])]))
+    jobs = f"{len(found)} job{'s' * (len(found) != 1)}"
+    return ": ".join(filter(None, [jobs, ", ".join(f"{number[s]} {s}" for s in STATES if number[s])]))
 
 
 def commands(found: Sequence[Row]) -> list[str]:

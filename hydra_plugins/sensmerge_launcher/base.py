@@ -118,7 +118,7 @@ class SweepLauncher(Launcher):
                 (place / "error.txt").write_text(traceback.format_exc())
                 manifest.note(place, "failed", {"why": job.brief(error)})
                 jobs.append(manifest.Job(index, overrides))
-                log.error("#%d cannot be a run, and the others go on: %s", index, errors.message(error, overrides))
+                log.error("#%d cannot be a run: %s", index, errors.message(error, overrides))
         self._keep(dataclasses.replace(sweep, jobs=(*sweep.jobs, *jobs)))
         return jobs, specs, ended
 

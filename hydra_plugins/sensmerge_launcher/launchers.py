@@ -58,7 +58,7 @@ class LocalLauncher(SweepLauncher):
                 text, short = message(error, job.overrides), brief(error)
                 # Not the exception itself: its traceback's frames hold the model, for as long as it is held.
                 ended[job.index] = RuntimeError(short)
-                log.error("#%d failed, and the others go on: %s", job.index, text if text not in told else short)
+                log.error("#%d failed: %s", job.index, text if text not in told else short)
                 told.add(text)
             done = None
             release()
